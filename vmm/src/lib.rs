@@ -1,0 +1,1 @@
+//! The Keeptime microVM launcher as a library.

@@ -1,0 +1,2 @@
+//! The `keeptime` binary.
+fn main() {}
