@@ -1,2 +1,30 @@
-//! The laboratory.
-fn main() {}
+//! The laboratory: hosts to test Keeptime on, its scenarios and its benchmarks. Run it as `cargo lab`.
+//!
+//! Time bugs need hosts that misbehave on demand, with the virtualization of both vendors. Three kinds
+//! serve: this machine's own KVM, whatever it is (`native`), QEMU's software CPU with AMD's SVM
+//! (`svm`), and Bochs with Intel's VMX (`vmx`). The emulated ones run Debian's stock kernel, so the KVM
+//! under test is the real one.
+
+mod apt;
+mod bzimage;
+mod cli;
+mod cpio;
+mod guest;
+mod host;
+mod kernels;
+mod microscope;
+mod modules;
+mod paths;
+mod process;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let result = process::end_children_on_signals().and_then(|()| cli::Cli::parse().run());
+    result.unwrap_or_else(|error| {
+        eprintln!("lab: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,95 @@
+//! A stock Linux guest: its initramfs, its command line, and what its user space says.
+
+use anyhow::{Context, Result};
+
+use crate::cpio::Archive;
+use crate::kernels::Stock;
+
+/// The first program.
+const INIT: &str = include_str!("init.sh");
+
+/// What the launcher passes to the kernel: the serial console, and a reboot at once instead of a halt
+/// when it panics, so that a broken guest ends.
+pub(crate) const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+
+/// The guest's memory in MiB. The 686 kernels unpack themselves into some 60 MiB.
+pub(crate) const MEMORY_MIB: u32 = 256;
+
+/// An initramfs whose first program reports and powers off.
+pub(crate) fn initramfs(stock: &Stock) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "proc", "sys"] {
+        archive.directory(folder)?;
+    }
+    archive.device("dev/console", 5, 1)?;
+    archive.executable("bin/busybox", &stock.read_busybox()?)?;
+    archive.executable("init", INIT.as_bytes())?;
+    Ok(archive.finish()?)
+}
+
+/// What a guest's user space reported.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    lines: Vec<(String, String)>,
+}
+
+impl Report {
+    /// Finds the report in the guest's serial output.
+    ///
+    /// # Errors
+    /// When user space was not reached, or did not come to its end.
+    pub(crate) fn parse(serial: &[u8]) -> Result<Self> {
+        let text = String::from_utf8_lossy(serial);
+        let (_, report) = text
+            .split_once("--- user space ---")
+            .context("the guest did not reach user space")?;
+        let (report, _) = report
+            .split_once("--- power off ---")
+            .context("the guest reached user space, but not its end")?;
+        let pairs = report
+            .lines()
+            .filter_map(|line| line.trim().split_once(": "));
+        Ok(Self {
+            lines: pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        })
+    }
+
+    /// The value of the line `key`.
+    pub(crate) fn value<'a>(&'a self, key: &'a str) -> Result<&'a str> {
+        self.all(key)
+            .next()
+            .with_context(|| format!("the guest's report has no line {key:?}"))
+    }
+
+    /// The values of all lines `key`.
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.lines
+            .iter()
+            .filter(move |line| line.0 == key)
+            .map(|line| line.1.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_between_kernel_messages_is_found() {
+        let serial = b"[    0.1] clocksource: hpet\r\n--- user space ---\r\nclocksource: tsc\r\n\
+                       log: [    0.0] tsc: one\r\nlog: [    0.1] tsc: two\r\n--- power off ---\r\n\
+                       [    2.0] reboot: Power down\r\n";
+        let report = Report::parse(serial).unwrap();
+        assert_eq!(report.value("clocksource").unwrap(), "tsc");
+        assert_eq!(report.all("log").count(), 2);
+        assert!(report.value("uptime").is_err());
+    }
+
+    #[test]
+    fn report_that_is_cut_off_is_an_error() {
+        assert!(Report::parse(b"[    0.1] Kernel panic").is_err());
+        assert!(Report::parse(b"--- user space ---\r\nclocksource: tsc\r\n").is_err());
+    }
+}

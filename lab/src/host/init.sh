@@ -1,0 +1,65 @@
+#!/bin/busybox sh
+# The first program of an emulated host: loads KVM, then runs the steps of the laboratory's job, one
+# after the other. Marks on the console tell the laboratory what happened; each begins with a word
+# that no other output contains, since it is drawn anew for each run.
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/ TERM=linux
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+# From here on the kernel speaks on the console only in an emergency; its log is sent at the end.
+dmesg -n 1
+. /lab/job
+
+mark() { echo "$WORD $*"; }
+
+# send STEP NAME FILE: the file's contents, compressed, which also gives them a checksum.
+send() {
+    mark "file $1 $2"
+    gzip -c "$3" | base64 | sed "s/^/$WORD = /"
+    mark "end"
+}
+
+# Each module's line: its file and its parameters.
+while read -r module; do
+    # shellcheck disable=SC2086
+    insmod /lab/modules/$module 2>/tmp/insmod || mark "problem insmod $module: $(cat /tmp/insmod)"
+done </lab/modules/order
+
+kvm=no
+[ -c /dev/kvm ] && kvm=yes
+clocksource=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+mark "ready kvm=$kvm clocksource=$clocksource cpus=$(nproc) uptime=$(cut -d ' ' -f 1 /proc/uptime)"
+
+# Each step's line: its name, its limit in seconds, and where its output goes.
+while read -r name limit output; do
+    mark "begin $name"
+    cd /lab/files || mark "problem no /lab/files"
+    if [ "$output" = live ]; then
+        setsid sh "/lab/steps/$name" </dev/null 2>&1 &
+    else
+        setsid sh "/lab/steps/$name" </dev/null >/tmp/stdout 2>/tmp/stderr &
+    fi
+    step=$!
+    setsid sh -c "sleep $limit; touch /tmp/late; kill -KILL -$step" &
+    watch=$!
+    wait "$step"
+    status=$?
+    kill -KILL "-$watch" 2>/tmp/kill
+    wait "$watch" 2>/tmp/kill
+    if [ -e /tmp/late ]; then
+        rm /tmp/late
+        status=late
+    fi
+    if [ "$output" != live ]; then
+        send "$name" stdout /tmp/stdout
+        send "$name" stderr /tmp/stderr
+    fi
+    mark "exit $name $status"
+done </lab/steps/order
+
+dmesg >/tmp/dmesg
+send host dmesg /tmp/dmesg
+mark "done"
+poweroff -f

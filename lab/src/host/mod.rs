@@ -1,0 +1,308 @@
+//! Emulated hosts: whole PCs in software whose KVM is the kernel's own, on a processor that
+//! misbehaves on demand.
+
+pub(crate) mod image;
+pub(crate) mod protocol;
+mod svm;
+mod vmx;
+
+pub(crate) use svm::Paging;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FileType, Mode, OFlags};
+
+use crate::kernels::Stock;
+use crate::paths::Paths;
+use crate::process::Running;
+use image::{Job, Load, initramfs};
+use protocol::{Event, Receiver};
+
+/// How a host's kernel judges its TSC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Tsc {
+    /// Unstable: the kernel keeps time with the HPET.
+    Unstable,
+    /// Stable: the kernel keeps time with the TSC.
+    Stable,
+}
+
+/// An emulated host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Host {
+    /// QEMU with AMD's SVM.
+    Svm {
+        /// The host's TSC.
+        tsc: Tsc,
+        /// How KVM maps a guest's memory.
+        paging: Paging,
+    },
+    /// Bochs with Intel's VMX.
+    Vmx,
+}
+
+impl Host {
+    /// The name in messages and of files.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Svm { tsc, paging } => {
+                let tsc = match tsc {
+                    Tsc::Unstable => "hpet",
+                    Tsc::Stable => "tsc",
+                };
+                let paging = match paging {
+                    Paging::Nested => "",
+                    Paging::Shadow => "-npt0",
+                };
+                format!("svm-{tsc}{paging}")
+            }
+            Self::Vmx => "vmx".to_owned(),
+        }
+    }
+
+    /// The clocksource that the host's kernel must have chosen.
+    pub(crate) fn clocksource(self) -> &'static str {
+        match self {
+            Self::Svm {
+                tsc: Tsc::Unstable, ..
+            } => "hpet",
+            Self::Svm {
+                tsc: Tsc::Stable, ..
+            }
+            | Self::Vmx => "tsc",
+        }
+    }
+
+    /// The Debian packages that the host needs.
+    pub(crate) fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Svm { .. } => svm::PACKAGES,
+            Self::Vmx => vmx::PACKAGES,
+        }
+    }
+
+    fn loads(self) -> Vec<Load> {
+        match self {
+            Self::Svm { paging, .. } => svm::loads(paging),
+            Self::Vmx => vmx::loads(),
+        }
+    }
+
+    fn kernel_options(self, more: &[String]) -> String {
+        let own = match self {
+            Self::Svm {
+                tsc: Tsc::Unstable, ..
+            } => "",
+            Self::Svm {
+                tsc: Tsc::Stable, ..
+            } => "tsc=reliable",
+            Self::Vmx => vmx::OPTIONS,
+        };
+        // Without a rate the kernel sets the port to 9600 baud, which Bochs takes seriously.
+        let all = ["console=ttyS0,115200 quiet panic=-1", own, &more.join(" ")].join(" ");
+        all.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// How long a host may take for `job`, in real time: to its shell, and per second of its own
+    /// clock, which in Bochs counts instructions and falls behind.
+    fn limit(self, job: &Job) -> Duration {
+        let steps: Duration = job.steps.iter().map(|step| step.limit).sum();
+        match self {
+            Self::Svm { .. } => Duration::from_secs(120) + steps * 2,
+            Self::Vmx => Duration::from_secs(600) + steps * 20,
+        }
+    }
+}
+
+/// Everything about one run of a host.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    /// Where things lie.
+    pub(crate) paths: &'a Paths,
+    /// What the host runs: the amd64 kernel.
+    pub(crate) stock: &'a Stock,
+    /// Which host.
+    pub(crate) host: Host,
+    /// More options for the host's kernel.
+    pub(crate) options: &'a [String],
+    /// What it shall do.
+    pub(crate) job: &'a Job,
+    /// Where the console's output goes.
+    pub(crate) log: PathBuf,
+}
+
+/// What a run cost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    /// Until the host was ready for the first step.
+    pub(crate) ready: Duration,
+    /// In all.
+    pub(crate) total: Duration,
+}
+
+impl Run<'_> {
+    /// Runs the host to the end of its job and gives each event, marks and output, to `observe`.
+    pub(crate) fn run(&self, observe: &mut dyn FnMut(Event)) -> Result<Cost> {
+        self.console(observe).with_context(|| {
+            let tail = tail(&self.log, 25);
+            format!(
+                "the host {} failed; its log {} ends:\n{tail}",
+                self.host.name(),
+                self.log.display()
+            )
+        })
+    }
+
+    fn console(&self, observe: &mut dyn FnMut(Event)) -> Result<Cost> {
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("{}-", self.host.name()))
+            .tempdir_in(self.paths.folder("runs")?)
+            .context("cannot make a folder for the run")?;
+        // The folder's random suffix serves as the run's word as well.
+        let suffix = folder
+            .path()
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        let word = format!("@@LAB-{}", suffix.unwrap_or_default());
+        let mut log = File::create(&self.log)
+            .with_context(|| format!("cannot write {}", self.log.display()))?;
+        let initrd = folder.path().join("initramfs");
+        fs::write(
+            &initrd,
+            initramfs(self.stock, &self.host.loads(), self.job, &word)?,
+        )
+        .context("cannot write the initramfs")?;
+
+        let start = Instant::now();
+        let deadline = start + self.host.limit(self.job);
+        let (mut running, console) = self.start(folder.path(), &initrd, &log)?;
+        let (sender, lines) = mpsc::sync_channel(1024);
+        let reader = thread::spawn(move || read_lines(console, &sender));
+
+        let mut receiver = Receiver::new(&word);
+        let (mut ready, mut done) = (None, false);
+        while !done {
+            let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => bail!(
+                    "it did not finish its job within {} s",
+                    self.host.limit(self.job).as_secs()
+                ),
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("it ended before its job ({})", running.end()?)
+                }
+            };
+            log.write_all(&line).context("cannot write the log")?;
+            receiver.line(&line, &mut |event| {
+                match &event {
+                    Event::Ready(_) => ready = Some(start.elapsed()),
+                    Event::Done => done = true,
+                    _ => {}
+                }
+                observe(event);
+            })?;
+        }
+        let total = start.elapsed();
+        running.end()?;
+        drop(lines);
+        // The emulator is gone, so its console has ended; the thread has no result.
+        let _ = reader.join();
+        let ready = ready.context("it ran its steps without being ready")?;
+        Ok(Cost { ready, total })
+    }
+
+    /// Starts the emulator; returns it and its console.
+    fn start(
+        &self,
+        folder: &Path,
+        initrd: &Path,
+        log: &File,
+    ) -> Result<(Running, Box<dyn Read + Send>)> {
+        let options = self.host.kernel_options(self.options);
+        match self.host {
+            Host::Svm { .. } => {
+                let mut command = svm::command(&self.stock.image, initrd, &options);
+                let errors = log.try_clone().context("cannot share the log")?;
+                command
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::piped())
+                    .stderr(errors);
+                let mut running = Running::spawn(&mut command)?;
+                let console = running.child().stdout.take().context("no console")?;
+                Ok((running, Box::new(console)))
+            }
+            Host::Vmx => {
+                vmx::prepare(folder, &self.stock.image, initrd, &options)?;
+                let (read, write) = fifo(&folder.join("serial"))?;
+                let mut command = vmx::command(folder);
+                command
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
+                let running = Running::spawn(&mut command)?;
+                // The console ends when Bochs has ended, and not before it has opened its end.
+                let end = running.end_notice()?;
+                thread::spawn(move || {
+                    end.wait();
+                    drop(write);
+                });
+                Ok((running, Box::new(read)))
+            }
+        }
+    }
+}
+
+/// A named pipe: its end for reading, and one for writing that keeps it from ending.
+fn fifo(path: &Path) -> Result<(File, File)> {
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path,
+        FileType::Fifo,
+        Mode::RUSR | Mode::WUSR,
+        0,
+    )
+    .with_context(|| format!("cannot make the named pipe {}", path.display()))?;
+    let open = |flags: OFlags| {
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("cannot open {}", path.display()))
+    };
+    // Without a writer, only a non-blocking open of the reading end returns.
+    let read = open(OFlags::RDONLY | OFlags::NONBLOCK)?;
+    let write = open(OFlags::WRONLY)?;
+    rustix::fs::fcntl_setfl(&read, OFlags::empty()).context("cannot make a pipe blocking")?;
+    Ok((read.into(), write.into()))
+}
+
+fn read_lines(console: Box<dyn Read + Send>, lines: &mpsc::SyncSender<Vec<u8>>) {
+    let mut console = BufReader::new(console);
+    loop {
+        let mut line = Vec::new();
+        match console.read_until(b'\n', &mut line) {
+            // A console fails only when the emulator is gone, which is the end of the lines.
+            Ok(0) | Err(_) => return,
+            Ok(_) if lines.send(line).is_err() => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(log: &Path, lines: usize) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    all[all.len().saturating_sub(lines)..]
+        .iter()
+        .fold(String::new(), |text, line| text + "    " + line + "\n")
+}

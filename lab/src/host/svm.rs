@@ -1,0 +1,68 @@
+//! The svm host: QEMU's software CPU, with AMD's SVM and nested paging, under Debian's kernel and its
+//! `kvm-amd`. No TSC scaling. Its TSC is unstable, so that the kernel keeps time with the HPET, unless
+//! the kernel is told `tsc=reliable` (QEMU's software CPU refuses to claim an invariant TSC).
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::host::image::Load;
+use crate::process::tied;
+
+/// Debian packages that the host needs.
+pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "seabios"];
+
+/// What KVM shall use for a guest's physical memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Paging {
+    /// Nested page tables, the processor's way.
+    Nested,
+    /// Shadow page tables. QEMU 7.2's nested paging hangs a guest that uses PAE.
+    Shadow,
+}
+
+/// The modules to load.
+pub(crate) fn loads(paging: Paging) -> Vec<Load> {
+    let parameters = match paging {
+        Paging::Nested => "",
+        Paging::Shadow => "npt=0",
+    };
+    vec![
+        Load {
+            module: "kvm-amd",
+            parameters,
+        },
+        Load {
+            module: "msr",
+            parameters: "allow_writes=on",
+        },
+    ]
+}
+
+/// The emulator's command; the console is its standard output.
+pub(crate) fn command(kernel: &Path, initramfs: &Path, options: &str) -> Command {
+    let mut command = tied("qemu-system-x86_64");
+    command
+        .args([
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "EPYC-Milan,+svm,+npt",
+        ])
+        .args([
+            "-smp",
+            "2",
+            "-m",
+            "2048",
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+        ])
+        .args(["-display", "none", "-serial", "stdio", "-kernel"])
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", options]);
+    command
+}

@@ -1,0 +1,130 @@
+//! The vmx host: Bochs with Intel's VMX, EPT and TSC scaling, under Debian's kernel and its
+//! `kvm-intel`. Its TSC is stable, and can be skewed per CPU through `/dev/cpu/N/msr`. Slow to start:
+//! a minute, most of it firmware and the compact disc that the kernel comes on.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::host::image::Load;
+use crate::process::{capture, tied};
+
+/// Debian packages that the host needs. `bsdutils`, which has `script`, is essential.
+pub(crate) const PACKAGES: &[&str] = &[
+    "bochs",
+    "bochsbios",
+    "vgabios",
+    "bochs-term",
+    "isolinux",
+    "syslinux-common",
+    "xorriso",
+];
+
+/// The kernel's options: a stable TSC, and nothing that an emulated PC is slow or wrong at.
+pub(crate) const OPTIONS: &str =
+    "tsc=reliable no_timer_check lpj=1000000 ima=off nokaslr mitigations=off";
+
+/// Bochs's configuration. It has no serial port to a pipe, but to a file, which here is a FIFO.
+const CONFIGURATION: &str = "\
+plugin_ctrl: speaker=0, parallel=0, gameport=0, extfpuirq=0
+megs: 1024
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/vgabios/vgabios.bin
+cpu: model=corei7_skylake_x, count=2, ips=200000000, reset_on_triple_fault=0, ignore_bad_msrs=1
+clock: sync=none
+ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+ata0-master: type=cdrom, path=host.iso, status=inserted
+boot: cdrom
+com1: enabled=1, mode=file, dev=serial
+log: bochs.log
+panic: action=fatal
+error: action=report
+info: action=ignore
+debug: action=ignore
+display_library: term
+sound: driver=dummy, waveoutdrv=dummy
+";
+
+/// The modules to load.
+pub(crate) fn loads() -> Vec<Load> {
+    vec![
+        Load {
+            module: "kvm-intel",
+            parameters: "",
+        },
+        Load {
+            module: "msr",
+            parameters: "allow_writes=on",
+        },
+    ]
+}
+
+/// Writes the disc and the configuration into `folder`.
+pub(crate) fn prepare(folder: &Path, kernel: &Path, initramfs: &Path, options: &str) -> Result<()> {
+    let disc = folder.join("disc");
+    let isolinux = disc.join("isolinux");
+    fs::create_dir_all(&isolinux).context("cannot make the disc's folder")?;
+    let copies = [
+        (
+            Path::new("/usr/lib/ISOLINUX/isolinux.bin"),
+            isolinux.join("isolinux.bin"),
+        ),
+        (
+            Path::new("/usr/lib/syslinux/modules/bios/ldlinux.c32"),
+            isolinux.join("ldlinux.c32"),
+        ),
+        (kernel, disc.join("vmlinuz")),
+        (initramfs, disc.join("initrd")),
+    ];
+    for (from, to) in copies {
+        fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    let menu = format!(
+        "DEFAULT host\nPROMPT 0\nLABEL host\n  KERNEL /vmlinuz\n  INITRD /initrd\n  APPEND {options}\n"
+    );
+    let write = |name: &Path, text: &str| {
+        fs::write(name, text).with_context(|| format!("cannot write {}", name.display()))
+    };
+    write(&isolinux.join("isolinux.cfg"), &menu)?;
+    capture(
+        Command::new("xorriso")
+            .current_dir(folder)
+            .args([
+                "-as",
+                "mkisofs",
+                "-quiet",
+                "-o",
+                "host.iso",
+                "-b",
+                "isolinux/isolinux.bin",
+            ])
+            .args([
+                "-c",
+                "isolinux/boot.cat",
+                "-no-emul-boot",
+                "-boot-load-size",
+                "4",
+            ])
+            .args(["-boot-info-table", "disc"]),
+    )?;
+    write(&folder.join("bochsrc"), CONFIGURATION)?;
+    // Debian's build has the debugger on, which waits for this command: continue.
+    write(&folder.join("commands"), "c\n")
+}
+
+/// The emulator's command. The `term` display is the only one that works in Debian's build, and it
+/// needs a terminal, which `script` provides.
+pub(crate) fn command(folder: &Path) -> Command {
+    let mut command = tied("script");
+    command
+        .current_dir(folder)
+        .env("TERM", "linux")
+        .args([
+            "-qfc",
+            "exec setpriv --pdeathsig KILL -- bochs -q -f bochsrc -rc commands",
+        ])
+        .arg("/dev/null");
+    command
+}
