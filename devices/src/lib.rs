@@ -1,1 +1,10 @@
-//! See the crate description in Cargo.toml.
+//! Device models: what a guest finds at its I/O ports and memory-mapped registers.
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod debug_exit;
+pub mod serial;
+pub mod trigger;
+
+pub use bus::{Bus, BusDevice, BusError, Reaction};
+pub use trigger::{Trigger, Unconnected};
