@@ -1,0 +1,158 @@
+//! Where a guest's RAM lies.
+
+use std::fmt;
+
+use thiserror::Error;
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestUsize};
+
+use crate::layout::{ACPI_END, EBDA, EBDA_END, HIGH_RAM, MMIO_HOLE, MMIO_HOLE_END, RSDP};
+
+const MIB: u64 = 1 << 20;
+
+/// An amount of guest memory: whole mebibytes, within [`MemorySize::MIN_MIB`] and
+/// [`MemorySize::MAX_MIB`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// The least memory: what the boot tables below 1 MiB need.
+    pub const MIN_MIB: u64 = 1;
+    /// The most memory: RAM then ends at 2^40, the narrowest physical address space among the
+    /// processors that Linux KVM runs on in 64-bit mode (the hole takes 1 GiB of it).
+    pub const MAX_MIB: u64 = (1 << 20) - 1024;
+
+    /// `mib` mebibytes.
+    ///
+    /// # Errors
+    /// When `mib` is outside [`Self::MIN_MIB`]..=[`Self::MAX_MIB`].
+    pub const fn from_mib(mib: u64) -> Result<Self, MemorySizeError> {
+        if mib < Self::MIN_MIB || mib > Self::MAX_MIB {
+            Err(MemorySizeError { mib })
+        } else {
+            Ok(Self(mib))
+        }
+    }
+
+    /// The size in mebibytes.
+    #[must_use]
+    pub const fn mib(self) -> u64 {
+        self.0
+    }
+
+    /// The size in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        // At most 2^40 - 2^30: MAX_MIB * 2^20.
+        self.0 * MIB
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MiB", self.0)
+    }
+}
+
+/// A memory size out of bounds.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "a guest cannot have {mib} MiB of memory; give it between {min} and {max} MiB",
+    min = MemorySize::MIN_MIB,
+    max = MemorySize::MAX_MIB
+)]
+pub struct MemorySizeError {
+    /// What was asked for, in mebibytes.
+    pub mib: u64,
+}
+
+/// The regions of RAM for a guest with `size` of memory: one below the MMIO hole and, when that
+/// is full, a second one above it.
+///
+/// ```
+/// use arch::memory::{MemorySize, ram_regions};
+/// use vm_memory::GuestAddress;
+///
+/// let regions = ram_regions(MemorySize::from_mib(4096)?);
+/// assert_eq!(regions, [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 1 << 30)]);
+/// # Ok::<(), arch::memory::MemorySizeError>(())
+/// ```
+#[must_use]
+pub fn ram_regions(size: MemorySize) -> Vec<(GuestAddress, usize)> {
+    // Both casts are of at most 2^40, and this crate is for 64-bit hosts only.
+    let to_usize = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let low = size.bytes().min(MMIO_HOLE.raw_value());
+    let high = size.bytes() - low;
+    let mut regions = vec![(GuestAddress(0), to_usize(low))];
+    if high > 0 {
+        regions.push((MMIO_HOLE_END, to_usize(high)));
+    }
+    regions
+}
+
+/// What a range of the guest's physical address space is, with the numbers that E820, PVH and
+/// multiboot share (ACPI 6.5, table 15.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RangeKind {
+    /// Usable RAM.
+    Ram = 1,
+    /// Not to be used by the guest's memory management.
+    Reserved = 2,
+}
+
+impl RangeKind {
+    /// The range's type in an E820 entry.
+    #[must_use]
+    pub const fn e820_type(self) -> u32 {
+        match self {
+            Self::Ram => 1,
+            Self::Reserved => 2,
+        }
+    }
+}
+
+/// An entry of the memory map that a boot protocol hands to its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapEntry {
+    /// First address.
+    pub start: GuestAddress,
+    /// Length in bytes; never 0.
+    pub size: u64,
+    /// What it is.
+    pub kind: RangeKind,
+}
+
+/// The end of the RAM that is contiguous from address 0, at most the start of the MMIO hole.
+pub(crate) fn low_ram_end<M: GuestMemoryBackend>(memory: &M) -> GuestAddress {
+    let mut end: GuestUsize = 0;
+    // Regions come in ascending order.
+    for region in memory.iter() {
+        if region.start_addr().raw_value() != end {
+            break;
+        }
+        end = end.saturating_add(region.len());
+    }
+    GuestAddress(end.min(MMIO_HOLE.raw_value()))
+}
+
+/// The memory map of a guest with this `memory`, in ascending order.
+pub(crate) fn memory_map<M: GuestMemoryBackend>(memory: &M) -> Vec<MapEntry> {
+    let low_end = low_ram_end(memory);
+    let mut map = Vec::new();
+    let mut push = |start: GuestAddress, end: GuestAddress, kind| {
+        if let Some(size) = end.checked_offset_from(start).filter(|size| *size > 0) {
+            map.push(MapEntry { start, size, kind });
+        }
+    };
+    push(GuestAddress(0), EBDA.min(low_end), RangeKind::Ram);
+    push(EBDA, EBDA_END, RangeKind::Reserved);
+    push(RSDP, ACPI_END, RangeKind::Reserved);
+    push(HIGH_RAM, low_end, RangeKind::Ram);
+    for region in memory.iter() {
+        let start = region.start_addr();
+        if start >= MMIO_HOLE_END {
+            push(start, start.unchecked_add(region.len()), RangeKind::Ram);
+        }
+    }
+    map
+}
