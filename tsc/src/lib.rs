@@ -1,8 +1,21 @@
 //! The mathematics and the policy of guest time.
-#![no_std]
+#![cfg_attr(not(any(test, feature = "sim")), no_std)]
 #![forbid(unsafe_code)]
 #![deny(clippy::arithmetic_side_effects)]
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::cast_sign_loss))]
 
+pub mod bounds;
+pub mod nested;
+mod offset;
+mod rate;
+mod ratio;
 mod units;
+mod wide;
 
-pub use units::{Khz, Nanos};
+pub use offset::{Transform, guest_unscaled, offset_between, offset_unscaled};
+pub use rate::{TickRate, nanos_exact_floor, ticks_exact_floor};
+pub use ratio::{RatioError, RatioFormat, Svm, TscRatio, Vmx};
+pub use units::{
+    CpuId, GuestTsc, HostTsc, Hz, Khz, Nanos, NanosDelta, Ppb, Ppm, ScaledTsc, Ticks, TscDelta,
+    TscOffset, VcpuId,
+};
