@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::cast_sign_loss))]
 
 pub mod bounds;
+pub mod measure;
 pub mod nested;
 mod offset;
 mod rate;

@@ -1,0 +1,101 @@
+//! The KVM backend of the traits.
+
+mod capability;
+mod convert;
+mod run_page;
+mod vcpu;
+mod vm;
+
+use std::io;
+
+use arch::cpuid::CpuidEntry;
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use vm_memory::GuestMemoryMmap;
+
+pub use run_page::KvmKick;
+pub use vcpu::KvmVcpu;
+pub use vm::KvmVm;
+
+use crate::{Hypervisor, InterruptControllers, IoctlError, MissingFeature, OpenError};
+
+/// The device that the kernel provides.
+const DEVICE: &str = "/dev/kvm";
+
+/// An opened `/dev/kvm` with everything that a guest cannot run without.
+#[derive(Debug)]
+pub struct Kvm {
+    kvm: kvm_ioctls::Kvm,
+    missing: Vec<MissingFeature>,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm` and checks it against the table of capabilities.
+    ///
+    /// # Errors
+    /// Why this host cannot run guests, with the cure.
+    pub fn open() -> Result<Self, OpenError> {
+        let kvm = kvm_ioctls::Kvm::new().map_err(|error| match error.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => OpenError::Missing { path: DEVICE },
+            libc::EACCES | libc::EPERM => OpenError::Permission { path: DEVICE },
+            errno => OpenError::Open {
+                path: DEVICE,
+                source: io::Error::from_raw_os_error(errno),
+            },
+        })?;
+        let found = kvm.get_api_version();
+        if u32::try_from(found) != Ok(KVM_API_VERSION) {
+            return Err(OpenError::ApiVersion {
+                path: DEVICE,
+                found,
+            });
+        }
+        let has = |number: u32| kvm.check_extension_raw(number.into()) > 0;
+        if let Some(missing) = capability::first_missing_required(has) {
+            return Err(OpenError::MissingCapability {
+                name: missing.name,
+                meaning: missing.meaning,
+            });
+        }
+        let missing = capability::missing_optional(has);
+        Ok(Self { kvm, missing })
+    }
+}
+
+impl Hypervisor for Kvm {
+    type Vm = KvmVm;
+
+    fn missing_features(&self) -> &[MissingFeature] {
+        &self.missing
+    }
+
+    fn max_vcpus(&self) -> usize {
+        self.kvm.get_max_vcpus()
+    }
+
+    fn has_tsc_deadline_timer(&self) -> bool {
+        !self
+            .missing
+            .iter()
+            .any(|feature| feature.name == capability::TSC_DEADLINE_TIMER)
+    }
+
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, IoctlError> {
+        let entries = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(IoctlError::new("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(entries
+            .as_slice()
+            .iter()
+            .map(convert::cpuid_from_kvm)
+            .collect())
+    }
+
+    fn create_vm(
+        &self,
+        memory: GuestMemoryMmap,
+        controllers: InterruptControllers,
+    ) -> Result<KvmVm, IoctlError> {
+        KvmVm::create(&self.kvm, memory, controllers)
+    }
+}

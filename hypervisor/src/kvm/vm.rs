@@ -1,0 +1,90 @@
+//! A KVM virtual machine.
+#![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes a raw address")]
+
+use arch::layout;
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use tsc::VcpuId;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::run_page::RunPage;
+use super::vcpu::KvmVcpu;
+use crate::{Gsi, InterruptControllers, IoctlError, Vm};
+
+/// A KVM virtual machine with its memory.
+#[derive(Debug)]
+pub struct KvmVm {
+    vm: VmFd,
+    memory: GuestMemoryMmap,
+}
+
+impl KvmVm {
+    pub(super) fn create(
+        kvm: &kvm_ioctls::Kvm,
+        memory: GuestMemoryMmap,
+        controllers: InterruptControllers,
+    ) -> Result<Self, IoctlError> {
+        let vm = kvm.create_vm().map_err(IoctlError::new("KVM_CREATE_VM"))?;
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region
+                    .as_ptr()
+                    .addr()
+                    .try_into()
+                    .expect("addresses have 64 bits"),
+            };
+            // SAFETY: address and length are those of a mapping that `memory` keeps alive; the VM
+            // and each of its vCPUs hold a clone of it, so the guest cannot outlive it.
+            unsafe { vm.set_user_memory_region(region) }
+                .map_err(IoctlError::new("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        vm.set_identity_map_address(layout::HYPERVISOR_IDENTITY_MAP.raw_value())
+            .map_err(IoctlError::new("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        let tss = usize::try_from(layout::HYPERVISOR_TSS.raw_value())
+            .expect("the address is below 4 GiB");
+        vm.set_tss_address(tss)
+            .map_err(IoctlError::new("KVM_SET_TSS_ADDR"))?;
+        if controllers == InterruptControllers::InKernel {
+            vm.create_irq_chip()
+                .map_err(IoctlError::new("KVM_CREATE_IRQCHIP"))?;
+            // The speaker port 0x61 is answered by the kernel too: kernels time their loops with it.
+            let pit = kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            vm.create_pit2(pit)
+                .map_err(IoctlError::new("KVM_CREATE_PIT2"))?;
+        }
+        Ok(Self { vm, memory })
+    }
+}
+
+impl Vm for KvmVm {
+    type Vcpu = KvmVcpu;
+
+    fn create_vcpu(&self, id: VcpuId) -> Result<KvmVcpu, IoctlError> {
+        let fd = self
+            .vm
+            .create_vcpu(id.get().into())
+            .map_err(IoctlError::new("KVM_CREATE_VCPU"))?;
+        KvmVcpu::new(fd, self.memory.clone())
+    }
+
+    fn register_interrupt(&self, event: &EventFd, gsi: Gsi) -> Result<(), IoctlError> {
+        self.vm
+            .register_irqfd(event, gsi.0)
+            .map_err(IoctlError::new("KVM_IRQFD"))
+    }
+}
+
+/// Maps `vcpu`'s run page for another owner.
+pub(super) fn map_run_page(vcpu: &kvm_ioctls::VcpuFd) -> Result<RunPage, IoctlError> {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    // SAFETY: the descriptor stays open while `vcpu` is borrowed, which outlasts the call.
+    RunPage::map(unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) })
+}
