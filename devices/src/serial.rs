@@ -307,3 +307,380 @@ impl fmt::Debug for Serial {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::trigger::Unconnected;
+
+    const FCR: u64 = 2;
+
+    /// Counts how often it was pressed.
+    fn button() -> (Arc<AtomicUsize>, Box<dyn Trigger>) {
+        let count = Arc::new(AtomicUsize::new(0));
+        let pressed = Arc::clone(&count);
+        (
+            count,
+            Box::new(move || {
+                pressed.fetch_add(1, Ordering::Relaxed);
+            }),
+        )
+    }
+
+    /// What was written, to be looked at from outside.
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Port {
+        serial: Serial,
+        interrupts: Arc<AtomicUsize>,
+        rooms: Arc<AtomicUsize>,
+        output: Output,
+    }
+
+    impl Port {
+        fn new() -> Self {
+            let (interrupts, interrupt) = button();
+            let (rooms, room) = button();
+            let output = Output::default();
+            let serial = Serial::new(interrupt, Box::new(output.clone()), room);
+            Self {
+                serial,
+                interrupts,
+                rooms,
+                output,
+            }
+        }
+
+        fn get(&mut self, register: u8) -> u8 {
+            get(&mut self.serial, register)
+        }
+
+        fn set(&mut self, register: u8, value: u8) {
+            set(&mut self.serial, register, value);
+        }
+
+        fn interrupts(&self) -> usize {
+            self.interrupts.load(Ordering::Relaxed)
+        }
+
+        fn rooms(&self) -> usize {
+            self.rooms.load(Ordering::Relaxed)
+        }
+    }
+
+    fn get(serial: &mut Serial, register: u8) -> u8 {
+        let mut data = [0xff];
+        serial.read(u64::from(register), &mut data);
+        data[0]
+    }
+
+    fn set(serial: &mut Serial, register: u8, value: u8) {
+        assert_eq!(serial.write(u64::from(register), &[value]), Reaction::None);
+    }
+
+    fn with_output(output: impl Write + Send + 'static) -> Serial {
+        Serial::new(
+            Box::new(Unconnected),
+            Box::new(output),
+            Box::new(Unconnected),
+        )
+    }
+
+    #[test]
+    fn output_reaches_the_writer_and_is_counted() {
+        let mut port = Port::new();
+        for byte in *b"keeptime" {
+            assert_eq!(port.get(LSR) & 0x60, 0x60, "the transmitter is empty");
+            port.set(DATA, byte);
+        }
+        assert_eq!(*port.output.0.lock().unwrap(), b"keeptime");
+        assert_eq!(
+            port.serial.counters(),
+            SerialCounters {
+                sent: 8,
+                ..Default::default()
+            }
+        );
+    }
+
+    #[test]
+    fn output_that_fails_is_counted_and_the_guest_goes_on() {
+        struct Failing(Vec<io::ErrorKind>);
+        impl Write for Failing {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0
+                    .pop()
+                    .map_or(Ok(bytes.len()), |kind| Err(kind.into()))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        use io::ErrorKind::{BrokenPipe, Interrupted, StorageFull, WouldBlock};
+        // Taken from the back: EINTR is tried again, so it loses nothing.
+        let mut serial = with_output(Failing(vec![
+            BrokenPipe,
+            WouldBlock,
+            StorageFull,
+            Interrupted,
+        ]));
+        for _ in 0..5 {
+            set(&mut serial, DATA, b'x');
+            assert_eq!(get(&mut serial, LSR) & 0x60, 0x60);
+        }
+        // Bytes: EINTR then disk full; EAGAIN; EPIPE; and two that arrive.
+        assert_eq!(
+            serial.counters(),
+            SerialCounters {
+                sent: 2,
+                lost: 3,
+                received: 0
+            }
+        );
+    }
+
+    #[test]
+    fn output_whose_flush_fails_is_lost() {
+        struct NoFlush;
+        impl Write for NoFlush {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+        let mut serial = with_output(NoFlush);
+        set(&mut serial, DATA, b'x');
+        assert_eq!(
+            serial.counters(),
+            SerialCounters {
+                sent: 0,
+                lost: 1,
+                received: 0
+            }
+        );
+    }
+
+    #[test]
+    fn output_counts_neither_the_divisor_nor_loopback() {
+        let mut port = Port::new();
+        port.set(LCR, LCR_DLAB | 3);
+        port.set(DATA, 1);
+        port.set(LCR, 3);
+        port.set(MCR, MCR_LOOP);
+        port.set(DATA, b'L');
+        assert_eq!(port.get(DATA), b'L');
+        assert!(port.output.0.lock().unwrap().is_empty());
+        assert_eq!(port.serial.counters(), SerialCounters::default());
+    }
+
+    #[test]
+    fn enqueue_takes_what_fits_and_room_is_announced_once_when_empty() {
+        let mut port = Port::new();
+        assert_eq!(port.serial.room(), INPUT_CAPACITY);
+        let input: Vec<u8> = (0..100).collect();
+        assert_eq!(port.serial.enqueue(&input), INPUT_CAPACITY);
+        assert_eq!(port.serial.room(), 0);
+        assert_eq!(port.serial.enqueue(&input[INPUT_CAPACITY..]), 0);
+        for expected in 0..64 {
+            assert_eq!(port.rooms(), 0, "before byte {expected}");
+            assert_eq!(port.get(LSR) & LSR_DR, LSR_DR);
+            assert_eq!(port.get(DATA), expected);
+        }
+        assert_eq!(port.rooms(), 1);
+        assert_eq!(port.get(LSR) & LSR_DR, 0);
+        port.get(DATA);
+        assert_eq!(port.rooms(), 1, "reading an empty buffer announces nothing");
+        assert_eq!(port.serial.enqueue(&input[INPUT_CAPACITY..]), 36);
+        for _ in 0..36 {
+            port.get(DATA);
+        }
+        assert_eq!(port.rooms(), 1, "nobody was waiting");
+        assert_eq!(port.serial.counters().received, 100);
+    }
+
+    #[test]
+    fn enqueue_in_loopback_waits_until_the_line_is_back() {
+        let mut port = Port::new();
+        port.set(MCR, MCR_LOOP);
+        assert_eq!(port.serial.room(), 0);
+        assert_eq!(port.serial.enqueue(b"ls\n"), 0);
+        port.get(LSR);
+        assert_eq!(port.rooms(), 0);
+        port.set(MCR, 0x08);
+        assert_eq!(port.rooms(), 1);
+        assert_eq!(port.serial.enqueue(b"ls\n"), 3);
+    }
+
+    #[test]
+    fn enqueue_of_nothing_waits_for_nothing() {
+        let mut port = Port::new();
+        assert_eq!(port.serial.enqueue(b""), 0);
+        port.get(DATA);
+        assert_eq!(port.rooms(), 0);
+    }
+
+    #[test]
+    fn input_before_the_driver_is_ready_survives_its_start() {
+        let mut port = Port::new();
+        assert_eq!(port.serial.enqueue(b"id\n"), 3);
+        assert_eq!(port.interrupts(), 0, "no interrupt is enabled yet");
+        set(&mut port.serial, u8::try_from(FCR).unwrap(), 0x07);
+        port.set(IER, IER_RDI);
+        assert_eq!(port.interrupts(), 1);
+        assert_eq!(port.get(IIR), IIR_FIFOS | IIR_RDA);
+        assert_eq!([port.get(DATA), port.get(DATA), port.get(DATA)], *b"id\n");
+    }
+
+    #[test]
+    fn iir_reports_received_data_first_then_the_empty_transmitter() {
+        let mut port = Port::new();
+        port.set(IER, IER_RDI | IER_THRI);
+        port.serial.enqueue(b"a");
+        assert_eq!(port.get(IIR), 0xc4);
+        assert_eq!(port.get(IIR), 0xc4, "it lasts until the data is read");
+        assert_eq!(port.get(DATA), b'a');
+        assert_eq!(port.get(IIR), 0xc2);
+        assert_eq!(port.get(IIR), 0xc1, "reporting it cleared it");
+        port.set(DATA, b'x');
+        assert_eq!(port.get(IIR), 0xc2, "and sending sets it anew");
+    }
+
+    #[test]
+    fn iir_hides_a_cause_that_is_masked() {
+        let mut port = Port::new();
+        port.set(IER, IER_THRI);
+        port.set(IER, 0);
+        assert_eq!(port.get(IIR), 0xc1);
+        port.set(IER, IER_RDI);
+        port.serial.enqueue(b"a");
+        port.set(IER, 0);
+        assert_eq!(port.get(IIR), 0xc1);
+        let before = port.interrupts();
+        port.set(IER, IER_RDI);
+        assert_eq!(
+            port.interrupts(),
+            before + 1,
+            "unmasking raises what is still pending"
+        );
+        assert_eq!(port.get(IIR), 0xc4);
+    }
+
+    #[test]
+    fn ier_behind_the_divisor_latch_stays() {
+        let mut port = Port::new();
+        port.set(IER, IER_RDI);
+        port.set(LCR, LCR_DLAB);
+        port.set(IER, 0); // the divisor's high byte
+        port.set(LCR, 3);
+        port.serial.enqueue(b"a");
+        assert_eq!(port.get(IIR), 0xc4);
+    }
+
+    #[test]
+    fn wide_access_is_consecutive_registers_and_nothing_past_the_last() {
+        let mut port = Port::new();
+        // SCR is the last register: 7.
+        let _ = port.serial.write(7, &[0x5a, 1, 2, 3]);
+        let mut data = [0xff; 4];
+        port.serial.read(6, &mut data);
+        assert_eq!(data, [0xb0, 0x5a, 0xff, 0xff]);
+        port.serial.read(8, &mut data);
+        let _ = port.serial.write(u64::MAX, &[1, 2]);
+        // THR and IER at once.
+        let _ = port.serial.write(0, &[b'w', IER_RDI]);
+        assert_eq!(*port.output.0.lock().unwrap(), b"w");
+        assert_eq!(port.get(IER), IER_RDI);
+    }
+
+    #[test]
+    fn state_restores_registers_input_and_pending_causes() {
+        let mut port = Port::new();
+        port.set(IER, IER_RDI | IER_THRI);
+        port.set(7, 0x42);
+        port.serial.enqueue(b"abc");
+        // Received data was reported, the empty transmitter is still to come.
+        assert_eq!(port.get(IIR), 0xc4);
+        let state = port.serial.state();
+
+        let (interrupts, interrupt) = button();
+        let mut restored = Serial::from_state(
+            &state,
+            interrupt,
+            Box::new(io::sink()),
+            Box::new(Unconnected),
+        )
+        .unwrap();
+        assert!(interrupts.load(Ordering::Relaxed) > 0);
+        assert_eq!(restored.state(), state);
+        assert_eq!(get(&mut restored, 7), 0x42);
+        assert_eq!([(); 3].map(|()| get(&mut restored, DATA)), *b"abc");
+        assert_eq!(get(&mut restored, IIR), 0xc2);
+        assert_eq!(get(&mut restored, IIR), 0xc1);
+    }
+
+    #[test]
+    fn state_with_too_much_input_is_refused() {
+        let restore = |len| {
+            let state = SerialState {
+                in_buffer: vec![0; len],
+                ..Default::default()
+            };
+            let output = Box::new(io::sink());
+            Serial::from_state(&state, Box::new(Unconnected), output, Box::new(Unconnected))
+        };
+        assert!(restore(INPUT_CAPACITY).is_ok());
+        let error = restore(INPUT_CAPACITY + 1).unwrap_err();
+        assert_eq!(error, SerialStateError::TooMuchInput { len: 65 });
+        assert!(error.to_string().contains("65 bytes"));
+    }
+
+    proptest! {
+        /// Whatever the guest does, nothing panics, the input stays bounded, and whoever was left
+        /// waiting hears of room when the buffer is empty.
+        #[test]
+        fn any_accesses_keep_the_contract(
+            steps in prop::collection::vec((0u8..3, 0u64..12, prop::collection::vec(any::<u8>(), 0..9)), 0..200)
+        ) {
+            let mut port = Port::new();
+            let mut waiting = false;
+            for (kind, offset, mut data) in steps {
+                let rooms = port.rooms();
+                match kind {
+                    0 => port.serial.read(offset, &mut data),
+                    1 => prop_assert_eq!(port.serial.write(offset, &data), Reaction::None),
+                    _ => {
+                        let before = port.serial.room();
+                        let taken = port.serial.enqueue(&data);
+                        prop_assert_eq!(taken, before.min(data.len()));
+                        waiting = taken < data.len();
+                    }
+                }
+                if port.rooms() > rooms {
+                    prop_assert!(waiting);
+                    prop_assert_eq!(port.rooms(), rooms + 1);
+                    waiting = false;
+                }
+                prop_assert!(port.serial.room() <= INPUT_CAPACITY);
+                prop_assert!(!waiting || port.serial.room() < INPUT_CAPACITY);
+            }
+        }
+    }
+}
