@@ -4,6 +4,7 @@
 pub mod boot_timer;
 pub mod bus;
 pub mod debug_exit;
+pub mod i8042;
 pub mod power;
 pub mod serial;
 pub mod trigger;
