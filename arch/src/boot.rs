@@ -30,7 +30,6 @@ mod multiboot;
 mod pvh;
 mod state;
 
-
 use std::fmt;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -175,4 +174,3 @@ fn check_cmdline(cmdline: &str) -> Result<(), LoadError> {
     }
     Ok(())
 }
-

@@ -4,6 +4,7 @@
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("guests and hosts are x86-64");
 
+pub mod acpi;
 pub mod boot;
 pub mod cpuid;
 pub mod lapic;
