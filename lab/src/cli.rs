@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::microscope;
 use crate::paths::Paths;
+use crate::{boot, microscope, test};
 
 /// Hosts to test Keeptime on, scenarios and benchmarks.
 ///
@@ -36,6 +36,10 @@ pub(crate) struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Boot a stock Linux kernel in a microVM and show its serial console
+    Boot(boot::Arguments),
+    /// Run the workspace's tests and the scenarios on all hosts
+    Test(test::Arguments),
     /// Run a command of yours, with files of yours, inside an emulated host with KVM
     Host(microscope::Arguments),
 }
@@ -54,6 +58,8 @@ impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let paths = Paths::discover()?;
         match self.command {
+            Command::Boot(arguments) => boot::run(paths, &self.common, &arguments),
+            Command::Test(arguments) => test::run(paths, &self.common, &arguments),
             Command::Host(arguments) => microscope::run(&paths, &self.common, arguments),
         }
     }

@@ -55,8 +55,6 @@ impl Kernel {
 /// A kernel and its user space, unpacked in the cache.
 #[derive(Debug, Clone)]
 pub(crate) struct Stock {
-    /// Which one.
-    pub(crate) kernel: Kernel,
     /// The release, as `uname -r` prints it.
     pub(crate) release: String,
     /// The bzImage.
@@ -109,7 +107,6 @@ impl Stock {
             .to_owned();
         let modules = tree.join("lib/modules").join(&release);
         Ok(Self {
-            kernel,
             release,
             image,
             modules,

@@ -6,6 +6,7 @@
 //! under test is the real one.
 
 mod apt;
+mod boot;
 mod bzimage;
 mod cli;
 mod cpio;
@@ -14,8 +15,12 @@ mod host;
 mod kernels;
 mod microscope;
 mod modules;
+mod native;
 mod paths;
 mod process;
+mod scenario;
+mod test;
+mod workshop;
 
 use std::process::ExitCode;
 

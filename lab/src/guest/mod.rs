@@ -1,3 +1,123 @@
 //! Guests: stock Linux with an initramfs of ours, and small ones that consist of a few instructions.
 
 pub(crate) mod linux;
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process::capture;
+
+/// A guest in assembly, under `lab/guests`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Small {
+    source: &'static str,
+    bits: Bits,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Bits {
+    /// An ELF32, which the launcher enters in protected mode without paging.
+    Protected,
+    /// An ELF64, which the launcher enters in long mode.
+    Long,
+}
+
+/// A multiboot 1 kernel that writes down all that it was given, then ends through the debug port with
+/// the status 33, or by a reset where there is none.
+pub(crate) const MULTIBOOT: Small = Small {
+    source: include_str!("../../guests/multiboot.S"),
+    bits: Bits::Protected,
+};
+/// Writes "reset guest" and resets through the keyboard controller.
+pub(crate) const RESET: Small = Small {
+    source: include_str!("../../guests/reset.S"),
+    bits: Bits::Long,
+};
+/// Writes "power-off guest" and powers off through ACPI.
+pub(crate) const POWER_OFF: Small = Small {
+    source: include_str!("../../guests/power-off.S"),
+    bits: Bits::Long,
+};
+/// Writes "triple fault guest" and shuts its processor down.
+pub(crate) const TRIPLE_FAULT: Small = Small {
+    source: include_str!("../../guests/triple-fault.S"),
+    bits: Bits::Long,
+};
+/// Writes "debug exit guest" and ends through the debug port with the status 7.
+pub(crate) const DEBUG_EXIT: Small = Small {
+    source: include_str!("../../guests/debug-exit.S"),
+    bits: Bits::Long,
+};
+
+impl Small {
+    /// The guest as an ELF file, loaded at 1 MiB. Needs GNU binutils, which Rust's linker needs too.
+    pub(crate) fn build(self) -> Result<Vec<u8>> {
+        let (assembler_mode, linker_mode) = match self.bits {
+            Bits::Protected => ("--32", "elf_i386"),
+            Bits::Long => ("--64", "elf_x86_64"),
+        };
+        let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let file = |name: &str| folder.path().join(name);
+        fs::write(file("guest.S"), self.source).context("cannot write the guest's source")?;
+        let mut assembler = Command::new("as");
+        assembler
+            .args([assembler_mode, "-o"])
+            .arg(file("guest.o"))
+            .arg(file("guest.S"));
+        capture(&mut assembler).context("install binutils, or mend the guest")?;
+        let mut linker = Command::new("ld");
+        // Segments aligned to 4 KiB keep a multiboot header within the file's first 8 KiB.
+        linker
+            .args([
+                "-m",
+                linker_mode,
+                "--build-id=none",
+                "-z",
+                "max-page-size=4096",
+            ])
+            .args(["-z", "noexecstack", "--no-warn-rwx-segments"])
+            .args(["-Ttext-segment", "0x100000", "-o"])
+            .arg(file("guest"))
+            .arg(file("guest.o"));
+        capture(&mut linker)?;
+        fs::read(file("guest")).context("cannot read the guest")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object::{Object, ObjectSegment};
+
+    use super::*;
+
+    #[test]
+    fn small_guests_are_elf_files_at_one_mebibyte() {
+        for small in [MULTIBOOT, RESET, POWER_OFF, TRIPLE_FAULT, DEBUG_EXIT] {
+            let bytes = small.build().unwrap();
+            let file = object::File::parse(bytes.as_slice()).unwrap();
+            assert_eq!(file.is_64(), matches!(small.bits, Bits::Long));
+            let first = file.segments().map(|segment| segment.address()).min();
+            assert_eq!(first, Some(0x10_0000));
+            assert!(file.segments().any(|segment| {
+                (segment.address()..segment.address() + segment.size()).contains(&file.entry())
+            }));
+        }
+    }
+
+    #[test]
+    fn multiboot_guest_has_its_header_within_8_kib() {
+        let bytes = MULTIBOOT.build().unwrap();
+        let words = bytes[..8192].chunks_exact(4);
+        let at = words
+            .into_iter()
+            .position(|word| word == 0x1bad_b002_u32.to_le_bytes())
+            .unwrap();
+        let field = |index: usize| {
+            let start = (at + index) * 4;
+            u32::from_le_bytes(bytes[start..start + 4].try_into().unwrap())
+        };
+        assert_eq!(field(0).wrapping_add(field(1)).wrapping_add(field(2)), 0);
+    }
+}

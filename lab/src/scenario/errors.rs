@@ -1,0 +1,331 @@
+//! Bad input: one line on standard error that names the culprit and the cure, status 1, nothing on
+//! standard output, and nothing left behind.
+
+use anyhow::{Result, ensure};
+
+use crate::guest::{MULTIBOOT, RESET};
+use crate::host::image::{Files, Source};
+use crate::kernels::Kernel;
+use crate::scenario::{LAUNCHER, Needs, Outcome, Place, Scenario, file};
+
+/// `e_machine` in an ELF header and AArch64's number there (ELF gABI, figure 4-3; registry 183).
+const ELF_MACHINE: usize = 18;
+const ELF_AARCH64: u16 = 183;
+/// `p_memsz` of an ELF64's first program header, which follows the 64 bytes of the file header.
+const ELF64_FIRST_MEMORY_SIZE: usize = 64 + 40;
+
+/// Where the fields of a bzImage begin (Documentation/x86/boot.rst), and a few bytes beyond.
+const BZIMAGE_FIELDS: &[u32] = &[
+    0x1f1, 0x1f2, 0x1f4, 0x1f8, 0x1fa, 0x1fc, 0x1fe, 0x200, 0x202, 0x206, 0x208, 0x20c, 0x20e,
+    0x210, 0x211, 0x212, 0x214, 0x218, 0x21c, 0x220, 0x224, 0x226, 0x227, 0x228, 0x22c, 0x230,
+    0x234, 0x235, 0x236, 0x238, 0x23c, 0x240, 0x248, 0x24c, 0x250, 0x258, 0x260, 0x264, 0x268,
+    0x26c, 0x400, 0x8000, 0x10_0000,
+];
+/// Where the fields of an ELF64 begin, then those of its first program header, then its segments.
+const ELF64_FIELDS: &[u32] = &[
+    1, 4, 5, 6, 7, 16, 18, 20, 24, 32, 40, 48, 52, 54, 56, 58, 60, 62, 64, 68, 72, 80, 88, 96, 104,
+    112, 120, 0x1000, 0x1001, 0x2001,
+];
+/// The same of an ELF32.
+const ELF32_FIELDS: &[u32] = &[
+    1, 4, 5, 6, 7, 16, 18, 20, 24, 28, 32, 36, 40, 42, 44, 46, 48, 50, 52, 56, 60, 64, 68, 72, 76,
+    80, 84, 0x1000, 0x1001, 0x2001,
+];
+
+/// The scenarios.
+pub(super) fn all() -> Vec<Scenario> {
+    let mut scenarios = vec![
+        truncated("error-bzimage-truncated", BZIMAGE_FIELDS, Victim::BzImage),
+        truncated("error-elf64-truncated", ELF64_FIELDS, Victim::Elf64),
+        truncated("error-elf32-truncated", ELF32_FIELDS, Victim::Elf32),
+    ];
+    scenarios.extend(rows().into_iter().map(|row| {
+        Scenario::new(
+            Place::Native,
+            format!("error-{}", row.name),
+            guarded(&row.command),
+        )
+        .files(bad_files)
+        .check(move |outcome| check(outcome, row.culprits))
+        .needs(row.needs)
+    }));
+    scenarios
+}
+
+/// One bad command.
+struct Row {
+    name: &'static str,
+    /// The shell's command; `L` stands for the launcher.
+    command: String,
+    /// What the message must hold.
+    culprits: &'static [&'static str],
+    needs: Needs,
+}
+
+fn rows() -> Vec<Row> {
+    let row = |name, command: &str, culprits| Row {
+        name,
+        command: command.to_owned(),
+        culprits,
+        needs: Needs::Kvm,
+    };
+    let long = |letters: usize| format!("L run --kernel KERNEL --cmdline {}", "x".repeat(letters));
+    let in_namespace = |name, prepare: &str, culprits| Row {
+        name,
+        // As root of a namespace of its own, which may mount; without capabilities, so that the
+        // permissions of files hold for root too.
+        command: format!(
+            "unshare --map-root-user --mount sh -ec '{prepare}; \
+             exec setpriv --bounding-set=-all --inh-caps=-all ./{LAUNCHER} run --kernel guest'"
+        ),
+        culprits,
+        needs: Needs::MountNamespace,
+    };
+    vec![
+        row("kernel-missing", "L run --kernel missing", &["missing"]),
+        row("kernel-folder", "L run --kernel /proc", &["/proc"]),
+        row("kernel-empty", "L run --kernel empty", &["empty"]),
+        row("kernel-text", "L run --kernel text", &["text"]),
+        row("kernel-aarch64", "L run --kernel aarch64", &["aarch64"]),
+        row(
+            "kernel-elf-too-large",
+            "L run --kernel huge --memory 128",
+            &["huge", "128"],
+        ),
+        row(
+            "kernel-bzimage-too-large",
+            "L run --kernel bzimage --memory 16",
+            &["bzimage"],
+        ),
+        row(
+            "initrd-missing",
+            "L run --kernel guest --initrd missing",
+            &["missing"],
+        ),
+        row(
+            "initrd-too-large",
+            "truncate -s 200M large; L run --kernel bzimage --initrd large --memory 128",
+            &["large"],
+        ),
+        row(
+            "cmdline-too-long",
+            &long(3000).replace("KERNEL", "bzimage"),
+            &["command line", "2047"],
+        ),
+        row(
+            "cmdline-beyond-room",
+            &long(70_000).replace("KERNEL", "guest"),
+            &["command line"],
+        ),
+        row(
+            "cpus-0",
+            "L run --kernel guest --cpus 0",
+            &["0 vCPUs", "32"],
+        ),
+        row(
+            "cpus-1000",
+            "L run --kernel guest --cpus 1000",
+            &["1000", "32"],
+        ),
+        row("memory-0", "L run --kernel guest --memory 0", &["0 MiB"]),
+        row(
+            "memory-beyond-host",
+            "L run --kernel guest --memory 100000000",
+            &["100000000"],
+        ),
+        row("kernel-option-missing", "L run", &["--kernel"]),
+        row(
+            "config-missing",
+            "L --no-api --config-file missing",
+            &["missing"],
+        ),
+        row(
+            "config-malformed",
+            "L --no-api --config-file malformed.json",
+            &["malformed.json", "line 2", "column"],
+        ),
+        row(
+            "config-unknown-key",
+            "L --no-api --config-file unknown.json",
+            &["unknown.json", "boots"],
+        ),
+        in_namespace("kvm-missing", "mount -t tmpfs none /dev", &["/dev/kvm"]),
+        in_namespace(
+            "kvm-forbidden",
+            "mount -t tmpfs none /tmp; touch /tmp/kvm; chmod 0 /tmp/kvm; mount --bind /tmp/kvm /dev/kvm",
+            &["/dev/kvm", "permission"],
+        ),
+    ]
+}
+
+/// `command`, with a look at the folder before and after.
+fn guarded(command: &str) -> String {
+    let command = command.replace("L ", &format!("./{LAUNCHER} "));
+    // A file that the command itself makes comes before the look.
+    let (prepare, command) = command.split_once("; ./").map_or_else(
+        || (String::new(), command.clone()),
+        |(prepare, rest)| (format!("{prepare}\n"), format!("./{rest}")),
+    );
+    format!(
+        "{prepare}before=$(ls -A)\n{command}\nstatus=$?\n\
+         [ \"$before\" = \"$(ls -A)\" ] || ls -A\nexit $status\n"
+    )
+}
+
+fn bad_files(workshop: &crate::workshop::Workshop) -> Result<Files> {
+    let guest = RESET.build()?;
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut patched = guest.clone();
+        patched[at..at + bytes.len()].copy_from_slice(bytes);
+        Source::Bytes(patched)
+    };
+    let text = |text: &str| Source::Bytes(text.into());
+    let files = [
+        ("aarch64", patched(ELF_MACHINE, &ELF_AARCH64.to_le_bytes())),
+        (
+            "huge",
+            patched(ELF64_FIRST_MEMORY_SIZE, &(1_u64 << 30).to_le_bytes()),
+        ),
+        ("empty", text("")),
+        ("text", text("This is no kernel, whatever its name says.\n")),
+        ("malformed.json", text("{\n  \"boot-source\" 1\n}\n")),
+        (
+            "unknown.json",
+            text("{\"boot-source\": {\"kernel_image_path\": \"guest\"}, \"boots\": 1}\n"),
+        ),
+        ("bzimage", file(&workshop.stock(Kernel::Amd64)?.image)),
+        ("guest", Source::Bytes(guest.clone())),
+    ];
+    Ok(files.map(|(name, source)| (name.to_owned(), source)).into())
+}
+
+fn check(outcome: &Outcome, culprits: &[&str]) -> Result<()> {
+    outcome.expect_status(1)?;
+    let printed = outcome.stdout_text();
+    ensure!(
+        printed.is_empty(),
+        "printed, or left behind in its folder: {printed:?}"
+    );
+    check_message(&outcome.stderr_text(), culprits)
+}
+
+fn check_message(message: &str, culprits: &[&str]) -> Result<()> {
+    ensure!(message.lines().count() == 1, "not one line: {message:?}");
+    let lower = message.to_lowercase();
+    for culprit in culprits {
+        ensure!(
+            lower.contains(&culprit.to_lowercase()),
+            "{message:?} does not name {culprit:?}"
+        );
+    }
+    Ok(())
+}
+
+/// What is cut off.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    BzImage,
+    Elf64,
+    Elf32,
+}
+
+/// Cuts a kernel at each of `sizes` and tries to boot each piece.
+fn truncated(name: &str, sizes: &'static [u32], victim: Victim) -> Scenario {
+    let list: Vec<String> = sizes.iter().map(u32::to_string).collect();
+    let script = format!(
+        "for size in {}; do\n  head -c $size whole >cut\n  \
+         ./{LAUNCHER} run --kernel cut >out 2>err\n  \
+         echo \"$size $? $(wc -l <err) $(wc -c <out) $(cat err)\"\ndone\n",
+        list.join(" ")
+    );
+    Scenario::new(Place::Native, name, script)
+        .files(move |workshop| {
+            let whole = match victim {
+                Victim::BzImage => file(&workshop.stock(Kernel::Amd64)?.image),
+                Victim::Elf64 => Source::Bytes(RESET.build()?),
+                Victim::Elf32 => Source::Bytes(MULTIBOOT.build()?),
+            };
+            Ok(Files::from([("whole".to_owned(), whole)]))
+        })
+        .check(move |outcome| check_truncated(outcome, sizes))
+        .seconds(2, 120)
+}
+
+fn check_truncated(outcome: &Outcome, sizes: &[u32]) -> Result<()> {
+    outcome.expect_status(0)?;
+    let text = outcome.stdout_text();
+    let mut lines = text.lines();
+    for size in sizes {
+        let wanted = format!("{size} 1 1 0 ");
+        let line = lines.next().unwrap_or_default();
+        let message = line.strip_prefix(&wanted);
+        ensure!(
+            message.is_some_and(|message| message.contains("cut")),
+            "{size} bytes: {line:?} is not {wanted:?} (size, status, lines, output) and a message"
+        );
+    }
+    ensure!(lines.next().is_none(), "more output than sizes");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_message_each_fault_fails() {
+        check_message("keeptime: cannot open Missing\n", &["missing"]).unwrap();
+        for message in [
+            "",
+            "keeptime: cannot open it\n",
+            "keeptime: missing\nand more\n",
+        ] {
+            assert!(check_message(message, &["missing"]).is_err(), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn check_truncated_wrong_status_or_a_second_line_fails() {
+        let judged = |text: &str| {
+            let stdout = text.as_bytes().to_vec();
+            check_truncated(
+                &Outcome {
+                    status: Some(0),
+                    stdout,
+                    stderr: Vec::new(),
+                },
+                &[7],
+            )
+        };
+        judged("7 1 1 0 cut is too short\n").unwrap();
+        for text in [
+            "7 2 1 0 cut\n",
+            "7 1 2 0 cut\n",
+            "7 1 1 3 cut\n",
+            "7 1 1 0 \n",
+            "",
+        ] {
+            assert!(judged(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn guarded_command_that_leaves_a_file_prints_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |command: &str| {
+            let script = guarded(command);
+            let mut shell = std::process::Command::new("sh");
+            let output = shell
+                .current_dir(folder.path())
+                .args(["-c", &script])
+                .output()
+                .unwrap();
+            (
+                output.status.code(),
+                String::from_utf8(output.stdout).unwrap(),
+            )
+        };
+        assert_eq!(run("(exit 1)"), (Some(1), String::new()));
+        assert_eq!(run("touch left; (exit 1)"), (Some(1), "left\n".to_owned()));
+    }
+}

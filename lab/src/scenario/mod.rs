@@ -1,0 +1,260 @@
+//! Scenarios: a command with files, a place to run it, and what must come out.
+//!
+//! A scenario does not know how its place works. Its command is a script of `sh` that finds the
+//! scenario's files in its working folder, on this machine as in an emulated host; what it must print
+//! is checked here, afterwards. To add one, add a row to a module's `all`, or a module to [`all`].
+
+mod errors;
+mod linux;
+mod small;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::host::Host;
+use crate::host::image::{Files, Source};
+use crate::workshop::Workshop;
+
+/// The name under which scripts find the launcher in their working folder.
+pub(crate) const LAUNCHER: &str = "keeptime";
+
+/// Where a scenario runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// This machine.
+    Native,
+    /// An emulated host. All scenarios of one host run in one boot of it.
+    Emulated(Host),
+}
+
+impl Place {
+    /// The first part of a scenario's name.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Native => "native".to_owned(),
+            Self::Emulated(host) => host.name(),
+        }
+    }
+}
+
+type MakeFiles = Box<dyn Fn(&Workshop) -> Result<Files> + Send + Sync>;
+type Check = Box<dyn Fn(&Outcome) -> Result<()> + Send + Sync>;
+
+/// One scenario.
+pub(crate) struct Scenario {
+    /// Letters, digits and dashes, unique in its place.
+    pub(crate) name: String,
+    /// Where it runs.
+    pub(crate) place: Place,
+    /// How long it takes there, without the host's start: decides what starts first.
+    pub(crate) cost: Duration,
+    /// After this time, on the place's clock, it has failed.
+    pub(crate) limit: Duration,
+    /// What `sh` runs.
+    pub(crate) script: String,
+    /// What a native scenario needs besides a machine; an emulated host has it.
+    pub(crate) needs: Needs,
+    files: MakeFiles,
+    check: Check,
+}
+
+/// What a native scenario needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// A KVM that may be used.
+    Kvm,
+    /// The right to mount in a namespace of its own.
+    MountNamespace,
+}
+
+impl std::fmt::Debug for Scenario {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_tuple("Scenario")
+            .field(&self.full_name())
+            .finish()
+    }
+}
+
+impl Scenario {
+    /// A scenario that runs `script` with the launcher at hand, and must end with status 0.
+    pub(crate) fn new(place: Place, name: impl Into<String>, script: impl Into<String>) -> Self {
+        let (cost, limit) = match place {
+            Place::Native => (1, 30),
+            Place::Emulated(_) => (10, 120),
+        };
+        Self {
+            name: name.into(),
+            place,
+            cost: Duration::from_secs(cost),
+            limit: Duration::from_secs(limit),
+            script: script.into(),
+            needs: Needs::Kvm,
+            files: Box::new(|_| Ok(Files::new())),
+            check: Box::new(|outcome| outcome.expect_status(0)),
+        }
+    }
+
+    /// The same with files besides the launcher.
+    pub(crate) fn files(
+        mut self,
+        files: impl Fn(&Workshop) -> Result<Files> + Send + Sync + 'static,
+    ) -> Self {
+        self.files = Box::new(files);
+        self
+    }
+
+    /// The same with another check than for status 0.
+    pub(crate) fn check(
+        mut self,
+        check: impl Fn(&Outcome) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.check = Box::new(check);
+        self
+    }
+
+    /// The same with another need than KVM.
+    pub(crate) fn needs(mut self, needs: Needs) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    /// The same with another cost and limit, in seconds.
+    pub(crate) fn seconds(mut self, cost: u64, limit: u64) -> Self {
+        self.cost = Duration::from_secs(cost);
+        self.limit = Duration::from_secs(limit);
+        self
+    }
+
+    /// The name with its place, as users see it and filter by it.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}/{}", self.place.name(), self.name)
+    }
+
+    /// All files that the script finds, the launcher among them.
+    pub(crate) fn all_files(&self, workshop: &Workshop) -> Result<Files> {
+        let mut files = (self.files)(workshop)
+            .with_context(|| format!("cannot make the files of {}", self.full_name()))?;
+        files.insert(
+            LAUNCHER.to_owned(),
+            Source::Path(workshop.launcher()?.to_owned()),
+        );
+        Ok(files)
+    }
+
+    /// Judges what came out.
+    pub(crate) fn judge(&self, outcome: &Outcome) -> Result<()> {
+        (self.check)(outcome)
+    }
+}
+
+/// What came out of a scenario's script.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outcome {
+    /// The status, or `None` when its time was up. As in the shell, 128 and more is a signal.
+    pub(crate) status: Option<u8>,
+    /// Standard output: for a launcher, the guest's serial port.
+    pub(crate) stdout: Vec<u8>,
+    /// Standard error.
+    pub(crate) stderr: Vec<u8>,
+}
+
+impl Outcome {
+    /// Fails unless the script ended with `wanted`.
+    pub(crate) fn expect_status(&self, wanted: u8) -> Result<()> {
+        match self.status {
+            Some(status) if status == wanted => Ok(()),
+            Some(status) => bail!("the status is {status}, not {wanted}"),
+            None => bail!("it did not end in time"),
+        }
+    }
+
+    /// Fails unless standard output holds `line` as a whole line.
+    pub(crate) fn expect_line(&self, line: &str) -> Result<()> {
+        let text = self.stdout_text();
+        ensure!(
+            text.lines().any(|other| other == line),
+            "the output has no line {line:?}"
+        );
+        Ok(())
+    }
+
+    /// Standard output, without carriage returns.
+    pub(crate) fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).replace('\r', "")
+    }
+
+    /// Standard error.
+    pub(crate) fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+/// Every scenario.
+pub(crate) fn all() -> Vec<Scenario> {
+    let mut scenarios = Vec::new();
+    scenarios.extend(linux::all());
+    scenarios.extend(small::all());
+    scenarios.extend(errors::all());
+    scenarios
+}
+
+/// A source for the file at `path`.
+pub(crate) fn file(path: &Path) -> Source {
+    Source::Path(path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn all_scenarios_have_names_of_their_own_that_a_host_accepts() {
+        let mut names = BTreeSet::new();
+        for scenario in all() {
+            let plain = |character: char| character.is_ascii_alphanumeric() || character == '-';
+            assert!(scenario.name.chars().all(plain), "{}", scenario.name);
+            assert!(
+                names.insert(scenario.full_name()),
+                "{} twice",
+                scenario.full_name()
+            );
+        }
+    }
+
+    #[test]
+    fn outcome_of_a_late_script_has_no_status() {
+        let outcome = Outcome::default();
+        assert!(outcome.expect_status(0).is_err());
+        assert!(
+            Outcome {
+                status: Some(1),
+                ..Outcome::default()
+            }
+            .expect_status(0)
+            .is_err()
+        );
+        assert!(
+            Outcome {
+                status: Some(0),
+                ..Outcome::default()
+            }
+            .expect_status(0)
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn outcome_line_is_found_whole_and_with_carriage_return() {
+        let outcome = Outcome {
+            stdout: b"a line\r\nb\n".to_vec(),
+            ..Outcome::default()
+        };
+        assert!(outcome.expect_line("a line").is_ok());
+        assert!(outcome.expect_line("a").is_err());
+    }
+}

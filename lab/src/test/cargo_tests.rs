@@ -1,0 +1,187 @@
+//! The workspace's own tests: `cargo nextest run`, or `cargo test` where nextest is missing, and the
+//! documentation's examples.
+//!
+//! A test that finds its subject impossible on this machine passes for Cargo; it prints a line
+//! `skipped: REASON`, which is counted here.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::paths::{Paths, cargo};
+use crate::process::{Running, capture, tied};
+use crate::test::tally::{Counts, End, Verdict};
+
+/// What a test that cannot run prints before its reason.
+const SKIPPED: &str = "skipped: ";
+
+/// One of Cargo's suites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
+    /// Unit and integration tests.
+    Tests,
+    /// The documentation's examples.
+    Examples,
+}
+
+impl Suite {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Tests, Self::Examples];
+
+    /// The name by which users filter.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tests => "cargo/tests",
+            Self::Examples => "cargo/doc-tests",
+        }
+    }
+
+    fn command(self) -> Command {
+        let mut command = tied(cargo());
+        let has_nextest = || capture(Command::new(cargo()).args(["nextest", "--version"])).is_ok();
+        match self {
+            Self::Tests if has_nextest() => command.args([
+                "nextest",
+                "run",
+                "--workspace",
+                "--no-fail-fast",
+                "--no-tests=pass",
+                "--success-output=immediate",
+                "--color=never",
+            ]),
+            Self::Tests => command.args(["test", "--workspace", "--all-targets", "--no-fail-fast"]),
+            Self::Examples => command.args(["test", "--workspace", "--doc", "--no-fail-fast"]),
+        };
+        command
+    }
+
+    /// Runs the suite.
+    pub(crate) fn run(self, paths: &Paths) -> Result<Verdict> {
+        let log = paths
+            .folder("logs")?
+            .join(format!("{}.log", self.name().replace('/', "-")));
+        let file = fs::File::create(&log).context("cannot write the log")?;
+        let errors = file.try_clone().context("cannot share the log")?;
+        let start = Instant::now();
+        let mut command = self.command();
+        command
+            .current_dir(&paths.workspace)
+            .env("CARGO_TERM_COLOR", "never");
+        command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        let mut running = Running::spawn(&mut command)?;
+        running.end_notice()?.wait();
+        let success = running.end()?.success();
+        let text = read(&log)?;
+        let (mut counts, skips) = count(&text);
+        if !success && counts.failed == 0 {
+            // Something did not even compile.
+            counts.failed = 1;
+        }
+        let end = End::Suite { counts, skips, log };
+        Ok(Verdict {
+            name: self.name().to_owned(),
+            elapsed: start.elapsed(),
+            end,
+        })
+    }
+}
+
+fn read(log: &Path) -> Result<String> {
+    let bytes = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The counts in the output of nextest or of the standard harness, and the reasons of skips.
+fn count(log: &str) -> (Counts, Vec<String>) {
+    let mut counts = Counts::default();
+    for line in log.lines().map(str::trim) {
+        let summary = line.starts_with("test result: ") || line.starts_with("Summary [");
+        if !summary {
+            continue;
+        }
+        for item in line.split([',', ';', ':', '.']) {
+            let mut words = item.split_whitespace();
+            let (Some(number), Some(kind)) = (words.next().map(str::parse), words.next()) else {
+                continue;
+            };
+            let Ok(number) = number else { continue };
+            let field = match kind {
+                "passed" => &mut counts.passed,
+                // nextest: "timed out" and "exec failed" come apart from "failed".
+                "failed" | "timed" | "exec" => &mut counts.failed,
+                "skipped" | "ignored" => &mut counts.skipped,
+                _ => continue,
+            };
+            *field = field.saturating_add(number);
+        }
+    }
+    let skips: Vec<String> = log
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(SKIPPED))
+        .map(str::to_owned)
+        .collect();
+    let reasons = u64::try_from(skips.len()).unwrap_or(u64::MAX);
+    counts.passed = counts.passed.saturating_sub(reasons);
+    counts.skipped = counts.skipped.saturating_add(reasons);
+    (counts, skips)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn count_nextest_summary() {
+        let log = "        PASS [   0.002s] tsc a\n────────────\n\
+                   \x20    Summary [   0.070s] 7 tests run: 4 passed (1 slow), 2 failed, 1 timed out, 3 skipped\n";
+        assert_eq!(
+            count(log).0,
+            Counts {
+                passed: 4,
+                failed: 3,
+                skipped: 3
+            }
+        );
+    }
+
+    #[test]
+    fn count_harness_results_are_added() {
+        let log = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
+                   test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+        assert_eq!(
+            count(log).0,
+            Counts {
+                passed: 7,
+                failed: 1,
+                skipped: 1
+            }
+        );
+    }
+
+    #[test]
+    fn count_test_that_says_skipped_is_a_skip_with_its_reason() {
+        let log =
+            "    skipped: no /dev/kvm\n     Summary [   0.0s] 3 tests run: 3 passed, 0 skipped\n";
+        let (counts, skips) = count(log);
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 2,
+                failed: 0,
+                skipped: 1
+            }
+        );
+        assert_eq!(skips, ["no /dev/kvm"]);
+    }
+
+    #[test]
+    fn count_log_of_a_failed_build_is_empty() {
+        assert_eq!(
+            count("error: could not compile `arch`\n").0,
+            Counts::default()
+        );
+    }
+}

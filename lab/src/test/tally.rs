@@ -1,0 +1,221 @@
+//! Verdicts as they come in, and the closing line.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::host::tail;
+
+/// How many lines of a log a failure shows.
+const TAIL: usize = 40;
+
+/// How one scenario, or one suite of Cargo's tests, ended.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    /// The full name.
+    pub(crate) name: String,
+    /// How long it took.
+    pub(crate) elapsed: Duration,
+    /// How it ended.
+    pub(crate) end: End,
+}
+
+/// How something ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Well.
+    Passed,
+    /// Badly: why, and where to read on.
+    Failed {
+        /// Why.
+        reason: String,
+        /// The logs whose ends are shown.
+        logs: Vec<PathBuf>,
+    },
+    /// It could not be tried.
+    Skipped {
+        /// Why.
+        reason: String,
+        /// Whether that is a failure of the set-up where skips are denied.
+        avoidable: bool,
+    },
+    /// A suite with counts of its own.
+    Suite {
+        /// Its counts.
+        counts: Counts,
+        /// Each skipped test's reason.
+        skips: Vec<String>,
+        /// Shown when a test failed.
+        log: PathBuf,
+    },
+}
+
+/// The numbers of the closing line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Passed.
+    pub(crate) passed: u64,
+    /// Failed.
+    pub(crate) failed: u64,
+    /// Skipped.
+    pub(crate) skipped: u64,
+}
+
+impl Counts {
+    /// Both together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            passed: self.passed.saturating_add(other.passed),
+            failed: self.failed.saturating_add(other.failed),
+            skipped: self.skipped.saturating_add(other.skipped),
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
+/// Counts verdicts and prints each when it comes.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    deny_skips: bool,
+    counts: Mutex<Counts>,
+}
+
+impl Tally {
+    /// An empty tally. With `deny_skips`, an avoidable skip fails.
+    pub(crate) fn new(deny_skips: bool) -> Self {
+        Self {
+            deny_skips,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// Takes a verdict. Safe from several threads: each verdict's lines stay together.
+    pub(crate) fn add(&self, verdict: &Verdict) {
+        let (text, counts) = self.judge(verdict);
+        let mut total = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        *total = total.plus(counts);
+        print!("{text}");
+    }
+
+    /// The counts so far.
+    pub(crate) fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn judge(&self, verdict: &Verdict) -> (String, Counts) {
+        let one = |word: &str, rest: &str| {
+            let seconds = verdict.elapsed.as_secs_f64();
+            format!("{word} {seconds:7.2} s  {}{rest}\n", verdict.name)
+        };
+        let passed = Counts {
+            passed: 1,
+            ..Counts::default()
+        };
+        let failed = Counts {
+            failed: 1,
+            ..Counts::default()
+        };
+        let skipped = Counts {
+            skipped: 1,
+            ..Counts::default()
+        };
+        match &verdict.end {
+            End::Passed => (one("PASS", ""), passed),
+            End::Failed { reason, logs } => {
+                let mut text = one("FAIL", &format!("\n    {reason}"));
+                for log in logs {
+                    text += &format!("    {} ends:\n{}", log.display(), tail(log, TAIL));
+                }
+                (text, failed)
+            }
+            End::Skipped {
+                reason,
+                avoidable: true,
+            } if self.deny_skips => (
+                one(
+                    "FAIL",
+                    &format!(": skipped, which is not allowed here: {reason}"),
+                ),
+                failed,
+            ),
+            End::Skipped { reason, .. } => (one("SKIP", &format!(": {reason}")), skipped),
+            End::Suite { counts, skips, log } => {
+                let mut text = if counts.failed == 0 {
+                    one("PASS", &format!(": {counts}"))
+                } else {
+                    let end = tail(log, TAIL);
+                    one(
+                        "FAIL",
+                        &format!(": {counts}\n    {} ends:\n{end}", log.display()),
+                    )
+                };
+                for reason in skips {
+                    text += &format!("SKIP            {}: {reason}\n", verdict.name);
+                }
+                (text, *counts)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(deny_skips: bool, end: End) -> (String, Counts) {
+        let verdict = Verdict {
+            name: "a/b".into(),
+            elapsed: Duration::from_millis(1500),
+            end,
+        };
+        Tally::new(deny_skips).judge(&verdict)
+    }
+
+    #[test]
+    fn tally_of_each_kind_counts_and_names() {
+        let skip = |avoidable| End::Skipped {
+            reason: "no KVM".into(),
+            avoidable,
+        };
+        let counts = |passed, failed, skipped| Counts {
+            passed,
+            failed,
+            skipped,
+        };
+        assert_eq!(
+            judge(false, End::Passed),
+            ("PASS    1.50 s  a/b\n".into(), counts(1, 0, 0))
+        );
+        let failed = End::Failed {
+            reason: "broken".into(),
+            logs: Vec::new(),
+        };
+        assert_eq!(
+            judge(false, failed),
+            ("FAIL    1.50 s  a/b\n    broken\n".into(), counts(0, 1, 0))
+        );
+        assert_eq!(judge(false, skip(true)).1, counts(0, 0, 1));
+        assert_eq!(judge(true, skip(true)).1, counts(0, 1, 0));
+        assert_eq!(judge(true, skip(false)).1, counts(0, 0, 1));
+    }
+
+    #[test]
+    fn counts_display_is_the_closing_line() {
+        let counts = Counts {
+            passed: 3,
+            failed: 0,
+            skipped: 1,
+        };
+        assert_eq!(counts.to_string(), "3 passed, 0 failed, 1 skipped");
+    }
+}
