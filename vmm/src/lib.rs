@@ -1,1 +1,28 @@
-//! The Keeptime microVM launcher as a library.
+//! The Keeptime microVM launcher as a library: the `keeptime` binary is a call of [`cli::main`].
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`cli`] | the command line: flags, `--help`, exit statuses |
+//! | [`config`] | what a user may ask for, validated; the JSON configuration file |
+//! | `memory` | guest memory, in a memfd |
+//! | `machine` | putting a microVM together and running its event loop |
+//! | `vcpu` | vCPU threads: enter, serve exits, leave |
+//! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
+//! | `outcome`, `dump` | how a microVM ended, and the report when a vCPU cannot go on |
+//! | `demo` | the guest that is compiled into the binary |
+//!
+//! Arithmetic on time is not done here: `tsc` has it.
+
+pub mod cli;
+pub mod config;
+mod console;
+mod demo;
+mod dump;
+mod error;
+mod host_clock;
+mod machine;
+mod memory;
+mod outcome;
+mod signals;
+mod terminal;
+mod vcpu;

@@ -1,2 +1,7 @@
 //! The `keeptime` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmm::cli::main(std::env::args_os())
+}

@@ -1,0 +1,373 @@
+//! The configuration file: the JSON of a Firecracker configuration.
+//!
+//! The keys and their meaning are those that existing tools write. Three kinds of keys are told apart:
+//! those that this version obeys, those that exist but are refused because their device is not part of
+//! this version (a setting is never accepted and dropped), and unknown ones, which are errors.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+
+use arch::memory::{MemorySize, MemorySizeError};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+
+use super::{
+    BootConfig, DEFAULT_CMDLINE, InvalidVcpuCount, MachineConfig, Module, VcpuCount, VmConfig,
+};
+
+/// A configuration file that cannot be obeyed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFileError {
+    /// Not JSON, or not of the form that is expected. The message has the line and the column.
+    #[error("{0}")]
+    Syntax(#[from] serde_json::Error),
+    /// `vcpu_count` out of bounds.
+    #[error("machine-config.vcpu_count: {0}")]
+    Vcpus(#[from] InvalidVcpuCount),
+    /// `mem_size_mib` out of bounds.
+    #[error("machine-config.mem_size_mib: {0}")]
+    Memory(#[from] MemorySizeError),
+}
+
+/// Reads a configuration file's text.
+///
+/// # Errors
+/// The key or the place at fault.
+pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
+    let file: ConfigFile = serde_json::from_slice(text)?;
+    let machine = file.machine_config;
+    Ok(VmConfig {
+        boot: BootConfig {
+            kernel: file.boot_source.kernel_image_path,
+            modules: file
+                .boot_source
+                .initrd_path
+                .iter()
+                .map(|path| Module::from_path(path))
+                .collect(),
+            cmdline: file
+                .boot_source
+                .boot_args
+                .unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+        },
+        machine: MachineConfig {
+            vcpus: VcpuCount::new(machine.vcpu_count)?,
+            memory: MemorySize::from_mib(machine.mem_size_mib)?,
+            debug_exit: false,
+            boot_timer: false,
+        },
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ConfigFile {
+    boot_source: BootSource,
+    #[serde(default)]
+    machine_config: Machine,
+    #[serde(default, rename = "drives")]
+    _drives: NotYet<Drives>,
+    #[serde(default, rename = "network-interfaces")]
+    _network_interfaces: NotYet<NetworkInterfaces>,
+    #[serde(default, rename = "pmem")]
+    _pmem: NotYet<Pmem>,
+    #[serde(default, rename = "cpu-config")]
+    _cpu_config: NotYet<CpuConfig>,
+    #[serde(default, rename = "vsock")]
+    _vsock: NotYet<Vsock>,
+    #[serde(default, rename = "logger")]
+    _logger: NotYet<Logger>,
+    #[serde(default, rename = "metrics")]
+    _metrics: NotYet<Metrics>,
+    #[serde(default, rename = "mmds-config")]
+    _mmds_config: NotYet<MmdsConfig>,
+    #[serde(default, rename = "balloon")]
+    _balloon: NotYet<Balloon>,
+    #[serde(default, rename = "entropy")]
+    _entropy: NotYet<Entropy>,
+    #[serde(default, rename = "serial")]
+    _serial: NotYet<SerialOutput>,
+    #[serde(default, rename = "memory-hotplug")]
+    _memory_hotplug: NotYet<MemoryHotplug>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BootSource {
+    kernel_image_path: PathBuf,
+    boot_args: Option<String>,
+    initrd_path: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Machine {
+    vcpu_count: u64,
+    mem_size_mib: u64,
+    #[serde(default, rename = "smt")]
+    _smt: NotYet<Smt>,
+    #[serde(default, rename = "track_dirty_pages")]
+    _track_dirty_pages: NotYet<DirtyPages>,
+    #[serde(default, rename = "huge_pages")]
+    _huge_pages: NotYet<HugePages>,
+    #[serde(default, rename = "cpu_template")]
+    _cpu_template: NotYet<CpuTemplate>,
+}
+
+impl Default for Machine {
+    /// What a file without the section asks for: one processor and 128 MiB.
+    fn default() -> Self {
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            _smt: NotYet::default(),
+            _track_dirty_pages: NotYet::default(),
+            _huge_pages: NotYet::default(),
+            _cpu_template: NotYet::default(),
+        }
+    }
+}
+
+/// A key of the format whose function this version does not have.
+trait Feature {
+    /// What is missing, for the message.
+    const WHAT: &'static str;
+}
+
+macro_rules! features {
+    ($($name:ident: $what:literal,)*) => {
+        $(
+            struct $name;
+            impl Feature for $name {
+                const WHAT: &'static str = $what;
+            }
+        )*
+    };
+}
+
+features! {
+    Drives: "`drives` (block devices)",
+    NetworkInterfaces: "`network-interfaces` (network devices)",
+    Pmem: "`pmem` (persistent memory devices)",
+    CpuConfig: "`cpu-config` (custom CPU templates)",
+    Vsock: "`vsock` (the socket device)",
+    Logger: "`logger` (log configuration; use --level)",
+    Metrics: "`metrics`",
+    MmdsConfig: "`mmds-config` (the metadata service)",
+    Balloon: "`balloon` (the balloon device)",
+    Entropy: "`entropy` (the entropy device)",
+    SerialOutput: "`serial` (serial output to a file)",
+    MemoryHotplug: "`memory-hotplug`",
+    Smt: "`smt` (two threads in a core)",
+    DirtyPages: "`track_dirty_pages`",
+    HugePages: "`huge_pages`",
+    CpuTemplate: "`cpu_template` (CPU templates)",
+}
+
+/// Accepts the values that ask for nothing (null, false, "None" and an empty list), and refuses all
+/// others with the name of what is missing.
+struct NotYet<F>(PhantomData<F>);
+
+impl<F> Default for NotYet<F> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<'de, F: Feature> Deserialize<'de> for NotYet<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NothingVisitor(PhantomData))
+    }
+}
+
+struct NothingVisitor<F>(PhantomData<F>);
+
+impl<F: Feature> NothingVisitor<F> {
+    fn refuse<E: serde::de::Error>(self) -> Result<NotYet<F>, E> {
+        Err(E::custom(format_args!(
+            "{} cannot be had in this version: remove the key",
+            F::WHAT
+        )))
+    }
+}
+
+impl<'de, F: Feature> Visitor<'de> for NothingVisitor<F> {
+    type Value = NotYet<F>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "nothing, as {} cannot be had in this version", F::WHAT)
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+        Ok(NotYet::default())
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        if value {
+            self.refuse()
+        } else {
+            Ok(NotYet::default())
+        }
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Self::Value, E> {
+        if value == "None" {
+            Ok(NotYet::default())
+        } else {
+            self.refuse()
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        match elements.next_element::<IgnoredAny>()? {
+            None => Ok(NotYet::default()),
+            Some(_) => self.refuse(),
+        }
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
+        self.refuse()
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Self::Value, E> {
+        self.refuse()
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Self::Value, E> {
+        self.refuse()
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Self::Value, E> {
+        self.refuse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn message(text: &str) -> String {
+        parse(text.as_bytes()).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn parse_of_a_full_file_gives_its_values() {
+        let config = parse(
+            br#"{
+                "boot-source": {
+                    "kernel_image_path": "/k", "boot_args": "quiet", "initrd_path": "/i"
+                },
+                "machine-config": {
+                    "vcpu_count": 2, "mem_size_mib": 512, "smt": false,
+                    "track_dirty_pages": false, "huge_pages": "None", "cpu_template": "None"
+                },
+                "drives": [], "network-interfaces": [], "balloon": null, "logger": null
+            }"#,
+        )
+        .expect("valid");
+        assert_eq!(config.boot.kernel, Path::new("/k"));
+        assert_eq!(config.boot.modules, [Module::from_path(Path::new("/i"))]);
+        assert_eq!(config.boot.cmdline, "quiet");
+        assert_eq!(config.machine.vcpus.get(), 2);
+        assert_eq!(config.machine.memory.mib(), 512);
+    }
+
+    #[test]
+    fn parse_of_a_minimal_file_gives_the_defaults() {
+        let config = parse(br#"{"boot-source":{"kernel_image_path":"k"}}"#).expect("valid");
+        assert_eq!(config.machine.vcpus.get(), 1);
+        assert_eq!(config.machine.memory.mib(), 128);
+        assert_eq!(config.boot.cmdline, DEFAULT_CMDLINE);
+        assert!(config.boot.modules.is_empty());
+    }
+
+    #[test]
+    fn errors_name_the_key_and_the_place() {
+        // (text, what the message must hold)
+        let rows: [(&str, &[&str]); 10] = [
+            ("{\n  \"boot-source\" 1}", &["line 2 column 17"]),
+            ("", &["line 1 column 0"]),
+            ("[]", &["struct ConfigFile", "line 1"]),
+            ("{}", &["missing field `boot-source`"]),
+            (
+                r#"{"boot-source":{}}"#,
+                &["missing field `kernel_image_path`"],
+            ),
+            (
+                r#"{"boot-source":{"kernel_image_path":"k"},"bot":1}"#,
+                &["unknown field `bot`"],
+            ),
+            (
+                r#"{"boot-source":{"kernel_image_path":"k","bootargs":""}}"#,
+                &["unknown field `bootargs`"],
+            ),
+            (
+                r#"{"boot-source":{"kernel_image_path":"k"},"drives":[{"drive_id":"a"}]}"#,
+                &["`drives` (block devices) cannot be had", "line 1 column"],
+            ),
+            (
+                r#"{"boot-source":{"kernel_image_path":"k"},
+                    "machine-config":{"vcpu_count":0,"mem_size_mib":1}}"#,
+                &["machine-config.vcpu_count", "0 vCPUs", "1 to 32"],
+            ),
+            (
+                r#"{"boot-source":{"kernel_image_path":"k"},
+                    "machine-config":{"vcpu_count":1,"mem_size_mib":0}}"#,
+                &["machine-config.mem_size_mib"],
+            ),
+        ];
+        for (text, parts) in rows {
+            let message = message(text);
+            for part in parts {
+                assert!(message.contains(part), "{text}: {message} lacks {part}");
+            }
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_setting_is_never_accepted_and_dropped() {
+        for (key, value) in [
+            ("smt", "true"),
+            ("track_dirty_pages", "true"),
+            ("huge_pages", "\"2M\""),
+            ("cpu_template", "\"T2\""),
+        ] {
+            let text = format!(
+                r#"{{"boot-source":{{"kernel_image_path":"k"}},
+                    "machine-config":{{"vcpu_count":1,"mem_size_mib":64,"{key}":{value}}}}}"#
+            );
+            assert!(
+                message(&text).contains(&format!("`{key}`")),
+                "{}",
+                message(&text)
+            );
+        }
+        for key in [
+            "drives",
+            "network-interfaces",
+            "pmem",
+            "cpu-config",
+            "vsock",
+            "logger",
+            "metrics",
+            "mmds-config",
+            "balloon",
+            "entropy",
+            "serial",
+            "memory-hotplug",
+        ] {
+            for value in ["{}", "1", "-1", "1.5", "\"x\"", "true", "[{}]"] {
+                let text =
+                    format!(r#"{{"boot-source":{{"kernel_image_path":"k"}},"{key}":{value}}}"#);
+                assert!(
+                    message(&text).contains(&format!("`{key}`")),
+                    "{}",
+                    message(&text)
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What a user may ask for, validated before anything is touched.
+
+mod json;
+
+use std::path::{Path, PathBuf};
+
+use arch::cpuid::CpuCount;
+use arch::memory::MemorySize;
+
+pub use json::{ConfigFileError, parse};
+
+/// The largest number of vCPUs of one microVM, as in the configuration that we are compatible with.
+pub const MAX_VCPUS: u8 = 32;
+
+/// The command line that a kernel gets when the user gives none: the serial console, and an end of the
+/// process where a machine would reset.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+/// A number of vCPUs, 1 to [`MAX_VCPUS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuCount(CpuCount);
+
+impl VcpuCount {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// The number asked for, with the bounds.
+    pub fn new(count: u64) -> Result<Self, InvalidVcpuCount> {
+        match CpuCount::new(count) {
+            Ok(cpus) if cpus.get() <= MAX_VCPUS => Ok(Self(cpus)),
+            _ => Err(InvalidVcpuCount { asked: count }),
+        }
+    }
+
+    /// The number, for the machine's tables.
+    #[must_use]
+    pub fn cpus(self) -> CpuCount {
+        self.0
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+}
+
+/// A number of vCPUs out of bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{asked} vCPUs are not possible: choose 1 to {MAX_VCPUS}")]
+pub struct InvalidVcpuCount {
+    asked: u64,
+}
+
+/// A file that a boot loader would have put into memory beside the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Where it is on the host.
+    pub path: PathBuf,
+    /// What a multiboot kernel is told about it; Linux has no use for it.
+    pub command: String,
+}
+
+impl Module {
+    /// From `PATH` or `PATH,COMMAND`, as the command line and other launchers of multiboot kernels
+    /// have it. Without a command the module is called by its path.
+    #[must_use]
+    pub fn from_argument(argument: &str) -> Self {
+        let (path, command) = argument.split_once(',').unwrap_or((argument, argument));
+        Self {
+            path: PathBuf::from(path),
+            command: command.to_owned(),
+        }
+    }
+
+    /// The one initial RAM disk of a Linux kernel.
+    #[must_use]
+    pub fn from_path(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            command: String::new(),
+        }
+    }
+}
+
+/// What is to be booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootConfig {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM disk, or the modules of a multiboot kernel.
+    pub modules: Vec<Module>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// The machine that it is booted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// Its processors.
+    pub vcpus: VcpuCount,
+    /// Its memory.
+    pub memory: MemorySize,
+    /// A port through which the guest ends the process with a status of its choice.
+    pub debug_exit: bool,
+    /// A byte of MMIO through which the guest reports that it has booted.
+    pub boot_timer: bool,
+}
+
+/// A whole microVM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// What is booted.
+    pub boot: BootConfig,
+    /// On which machine.
+    pub machine: MachineConfig,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vcpu_count_holds_its_bounds() {
+        for (count, valid) in [
+            (0, false),
+            (1, true),
+            (32, true),
+            (33, false),
+            (1000, false),
+        ] {
+            assert_eq!(VcpuCount::new(count).is_ok(), valid, "{count}");
+        }
+        // 256 would be 0 as a byte.
+        assert!(VcpuCount::new(256).is_err() && VcpuCount::new(257).is_err());
+    }
+
+    #[test]
+    fn module_argument_splits_at_the_first_comma() {
+        let module = Module::from_argument("disk.img,first,second word");
+        assert_eq!(module.path, Path::new("disk.img"));
+        assert_eq!(module.command, "first,second word");
+        assert_eq!(Module::from_argument("disk.img").command, "disk.img");
+    }
+}

@@ -1,0 +1,106 @@
+//! `keeptime demo`: a guest that reads its time stamp counter, and what the host makes of it.
+//!
+//! It needs nothing but `/dev/kvm`: no file, no network, no interrupts. The guest prints what it saw
+//! of its own clock; the host, from readings of the guest's clock that it brackets with its own,
+//! prints the bounds within which the guest's rate must lie.
+
+mod guest;
+mod probe;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arch::memory::MemorySize;
+use hypervisor::{Hypervisor, InterruptControllers};
+use tsc::measure::{self, GuestSample};
+
+use crate::config::{MachineConfig, VcpuCount};
+use crate::machine::{Console, Machine, MachineError, Payload, PortDevice};
+use crate::outcome::Outcome;
+use probe::Probe;
+
+/// The guest needs a few hundred bytes at 1 MiB and the loader's tables below.
+const MEMORY_MIB: u64 = 2;
+
+/// Runs the demo and prints its report to standard output.
+///
+/// Its outcome is [`Outcome::PowerOff`] when the guest's clock never stepped backwards and kept the
+/// host's pace, and a failure that says what was seen otherwise.
+pub(crate) fn run<H: Hypervisor>(
+    hypervisor: &H,
+    started: Instant,
+) -> Result<Outcome, MachineError> {
+    let config = MachineConfig {
+        vcpus: VcpuCount::new(1).expect("1 is in bounds"),
+        memory: MemorySize::from_mib(MEMORY_MIB).expect("2 is in bounds"),
+        debug_exit: true,
+        boot_timer: false,
+    };
+    let limit = usize::try_from(2 * guest::MARKS).expect("a small number");
+    let probe = Arc::new(Mutex::new(Probe::new(limit)));
+    let machine = Machine::assemble(
+        hypervisor,
+        &config,
+        InterruptControllers::None,
+        &Payload::Builtin(guest::image()),
+        Some(PortDevice {
+            base: guest::PROBE_PORT,
+            len: guest::PROBE_PORTS,
+            name: "demo-probe",
+            device: probe.clone(),
+        }),
+        started,
+    )?;
+    let outcome = machine.run(Console::None)?;
+    Ok(match outcome {
+        Outcome::DebugExit(0) => {
+            let probe = probe.lock().unwrap_or_else(PoisonError::into_inner);
+            print_rate(probe.samples());
+            println!(
+                "  whole demo        {:.1} ms",
+                started.elapsed().as_secs_f64() * 1e3
+            );
+            Outcome::PowerOff
+        }
+        Outcome::DebugExit(_) => {
+            Outcome::Failure("the guest's clock stepped backwards: see its report above".to_owned())
+        }
+        other => other,
+    })
+}
+
+/// Prints what the bracketed readings prove of the guest's rate.
+fn print_rate(samples: &[GuestSample]) {
+    let (first, last) = samples.split_at(samples.len() / 2);
+    let (Some(first), Some(last)) = (measure::tightest(first), measure::tightest(last)) else {
+        println!("  guest's rate      no readings reached the host");
+        return;
+    };
+    match measure::guest_rate(first, last) {
+        None => println!(
+            "  guest's rate      nothing is proven: its clock stood still, or exits were slow"
+        ),
+        Some(rate) => println!(
+            "  guest's rate      {} to {} MHz by CLOCK_MONOTONIC_RAW",
+            thousandths(rate.at_least.get() / 1_000),
+            thousandths(rate.at_most.get() / 1_000)
+        ),
+    }
+    if let Some(deviation) = measure::guest_deviation(first, last) {
+        println!(
+            "  guest : host TSC  {} to {} ppb from 1 : 1",
+            deviation.at_least.get(),
+            deviation.at_most.get()
+        );
+    }
+    println!(
+        "  readings within   {} ns and {} ns of the host's",
+        first.uncertainty().get(),
+        last.uncertainty().get()
+    );
+}
+
+/// A count of thousandths, for people.
+fn thousandths(count: u64) -> String {
+    format!("{}.{:03}", count / 1_000, count % 1_000)
+}

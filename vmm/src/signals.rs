@@ -1,0 +1,65 @@
+//! Signals: those that ask the launcher to end reach the event loop; the one that kicks a vCPU thread
+//! only makes its system call return.
+
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+/// Signals that ask a process to end (signal(7)); their default action would skip every clean-up.
+const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+static WAKE: OnceLock<EventFd> = OnceLock::new();
+static RECEIVED: AtomicI32 = AtomicI32::new(0);
+
+/// The signal that makes KVM_RUN return in one thread.
+pub(crate) fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+/// Installs the handlers. The descriptor becomes readable when the process is asked to end; then
+/// [`received`] tells by which signal.
+pub(crate) fn install() -> io::Result<&'static EventFd> {
+    let wake = match WAKE.get() {
+        Some(wake) => wake,
+        None => {
+            let event = EventFd::new(EFD_NONBLOCK)?;
+            WAKE.get_or_init(|| event)
+        }
+    };
+    for signal in ENDING {
+        register_signal_handler(signal, on_ending_signal)?;
+    }
+    register_signal_handler(kick_signal(), on_kick)?;
+    Ok(wake)
+}
+
+/// The signal that asked the process to end, if one did.
+pub(crate) fn received() -> Option<i32> {
+    match RECEIVED.load(Ordering::SeqCst) {
+        0 => None,
+        signal => Some(signal),
+    }
+}
+
+// An atomic store and a write(2) to an eventfd: both async-signal-safe.
+extern "C" fn on_ending_signal(
+    signal: libc::c_int,
+    _info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    RECEIVED.store(signal, Ordering::SeqCst);
+    if let Some(wake) = WAKE.get() {
+        // A full counter is as readable as one more.
+        let _ = wake.write(1);
+    }
+}
+
+extern "C" fn on_kick(
+    _signal: libc::c_int,
+    _info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+}

@@ -1,0 +1,224 @@
+//! vCPU threads: enter the guest, serve its exits, leave when told to.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use devices::bus::{Bus, Reaction};
+use hypervisor::{Direction, Exit, Kick, PortAccess, SystemEvent, Vcpu};
+use tsc::VcpuId;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::Killable;
+
+use crate::dump;
+use crate::error::one_line;
+use crate::outcome::Outcome;
+use crate::signals;
+
+/// The machine's two address spaces for devices.
+#[derive(Debug)]
+pub(crate) struct Buses {
+    pub(crate) port: Bus,
+    pub(crate) mmio: Bus,
+}
+
+/// How the microVM ended, told by whoever is first to know, and the wake-up for who waits.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    outcome: Mutex<Option<Outcome>>,
+    stop: AtomicBool,
+    event: EventFd,
+}
+
+impl Ending {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            outcome: Mutex::new(None),
+            stop: AtomicBool::new(false),
+            event: EventFd::new(EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Ends the microVM. The first outcome counts: a reset that one vCPU asked for is not undone by
+    /// what another runs into while it is stopped.
+    pub(crate) fn end(&self, outcome: Outcome) {
+        self.outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(outcome);
+        self.stop.store(true, Ordering::Release);
+        // A full counter is as readable as one more.
+        let _ = self.event.write(1);
+    }
+
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        self.outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    fn is_ending(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// A running vCPU, stopped and joined when dropped.
+#[derive(Debug)]
+pub(crate) struct VcpuThread<K: Kick> {
+    handle: Option<JoinHandle<()>>,
+    kick: K,
+}
+
+impl<K: Kick> VcpuThread<K> {
+    /// Starts a thread that runs `vcpu` until the microVM ends.
+    pub(crate) fn start<V>(
+        id: VcpuId,
+        mut vcpu: V,
+        buses: Arc<Buses>,
+        ending: Arc<Ending>,
+    ) -> io::Result<Self>
+    where
+        V: Vcpu<Kick = K> + 'static,
+    {
+        let kick = vcpu.kick_handle().map_err(io::Error::other)?;
+        let handle = std::thread::Builder::new()
+            .name(format!("vcpu{}", id.get()))
+            .spawn(move || {
+                // A panic in a device must end the microVM, not leave it with one processor less.
+                let run = AssertUnwindSafe(|| run(id, &mut vcpu, &buses, &ending));
+                if catch_unwind(run).is_err() {
+                    ending.end(Outcome::Failure(format!(
+                        "{id}: this launcher failed while it served an exit (see above)"
+                    )));
+                }
+            })?;
+        Ok(Self {
+            handle: Some(handle),
+            kick,
+        })
+    }
+
+    /// Makes the thread leave the guest. It ends if the microVM is ending.
+    pub(crate) fn kick(&self) {
+        self.kick.request_exit();
+        if let Some(handle) = &self.handle
+            && let Err(error) = handle.kill(signals::kick_signal())
+        {
+            // ESRCH: the thread has ended by itself.
+            tracing::debug!("kick of thread {:?}: {error}", handle.as_pthread_t());
+        }
+    }
+}
+
+impl<K: Kick> Drop for VcpuThread<K> {
+    fn drop(&mut self) {
+        self.kick();
+        if let Some(handle) = self.handle.take() {
+            // The thread caught its panics; there is nothing left to learn from it.
+            let _ = handle.join();
+        }
+    }
+}
+
+fn run(id: VcpuId, vcpu: &mut impl Vcpu, buses: &Buses, ending: &Ending) {
+    while !ending.is_ending() {
+        match serve_one_exit(vcpu, buses) {
+            Served::Continue => {}
+            Served::End(outcome) => return ending.end(outcome),
+            Served::Failed(reason) => {
+                let report = dump::failure_report(id, &reason, vcpu);
+                return ending.end(Outcome::Failure(report));
+            }
+        }
+    }
+}
+
+/// What follows from one exit.
+#[derive(Debug, PartialEq, Eq)]
+enum Served {
+    Continue,
+    End(Outcome),
+    /// The vCPU cannot go on; the reason in words.
+    Failed(String),
+}
+
+impl From<Reaction> for Served {
+    fn from(reaction: Reaction) -> Self {
+        match reaction {
+            Reaction::None => Self::Continue,
+            Reaction::Reset => Self::End(Outcome::Reset),
+            Reaction::PowerOff => Self::End(Outcome::PowerOff),
+            Reaction::DebugExit(value) => Self::End(Outcome::DebugExit(value)),
+        }
+    }
+}
+
+fn serve_one_exit(vcpu: &mut impl Vcpu, buses: &Buses) -> Served {
+    match vcpu.run() {
+        Ok(Exit::Port(access)) => serve_port(access, &buses.port),
+        Ok(Exit::MmioRead { address, data }) => {
+            buses.mmio.read(address, data);
+            Served::Continue
+        }
+        Ok(Exit::MmioWrite { address, data }) => buses.mmio.write(address, data).into(),
+        Ok(Exit::Interrupted) => Served::Continue,
+        Ok(Exit::Halt) => Served::End(Outcome::Halted),
+        Ok(Exit::Shutdown) => Served::End(Outcome::TripleFault),
+        Ok(Exit::SystemEvent(SystemEvent::PowerOff)) => Served::End(Outcome::PowerOff),
+        Ok(Exit::SystemEvent(SystemEvent::Reset)) => Served::End(Outcome::Reset),
+        Ok(Exit::SystemEvent(SystemEvent::Crash)) => {
+            Served::Failed("the guest reported that it crashed".to_owned())
+        }
+        Ok(Exit::SystemEvent(SystemEvent::Other(number))) => {
+            Served::Failed(format!("system event {number} is not known"))
+        }
+        Ok(Exit::InternalError) => {
+            let details = vcpu.failure_details();
+            Served::Failed(format!(
+                "KVM internal error {}: {}",
+                details.suberror,
+                details.suberror_name()
+            ))
+        }
+        Ok(Exit::FailEntry { reason, cpu }) => Served::Failed(format!(
+            "the processor refused to enter the guest (hardware reason {reason:#x}, CPU {cpu})"
+        )),
+        Ok(Exit::MemoryFault { address, size }) => Served::Failed(format!(
+            "the host could not provide {size} bytes of guest memory at {address:#x}"
+        )),
+        Ok(Exit::Unexpected(name, number)) => {
+            Served::Failed(format!("unexpected exit: {name} ({number})"))
+        }
+        Err(error) => Served::Failed(one_line(&error)),
+    }
+}
+
+/// A string operation is a run of accesses to one port, each of the instruction's width.
+fn serve_port(access: PortAccess<'_>, bus: &Bus) -> Served {
+    let port = u64::from(access.port);
+    match access.direction {
+        Direction::In(data) => {
+            for element in data.chunks_mut(access.width) {
+                bus.read(port, element);
+            }
+            Served::Continue
+        }
+        Direction::Out(data) => {
+            for element in data.chunks(access.width) {
+                let served = Served::from(bus.write(port, element));
+                if served != Served::Continue {
+                    return served;
+                }
+            }
+            Served::Continue
+        }
+    }
+}
