@@ -91,7 +91,7 @@ pub trait Hypervisor {
 /// One virtual machine.
 pub trait Vm: Debug + Send + Sync {
     /// Its processors.
-    type Vcpu: Vcpu;
+    type Vcpu: Vcpu + 'static;
 
     /// Creates the vCPU `id`, which is its APIC id as well.
     ///
@@ -109,7 +109,7 @@ pub trait Vm: Debug + Send + Sync {
 /// One virtual processor. Its calls are made from the one thread that runs it.
 pub trait Vcpu: Debug + Send {
     /// What another thread uses to make [`Vcpu::run`] return.
-    type Kick: Kick;
+    type Kick: Kick + 'static;
 
     /// The handle with which other threads interrupt this vCPU.
     ///
