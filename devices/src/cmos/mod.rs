@@ -1,0 +1,797 @@
+//! The CMOS clock and memory of a PC: without it a guest begins in 1999.
+//!
+//! A Motorola MC146818A at ports 0x70 (index) and 0x71 (data), as PCs have had it since the AT: the
+//! date and time in UTC, and RAM in which firmware leaves notes, of which some guests read the
+//! memory size.
+//!
+//! # Time
+//!
+//! The chip counts with an injected [`WallClock`], so it follows the host's clock, corrections
+//! included, and needs no timer. A guest may set it (`hwclock -w`): the difference to the host is
+//! kept for the life of the machine and the host's clock stays as it is. It is set as the chip is:
+//! with register B's SET bit held, the registers are memory; when SET is released they become the
+//! time, if they hold a date that exists, and change nothing if not. Holding the divider in reset
+//! (register A) stops the clock, and the first second after it lasts half a second, so that a driver
+//! that knows the chip sets it to the millisecond.
+//!
+//! **Reading never waits.** The update-in-progress bit (UIP) is always 0. The chip promises 244 µs
+//! without an update after UIP was seen 0, and drivers read in that time. Here, reading
+//! register A holds the time still for the reads that follow within [`READ_WINDOW`], so they
+//! see one moment; the chip itself shows the old second for as long as that.
+//!
+//! # What is missing
+//!
+//! The interrupts: alarm, update and periodic. Their registers can be written and read, register C
+//! never reports a cause and IRQ 8 is never raised.
+
+mod civil;
+
+use std::fmt;
+
+use tsc::Nanos;
+
+use crate::bus::{BusDevice, Reaction};
+use civil::Civil;
+
+/// Length of the range of ports: index and data.
+pub const PORTS: u64 = 2;
+
+/// The register that holds the century; what the FADT's `CENTURY` field must say (ACPI 6.5,
+/// table 5.9).
+pub const CENTURY: u8 = 0x32;
+
+/// For how long after register A was read the time registers show one moment: about as long as the
+/// chip's update cycle, 1984 µs and 244 µs before it (MC146818A data sheet, table 6).
+pub const READ_WINDOW: Nanos = Nanos::new(2_228_000);
+
+// Registers (MC146818A data sheet, figure 10; Linux: include/linux/mc146818rtc.h).
+const SECONDS: u8 = 0x00;
+const MINUTES: u8 = 0x02;
+const HOURS: u8 = 0x04;
+const DAY_OF_WEEK: u8 = 0x06;
+const DAY_OF_MONTH: u8 = 0x07;
+const MONTH: u8 = 0x08;
+const YEAR: u8 = 0x09;
+const REGISTER_A: u8 = 0x0a;
+const REGISTER_B: u8 = 0x0b;
+const REGISTER_C: u8 = 0x0c;
+const REGISTER_D: u8 = 0x0d;
+
+/// Register A: update in progress. Read only.
+const A_UPDATE: u8 = 0x80;
+/// Register A: the divider is held in reset when both of these are set.
+const A_DIVIDER_RESET: u8 = 0x60;
+/// Register A after firmware: 32,768 Hz time base, 1024 Hz periodic rate.
+const A_AFTER_FIRMWARE: u8 = 0x26;
+/// Register B: the guest is setting the time.
+const B_SET: u8 = 0x80;
+/// Register B: registers are binary; otherwise they are BCD.
+const B_BINARY: u8 = 0x04;
+/// Register B: hours are 0 to 23; otherwise 1 to 12 with bit 7 for the afternoon.
+const B_24_HOURS: u8 = 0x02;
+/// Hours of the afternoon, when there are 12.
+const AFTERNOON: u8 = 0x80;
+/// Register D: memory and time are valid, the battery is good.
+const D_VALID: u8 = 0x80;
+
+const NANOS_PER_SECOND: i128 = 1_000_000_000;
+
+/// The host's idea of the time of day.
+pub trait WallClock: Send {
+    /// The time since 1970-01-01 00:00 UTC, without leap seconds.
+    fn unix_time(&self) -> Nanos;
+}
+
+impl<F: Fn() -> Nanos + Send> WallClock for F {
+    fn unix_time(&self) -> Nanos {
+        self()
+    }
+}
+
+/// How the chip counts. Its time is in nanoseconds since 1970, of any sign: a guest may set any of
+/// 10,000 years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counting {
+    /// Chip time less wall time.
+    Ahead(i128),
+    /// The divider is in reset; chip time when it is released.
+    Stopped(i128),
+}
+
+/// The clock and its memory: see the [module](self).
+///
+/// Its ports are bytes; an access wider than a byte at the index port goes on at the data port, so
+/// that a word write of index and value does what it does on a PC. The index port cannot be read.
+pub struct Cmos {
+    clock: Box<dyn WallClock>,
+    /// The register that the data port shows, without the index port's upper bit, which masks NMIs.
+    index: u8,
+    /// All registers that are memory. The time registers are, while SET is held.
+    ram: [u8; 128],
+    counting: Counting,
+    /// The wall time at which register A was last read.
+    held_at: Option<Nanos>,
+}
+
+impl Cmos {
+    /// The chip as a PC's firmware leaves it: BCD, 24 hours, at the time that `clock` gives.
+    #[must_use]
+    pub fn new(clock: Box<dyn WallClock>) -> Self {
+        let mut cmos = Self {
+            clock,
+            index: 0,
+            ram: [0; 128],
+            counting: Counting::Ahead(0),
+            held_at: None,
+        };
+        cmos.store(REGISTER_A, A_AFTER_FIRMWARE);
+        cmos.store(REGISTER_B, B_24_HOURS);
+        cmos
+    }
+
+    /// Notes the memory size where PC firmware does: `below_4g` bytes from address 0, and `above_4g`
+    /// bytes from 4 GiB. Guests that were booted without a memory map look here.
+    ///
+    /// | registers | contents |
+    /// | --- | --- |
+    /// | 0x15, 0x16 | conventional memory in KiB: 640 |
+    /// | 0x17, 0x18 and 0x30, 0x31 | memory from 1 MiB in KiB, at most 65,535 |
+    /// | 0x34, 0x35 | memory from 16 MiB to 4 GiB in units of 64 KiB (Bochs and QEMU) |
+    /// | 0x5b to 0x5d | memory from 4 GiB in units of 64 KiB (Bochs and QEMU) |
+    ///
+    /// Each is rounded down, and what a register cannot hold reads as its maximum.
+    #[must_use]
+    pub fn with_memory(mut self, below_4g: u64, above_4g: u64) -> Self {
+        const KIB: u64 = 1 << 10;
+        const MIB: u64 = 1 << 20;
+        let word = |bytes: u64, unit: u64| {
+            u16::try_from(bytes / unit)
+                .unwrap_or(u16::MAX)
+                .to_le_bytes()
+        };
+        let [base_low, base_high] = word(below_4g.min(640 * KIB), KIB);
+        let [extended_low, extended_high] = word(below_4g.saturating_sub(MIB), KIB);
+        let [low, high] = word(below_4g.saturating_sub(16 * MIB), 64 * KIB);
+        let [above_0, above_1, above_2, ..] = (above_4g / (64 * KIB)).min(0xff_ffff).to_le_bytes();
+        for (register, value) in [
+            (0x15, base_low),
+            (0x16, base_high),
+            (0x17, extended_low),
+            (0x18, extended_high),
+            (0x30, extended_low),
+            (0x31, extended_high),
+            (0x34, low),
+            (0x35, high),
+            (0x5b, above_0),
+            (0x5c, above_1),
+            (0x5d, above_2),
+        ] {
+            self.store(register, value);
+        }
+        self
+    }
+
+    /// A register as memory.
+    fn load(&self, register: u8) -> u8 {
+        self.ram.get(usize::from(register)).copied().unwrap_or(0xff)
+    }
+
+    fn store(&mut self, register: u8, value: u8) {
+        if let Some(byte) = self.ram.get_mut(usize::from(register)) {
+            *byte = value;
+        }
+    }
+
+    fn setting(&self) -> bool {
+        self.load(REGISTER_B) & B_SET != 0
+    }
+
+    /// The chip's time at wall time `wall`.
+    fn time_at(&self, wall: Nanos) -> i128 {
+        match self.counting {
+            Counting::Ahead(ahead) => i128::from(wall.get()) + ahead,
+            Counting::Stopped(at) => at,
+        }
+    }
+
+    /// The chip's second at wall time `wall`.
+    fn second_at(&self, wall: Nanos) -> i64 {
+        // OK because wall time is below 2^64 ns and the guest's difference below 10,000 years:
+        // together under 2^39 s.
+        i64::try_from(self.time_at(wall).div_euclid(NANOS_PER_SECOND)).unwrap_or(0)
+    }
+
+    /// The wall time that reads see: that of the last read of register A, if it is recent.
+    fn wall_for_reading(&self) -> Nanos {
+        let now = self.clock.unix_time();
+        match self.held_at {
+            // A wall clock that was set back gives no difference; then the hold is over.
+            Some(held)
+                if now
+                    .get()
+                    .checked_sub(held.get())
+                    .is_some_and(|d| d < READ_WINDOW.get()) =>
+            {
+                held
+            }
+            _ => now,
+        }
+    }
+
+    fn encode(&self, value: u8) -> u8 {
+        if self.load(REGISTER_B) & B_BINARY != 0 {
+            value
+        } else {
+            ((value / 10 % 10) << 4) | (value % 10)
+        }
+    }
+
+    /// `None` if it is no number in BCD.
+    fn decode(&self, value: u8) -> Option<u8> {
+        let (tens, ones) = (value >> 4, value & 0x0f);
+        if self.load(REGISTER_B) & B_BINARY != 0 {
+            Some(value)
+        } else if tens < 10 && ones < 10 {
+            Some(tens * 10 + ones)
+        } else {
+            None
+        }
+    }
+
+    fn encode_hour(&self, hour: u8) -> u8 {
+        if self.load(REGISTER_B) & B_24_HOURS != 0 {
+            return self.encode(hour);
+        }
+        // Midnight and noon are 12.
+        let of_twelve = if hour.is_multiple_of(12) {
+            12
+        } else {
+            hour % 12
+        };
+        self.encode(of_twelve) | if hour < 12 { 0 } else { AFTERNOON }
+    }
+
+    fn decode_hour(&self, value: u8) -> Option<u8> {
+        if self.load(REGISTER_B) & B_24_HOURS != 0 {
+            return self.decode(value);
+        }
+        let of_twelve = self.decode(value & !AFTERNOON)?;
+        let afternoon = if value & AFTERNOON == 0 { 0 } else { 12 };
+        (1..=12)
+            .contains(&of_twelve)
+            .then_some(of_twelve % 12 + afternoon)
+    }
+
+    /// One time register as it reads `second` seconds after 1970; `None` if it is no time register.
+    fn time_register(&self, register: u8, second: i64) -> Option<u8> {
+        let civil = Civil::from_unix_seconds(second);
+        // OK because a year has four digits.
+        let two_digits = |number: u16| self.encode(u8::try_from(number % 100).unwrap_or(0));
+        Some(match register {
+            SECONDS => self.encode(civil.second),
+            MINUTES => self.encode(civil.minute),
+            HOURS => self.encode_hour(civil.hour),
+            DAY_OF_WEEK => self.encode(civil::day_of_week(second)),
+            DAY_OF_MONTH => self.encode(civil.day),
+            MONTH => self.encode(civil.month),
+            YEAR => two_digits(civil.year),
+            CENTURY => two_digits(civil.year / 100),
+            _ => return None,
+        })
+    }
+
+    /// Makes the time registers memory that shows the present.
+    fn hold_registers(&mut self, second: i64) {
+        for register in 0..=CENTURY {
+            if let Some(value) = self.time_register(register, second) {
+                self.store(register, value);
+            }
+        }
+    }
+
+    /// The time that the registers hold as memory; `None` if there is none such. The day of the week
+    /// follows from the date, whatever its register says.
+    fn held_second(&self) -> Option<i64> {
+        let century = self
+            .decode(self.load(CENTURY))
+            .filter(|&century| century < 100)?;
+        let year = self.decode(self.load(YEAR)).filter(|&year| year < 100)?;
+        Civil {
+            year: u16::from(century) * 100 + u16::from(year),
+            month: self.decode(self.load(MONTH))?,
+            day: self.decode(self.load(DAY_OF_MONTH))?,
+            hour: self.decode_hour(self.load(HOURS))?,
+            minute: self.decode(self.load(MINUTES))?,
+            second: self.decode(self.load(SECONDS))?,
+        }
+        .to_unix_seconds()
+    }
+
+    /// Makes the time that the registers hold the chip's, without disturbing the fraction of the
+    /// second that has passed.
+    fn adopt_registers(&mut self, wall: Nanos) {
+        let Some(second) = self.held_second() else {
+            return;
+        };
+        let step = (i128::from(second) - i128::from(self.second_at(wall))) * NANOS_PER_SECOND;
+        let (Counting::Ahead(time) | Counting::Stopped(time)) = &mut self.counting;
+        *time += step;
+        self.held_at = None;
+    }
+
+    fn write_register_a(&mut self, value: u8, wall: Nanos) {
+        let stops = value & A_DIVIDER_RESET == A_DIVIDER_RESET;
+        let time = self.time_at(wall);
+        self.counting = match self.counting {
+            // Half a second to go when it is released (MC146818A data sheet, "Divider control").
+            Counting::Ahead(_) if stops => Counting::Stopped(
+                time.div_euclid(NANOS_PER_SECOND) * NANOS_PER_SECOND + NANOS_PER_SECOND / 2,
+            ),
+            Counting::Stopped(at) if !stops => Counting::Ahead(at - i128::from(wall.get())),
+            unchanged => unchanged,
+        };
+        self.held_at = None;
+        self.store(REGISTER_A, value & !A_UPDATE);
+    }
+
+    fn write_register_b(&mut self, value: u8, wall: Nanos) {
+        let was_setting = self.setting();
+        self.store(REGISTER_B, value);
+        match (was_setting, self.setting()) {
+            (false, true) => self.hold_registers(self.second_at(wall)),
+            (true, false) => self.adopt_registers(wall),
+            _ => {}
+        }
+    }
+
+    fn write_register(&mut self, register: u8, value: u8) {
+        let wall = self.clock.unix_time();
+        match register {
+            REGISTER_A => self.write_register_a(value, wall),
+            REGISTER_B => self.write_register_b(value, wall),
+            REGISTER_C | REGISTER_D => {}
+            SECONDS | MINUTES | HOURS | DAY_OF_WEEK | DAY_OF_MONTH | MONTH | YEAR | CENTURY
+                if !self.setting() =>
+            {
+                self.hold_registers(self.second_at(wall));
+                self.store(register, value);
+                self.adopt_registers(wall);
+            }
+            // Alarms, the shutdown status at 0x0f, firmware's notes.
+            _ => self.store(register, value),
+        }
+    }
+
+    fn read_register(&mut self, register: u8) -> u8 {
+        match register {
+            REGISTER_A => self.held_at = Some(self.clock.unix_time()),
+            REGISTER_C => return 0,
+            REGISTER_D => return D_VALID,
+            _ => {}
+        }
+        let live = if self.setting() {
+            None
+        } else {
+            self.time_register(register, self.second_at(self.wall_for_reading()))
+        };
+        live.unwrap_or_else(|| self.load(register))
+    }
+}
+
+impl BusDevice for Cmos {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for (port, byte) in (offset..PORTS).zip(data) {
+            if port == 1 {
+                *byte = self.read_register(self.index);
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Reaction {
+        for (port, &value) in (offset..PORTS).zip(data) {
+            if port == 0 {
+                self.index = value & 0x7f;
+            } else {
+                self.write_register(self.index, value);
+            }
+        }
+        Reaction::None
+    }
+}
+
+impl fmt::Debug for Cmos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cmos")
+            .field("index", &self.index)
+            .field("counting", &self.counting)
+            .field("ram", &self.ram)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 2026-11-22 19:05:09.25 UTC, a Sunday (`date -u -d @1795374309`).
+    const NOW: u64 = 1_795_374_309_250_000_000;
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A chip and the hand that moves its wall clock.
+    fn chip(now: u64) -> (Cmos, Arc<AtomicU64>) {
+        let time = Arc::new(AtomicU64::new(now));
+        let clock = Arc::clone(&time);
+        (
+            Cmos::new(Box::new(move || Nanos::new(clock.load(Ordering::Relaxed)))),
+            time,
+        )
+    }
+
+    fn get(cmos: &mut Cmos, register: u8) -> u8 {
+        let mut data = [0xff];
+        let _ = cmos.write(0, &[register]);
+        cmos.read(1, &mut data);
+        data[0]
+    }
+
+    fn set(cmos: &mut Cmos, register: u8, value: u8) {
+        let _ = cmos.write(0, &[register]);
+        let _ = cmos.write(1, &[value]);
+    }
+
+    /// Century, year, month, day, hour, minute, second, day of the week.
+    fn time(cmos: &mut Cmos) -> [u8; 8] {
+        [
+            CENTURY,
+            YEAR,
+            MONTH,
+            DAY_OF_MONTH,
+            HOURS,
+            MINUTES,
+            SECONDS,
+            DAY_OF_WEEK,
+        ]
+        .map(|register| get(cmos, register))
+    }
+
+    /// Sets the time as [`time`] gives it, but for the day of the week.
+    fn set_time(cmos: &mut Cmos, values: [u8; 7]) {
+        let control = get(cmos, REGISTER_B);
+        set(cmos, REGISTER_B, control | B_SET);
+        let registers = [CENTURY, YEAR, MONTH, DAY_OF_MONTH, HOURS, MINUTES, SECONDS];
+        for (register, value) in registers.into_iter().zip(values) {
+            set(cmos, register, value);
+        }
+        set(cmos, REGISTER_B, control);
+    }
+
+    #[test]
+    fn time_is_the_hosts_in_bcd_and_24_hours() {
+        let (mut cmos, clock) = chip(NOW);
+        assert_eq!(
+            time(&mut cmos),
+            [0x20, 0x26, 0x11, 0x22, 0x19, 0x05, 0x09, 0x01]
+        );
+        clock.fetch_add(SECOND * 3 / 4 - 1, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x09);
+        clock.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x10);
+    }
+
+    #[test]
+    fn time_in_all_four_formats() {
+        // (hour of the day, BCD 24, BCD 12, binary 24, binary 12)
+        let rows = [
+            (0, 0x00, 0x12, 0, 12),
+            (1, 0x01, 0x01, 1, 1),
+            (11, 0x11, 0x11, 11, 11),
+            (12, 0x12, 0x92, 12, 0x80 + 12),
+            (13, 0x13, 0x81, 13, 0x80 + 1),
+            (23, 0x23, 0x91, 23, 0x80 + 11),
+        ];
+        for (hour, bcd_24, bcd_12, binary_24, binary_12) in rows {
+            let (mut cmos, _) = chip(hour * 3600 * SECOND);
+            for (control, expected) in [
+                (B_24_HOURS, bcd_24),
+                (0, bcd_12),
+                (B_BINARY | B_24_HOURS, binary_24),
+                (B_BINARY, binary_12),
+            ] {
+                set(&mut cmos, REGISTER_B, control);
+                assert_eq!(get(&mut cmos, HOURS), expected, "{hour} {control:#x}");
+                // And back: the hour as read sets the same hour.
+                set(&mut cmos, HOURS, expected);
+                set(&mut cmos, REGISTER_B, B_BINARY | B_24_HOURS);
+                assert_eq!(u64::from(get(&mut cmos, HOURS)), hour, "{control:#x}");
+            }
+        }
+        let (mut cmos, _) = chip(NOW);
+        set(&mut cmos, REGISTER_B, B_BINARY | B_24_HOURS);
+        assert_eq!(time(&mut cmos), [20, 26, 11, 22, 19, 5, 9, 1]);
+    }
+
+    /// Regression of other launchers: no CMOS clock, and a guest that took an open bus's ones for a
+    /// date and found itself in 1999.
+    #[test]
+    fn time_at_the_turns_that_clocks_get_wrong() {
+        // From `date -u -d @SECONDS`: century to second, and the day of the week plus one.
+        let rows = [
+            (946_684_799, [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59, 6]),
+            (946_684_800, [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00, 7]),
+            (951_782_400, [0x20, 0x00, 0x02, 0x29, 0x00, 0x00, 0x00, 3]),
+            (2_147_483_648, [0x20, 0x38, 0x01, 0x19, 0x03, 0x14, 0x08, 3]),
+            (4_107_542_399, [0x21, 0x00, 0x02, 0x28, 0x23, 0x59, 0x59, 1]),
+            (4_107_542_400, [0x21, 0x00, 0x03, 0x01, 0x00, 0x00, 0x00, 2]),
+            (1_483_228_800, [0x20, 0x17, 0x01, 0x01, 0x00, 0x00, 0x00, 1]),
+        ];
+        for (seconds, expected) in rows {
+            let (mut cmos, _) = chip(seconds * SECOND);
+            assert_eq!(time(&mut cmos), expected, "{seconds}");
+        }
+        // The last moment that the host's clock can express.
+        let (mut cmos, _) = chip(u64::MAX);
+        assert_eq!(
+            time(&mut cmos),
+            [0x25, 0x54, 0x07, 0x21, 0x23, 0x34, 0x33, 1]
+        );
+    }
+
+    #[test]
+    fn registers_after_power_on() {
+        let (mut cmos, _) = chip(NOW);
+        assert_eq!(get(&mut cmos, REGISTER_A), 0x26);
+        assert_eq!(get(&mut cmos, REGISTER_B), 0x02);
+        assert_eq!(get(&mut cmos, REGISTER_C), 0);
+        assert_eq!(get(&mut cmos, REGISTER_D), 0x80);
+    }
+
+    #[test]
+    fn read_only_registers_and_bits_stay() {
+        let (mut cmos, _) = chip(NOW);
+        for register in [REGISTER_A, REGISTER_C, REGISTER_D] {
+            set(&mut cmos, register, 0xff);
+        }
+        assert_eq!(get(&mut cmos, REGISTER_A), 0x7f, "never updating");
+        assert_eq!(get(&mut cmos, REGISTER_C), 0);
+        assert_eq!(get(&mut cmos, REGISTER_D), 0x80);
+    }
+
+    #[test]
+    fn ram_alarms_and_the_shutdown_byte_hold_what_is_written() {
+        let (mut cmos, _) = chip(NOW);
+        let plain: Vec<u8> = [1, 3, 5]
+            .into_iter()
+            .chain(0x0e..CENTURY)
+            .chain(CENTURY + 1..0x80)
+            .collect();
+        for &register in &plain {
+            set(&mut cmos, register, register ^ 0xa5);
+        }
+        for register in plain {
+            assert_eq!(get(&mut cmos, register), register ^ 0xa5, "{register:#x}");
+        }
+        assert_eq!(time(&mut cmos)[0], 0x20);
+    }
+
+    #[test]
+    fn index_ignores_the_nmi_mask_and_cannot_be_read() {
+        let (mut cmos, _) = chip(NOW);
+        assert_eq!(get(&mut cmos, 0x80 | REGISTER_D), 0x80);
+        let mut data = [0xff];
+        cmos.read(0, &mut data);
+        assert_eq!(data, [0xff]);
+    }
+
+    #[test]
+    fn word_access_is_index_then_data() {
+        let (mut cmos, _) = chip(NOW);
+        let _ = cmos.write(0, &[0x40, 0x5a]);
+        assert_eq!(get(&mut cmos, 0x40), 0x5a);
+        let mut data = [0xff; 4];
+        cmos.read(0, &mut data);
+        assert_eq!(data, [0xff, 0x5a, 0xff, 0xff]);
+        let _ = cmos.write(1, &[1, 2, 3]);
+        assert_eq!(get(&mut cmos, 0x40), 1);
+    }
+
+    #[test]
+    fn time_set_by_the_guest_runs_on_from_there() {
+        let (mut cmos, clock) = chip(NOW);
+        set_time(&mut cmos, [0x20, 0x99, 0x12, 0x31, 0x23, 0x59, 0x58]);
+        assert_eq!(
+            time(&mut cmos),
+            [0x20, 0x99, 0x12, 0x31, 0x23, 0x59, 0x58, 5]
+        );
+        clock.fetch_add(2 * SECOND, Ordering::Relaxed);
+        assert_eq!(
+            time(&mut cmos),
+            [0x21, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00, 6]
+        );
+        // The fraction of the second was not disturbed: the next one comes in 0.75 s.
+        clock.fetch_add(SECOND * 3 / 4, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x01);
+        // Back to before 1970, and to the last year that there is.
+        set_time(&mut cmos, [0x19, 0x00, 0x02, 0x28, 0x23, 0x59, 0x59]);
+        clock.fetch_add(SECOND, Ordering::Relaxed);
+        assert_eq!(
+            time(&mut cmos),
+            [0x19, 0x00, 0x03, 0x01, 0x00, 0x00, 0x00, 5]
+        );
+        set_time(&mut cmos, [0x99, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59]);
+        clock.fetch_add(SECOND, Ordering::Relaxed);
+        assert_eq!(time(&mut cmos), [0, 0, 1, 1, 0, 0, 0, 7]);
+    }
+
+    #[test]
+    fn time_held_with_set_stands_still_and_unset_changes_nothing() {
+        let (mut cmos, clock) = chip(NOW);
+        set(&mut cmos, REGISTER_B, B_SET | B_24_HOURS);
+        let held = time(&mut cmos);
+        clock.fetch_add(70 * SECOND, Ordering::Relaxed);
+        assert_eq!(time(&mut cmos), held);
+        set(&mut cmos, REGISTER_B, B_24_HOURS);
+        // What was held is the time now: the chip did not update meanwhile.
+        assert_eq!(time(&mut cmos), held);
+    }
+
+    #[test]
+    fn time_that_does_not_exist_is_not_adopted() {
+        let rows = [
+            [0x20, 0x25, 0x02, 0x29, 0x00, 0x00, 0x00],
+            [0x20, 0x26, 0x13, 0x01, 0x00, 0x00, 0x00],
+            [0x20, 0x26, 0x00, 0x01, 0x00, 0x00, 0x00],
+            [0x20, 0x26, 0x01, 0x00, 0x00, 0x00, 0x00],
+            [0x20, 0x26, 0x01, 0x01, 0x24, 0x00, 0x00],
+            [0x20, 0x26, 0x01, 0x01, 0x00, 0x60, 0x00],
+            [0x20, 0x26, 0x01, 0x01, 0x00, 0x00, 0x0a], // no digit
+            [0xa0, 0x26, 0x01, 0x01, 0x00, 0x00, 0x00],
+            [0xff; 7],
+        ];
+        for values in rows {
+            let (mut cmos, _) = chip(NOW);
+            let before = time(&mut cmos);
+            set_time(&mut cmos, values);
+            assert_eq!(time(&mut cmos), before, "{values:x?}");
+        }
+        // In binary, two digits are 0 to 99 all the same.
+        let (mut cmos, _) = chip(NOW);
+        set(&mut cmos, REGISTER_B, B_BINARY | B_24_HOURS);
+        set_time(&mut cmos, [20, 100, 1, 1, 0, 0, 0]);
+        assert_eq!(time(&mut cmos)[..2], [20, 26]);
+    }
+
+    #[test]
+    fn single_register_written_while_running_takes_effect() {
+        let (mut cmos, clock) = chip(NOW);
+        set(&mut cmos, MINUTES, 0x59);
+        set(&mut cmos, SECONDS, 0x59);
+        clock.fetch_add(SECOND, Ordering::Relaxed);
+        assert_eq!(time(&mut cmos)[4..7], [0x20, 0x00, 0x00]);
+        // The day of the week is the date's.
+        set(&mut cmos, DAY_OF_WEEK, 5);
+        assert_eq!(get(&mut cmos, DAY_OF_WEEK), 1);
+    }
+
+    #[test]
+    fn divider_in_reset_stops_the_clock_and_the_first_second_is_half_as_long() {
+        let (mut cmos, clock) = chip(NOW);
+        set(&mut cmos, REGISTER_A, 0x76);
+        clock.fetch_add(1000 * SECOND, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x09);
+        set(&mut cmos, REGISTER_A, 0x26);
+        clock.fetch_add(SECOND / 2 - 1, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x09);
+        clock.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x10);
+    }
+
+    #[test]
+    fn time_read_after_register_a_is_one_moment() {
+        let (mut cmos, clock) = chip(NOW);
+        // 1 ms before the next second.
+        clock.fetch_add(SECOND * 3 / 4 - SECOND / 1000, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, REGISTER_A) & A_UPDATE, 0);
+        clock.fetch_add(SECOND / 500, Ordering::Relaxed);
+        assert_eq!(
+            get(&mut cmos, SECONDS),
+            0x09,
+            "2 ms later it still shows that moment"
+        );
+        clock.fetch_add(SECOND / 1000, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x10, "3 ms later it does not");
+        // A host clock that is set back ends the hold.
+        get(&mut cmos, REGISTER_A);
+        clock.fetch_sub(10 * SECOND, Ordering::Relaxed);
+        assert_eq!(get(&mut cmos, SECONDS), 0x00);
+    }
+
+    #[test]
+    fn memory_size_is_where_firmware_leaves_it() {
+        const MIB: u64 = 1 << 20;
+        // (below 4 GiB, above, [0x15..=0x18], [0x30, 0x31], [0x34, 0x35], [0x5b..=0x5d])
+        let rows = [
+            // 128 MiB: 130,048 KiB from 1 MiB; 112 MiB from 16 MiB are 1,792 units.
+            (
+                128 * MIB,
+                0,
+                [0x80, 0x02, 0xff, 0xff],
+                [0xff, 0xff],
+                [0x00, 0x07],
+                [0, 0, 0],
+            ),
+            // 8 MiB: 7,168 KiB from 1 MiB, nothing from 16 MiB.
+            (
+                8 * MIB,
+                0,
+                [0x80, 0x02, 0x00, 0x1c],
+                [0x00, 0x1c],
+                [0, 0],
+                [0, 0, 0],
+            ),
+            // 3 GiB and 5 GiB: 3,056 MiB are 48,896 units; 5 GiB are 81,920.
+            (
+                3072 * MIB,
+                5120 * MIB,
+                [0x80, 2, 0xff, 0xff],
+                [0xff; 2],
+                [0x00, 0xbf],
+                [0, 0x40, 1],
+            ),
+            (0, u64::MAX, [0; 4], [0; 2], [0; 2], [0xff; 3]),
+        ];
+        for (below, above, base, extended, low, high) in rows {
+            let mut cmos = chip(NOW).0.with_memory(below, above);
+            assert_eq!(
+                [0x15, 0x16, 0x17, 0x18].map(|r| get(&mut cmos, r)),
+                base,
+                "{below}"
+            );
+            assert_eq!([0x30, 0x31].map(|r| get(&mut cmos, r)), extended, "{below}");
+            assert_eq!([0x34, 0x35].map(|r| get(&mut cmos, r)), low, "{below}");
+            assert_eq!(
+                [0x5b, 0x5c, 0x5d].map(|r| get(&mut cmos, r)),
+                high,
+                "{above}"
+            );
+            assert_eq!(time(&mut cmos)[0], 0x20, "the century is none of it");
+        }
+    }
+
+    proptest! {
+        /// What a guest sets in any format it reads back, and any host time shows.
+        #[test]
+        fn time_round_trips_in_every_format(now in any::<u64>(), target in any::<u64>(), format in 0u8..4) {
+            let control = format << 1;
+            let (mut source, _) = chip(target);
+            let (mut cmos, _) = chip(now);
+            set(&mut source, REGISTER_B, control);
+            set(&mut cmos, REGISTER_B, control);
+            let expected = time(&mut source);
+            let [values @ .., _] = expected;
+            set_time(&mut cmos, values);
+            prop_assert_eq!(time(&mut cmos), expected);
+        }
+
+        #[test]
+        fn any_accesses_never_panic(
+            now in any::<u64>(),
+            steps in prop::collection::vec(
+                (any::<bool>(), 0u64..4, prop::collection::vec(any::<u8>(), 0..9), any::<u64>()), 0..200)
+        ) {
+            let (mut cmos, clock) = chip(now);
+            for (writes, offset, mut data, now) in steps {
+                clock.store(now, Ordering::Relaxed);
+                if writes {
+                    prop_assert_eq!(cmos.write(offset, &data), Reaction::None);
+                } else {
+                    cmos.read(offset, &mut data);
+                }
+            }
+        }
+    }
+}
