@@ -12,6 +12,7 @@ use arch::cpuid::{self, CpuidConfig};
 use arch::layout;
 use devices::boot_timer::BootTimer;
 use devices::bus::{Bus, BusDevice, BusError};
+use devices::cmos::Cmos;
 use devices::debug_exit::DebugExit;
 use devices::i8042::I8042;
 use devices::power::{AcpiPower, AcpiReset, SleepType};
@@ -424,6 +425,12 @@ impl Devices {
             Arc::new(Mutex::new(I8042::new(interrupt(
                 layout::I8042_KEYBOARD_IRQ,
             )?))),
+        )?;
+        add(
+            layout::CMOS_INDEX_PORT,
+            2,
+            "cmos",
+            Arc::new(Mutex::new(Cmos::new(Box::new(host_clock::real_time)))),
         )?;
         add(
             layout::PM1A_EVENT_PORT,
