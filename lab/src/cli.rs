@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::paths::Paths;
-use crate::{boot, microscope, test};
+use crate::{bench, boot, fuzzing, microscope, test};
 
 /// Hosts to test Keeptime on, scenarios and benchmarks.
 ///
@@ -40,6 +40,10 @@ enum Command {
     Boot(boot::Arguments),
     /// Run the workspace's tests and the scenarios on all hosts
     Test(test::Arguments),
+    /// Measure what things cost on this machine
+    Bench(bench::Arguments),
+    /// Run every fuzz target for its share of a budget of time
+    Fuzz(fuzzing::Arguments),
     /// Run a command of yours, with files of yours, inside an emulated host with KVM
     Host(microscope::Arguments),
 }
@@ -60,6 +64,8 @@ impl Cli {
         match self.command {
             Command::Boot(arguments) => boot::run(paths, &self.common, &arguments),
             Command::Test(arguments) => test::run(paths, &self.common, &arguments),
+            Command::Bench(arguments) => bench::run(paths, &self.common, &arguments),
+            Command::Fuzz(arguments) => fuzzing::run(&paths, &arguments),
             Command::Host(arguments) => microscope::run(&paths, &self.common, arguments),
         }
     }

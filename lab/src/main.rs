@@ -6,10 +6,12 @@
 //! under test is the real one.
 
 mod apt;
+mod bench;
 mod boot;
 mod bzimage;
 mod cli;
 mod cpio;
+mod fuzzing;
 mod guest;
 mod host;
 mod kernels;

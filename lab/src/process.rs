@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -29,14 +29,19 @@ pub(crate) fn end_children_on_signals() -> Result<()> {
         Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot install signal handlers")?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            for &group in lock_groups().iter() {
-                kill_group(group);
-            }
+            end_all();
             // The shell's convention for a death by signal.
             std::process::exit(128_i32.saturating_add(signal));
         }
     });
     Ok(())
+}
+
+/// Kills every process group that is alive now.
+pub(crate) fn end_all() {
+    for &group in lock_groups().iter() {
+        kill_group(group);
+    }
 }
 
 /// A command that the kernel kills when we die.
@@ -101,16 +106,27 @@ impl Running {
         self.reap()
     }
 
+    /// Waits for the end, however long it takes.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        self.reap()
+    }
+
     fn reap(&mut self) -> Result<ExitStatus> {
-        let status = self
-            .child
-            .wait()
-            .context("cannot collect a child process")?;
-        // Grandchildren may have outlived the leader; the group's number is ours until they end.
-        kill_group(self.group);
-        self.reaped = true;
-        lock_groups().remove(&self.group);
-        Ok(status)
+        if !self.reaped {
+            let pid = Pid::from_raw(self.group).context("a process id of 0")?;
+            // Without collecting it, so that the group's number stays taken while the group is killed:
+            // grandchildren may have outlived the child.
+            let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while let Err(error) = rustix::process::waitid(WaitId::Pid(pid), ended) {
+                if error != rustix::io::Errno::INTR {
+                    return Err(error).context("cannot wait for a child process");
+                }
+            }
+            kill_group(self.group);
+            lock_groups().remove(&self.group);
+            self.reaped = true;
+        }
+        self.child.wait().context("cannot collect a child process")
     }
 }
 

@@ -71,9 +71,7 @@ impl Suite {
             .current_dir(&paths.workspace)
             .env("CARGO_TERM_COLOR", "never");
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        let mut running = Running::spawn(&mut command)?;
-        running.end_notice()?.wait();
-        let success = running.end()?.success();
+        let success = Running::spawn(&mut command)?.wait()?.success();
         let text = read(&log)?;
         let (mut counts, skips) = count(&text);
         if !success && counts.failed == 0 {
