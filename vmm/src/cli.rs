@@ -148,7 +148,7 @@ fn parse_memory(text: &str) -> Result<MemorySize, String> {
 enum CommandError {
     #[error("{0}")]
     Usage(String),
-    #[error("configuration file {path:?}")]
+    #[error("cannot read the configuration file {path:?}; check its path and permissions")]
     ReadConfig {
         path: PathBuf,
         source: std::io::Error,
@@ -229,7 +229,7 @@ fn start_logging(level: Level) {
 
 fn execute(cli: &Cli, started: Instant) -> Result<Outcome, CommandError> {
     match &cli.command {
-        Some(Command::Demo) => Ok(demo::run(&open_kvm()?, started)?),
+        Some(Command::Demo) => Ok(demo::run(&Kvm::open()?, started)?),
         Some(Command::Run(run)) => boot(&VmConfig::from(run), started),
         None => boot(&cli.file.config()?, started),
     }
@@ -286,27 +286,23 @@ impl From<&Run> for VmConfig {
     }
 }
 
-fn open_kvm() -> Result<Kvm, CommandError> {
-    let kvm = Kvm::open()?;
-    for feature in kvm.missing_features() {
-        tracing::debug!(
-            "this host's KVM lacks {}: {}",
-            feature.name,
-            feature.consequence
-        );
-    }
-    Ok(kvm)
-}
-
 fn boot(config: &VmConfig, started: Instant) -> Result<Outcome, CommandError> {
+    let kvm = Kvm::open()?;
     let machine = Machine::assemble(
-        &open_kvm()?,
+        &kvm,
         &config.machine,
         InterruptControllers::InKernel,
         &Payload::Files(&config.boot),
         None,
         started,
     )?;
+    for feature in kvm.missing_features() {
+        tracing::info!(
+            "this host's KVM lacks {}: {}",
+            feature.name,
+            feature.consequence
+        );
+    }
     Ok(machine.run(Console::StandardInput)?)
 }
 

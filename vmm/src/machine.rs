@@ -37,7 +37,7 @@ use crate::vcpu::{Buses, Ending, VcpuThread};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineError {
     /// A file to be loaded cannot be opened.
-    #[error("{what} {path:?}")]
+    #[error("cannot open the {what} {path:?}; check its path and permissions")]
     Open {
         /// What the file is for.
         what: &'static str,
@@ -47,7 +47,7 @@ pub(crate) enum MachineError {
         source: io::Error,
     },
     /// A path that leads to something else than a file.
-    #[error("{what} {path:?}: this is a {kind}, not a file")]
+    #[error("the {what} {path:?} is a {kind}; give a plain file")]
     NotAFile {
         /// What the file is for.
         what: &'static str,

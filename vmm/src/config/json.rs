@@ -20,13 +20,13 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFileError {
     /// Not JSON, or not of the form that is expected. The message has the line and the column.
-    #[error("{0}")]
+    #[error(transparent)]
     Syntax(#[from] serde_json::Error),
     /// `vcpu_count` out of bounds.
-    #[error("machine-config.vcpu_count: {0}")]
+    #[error("machine-config.vcpu_count")]
     Vcpus(#[from] InvalidVcpuCount),
     /// `mem_size_mib` out of bounds.
-    #[error("machine-config.mem_size_mib: {0}")]
+    #[error("machine-config.mem_size_mib")]
     Memory(#[from] MemorySizeError),
 }
 
@@ -245,11 +245,13 @@ impl<'de, F: Feature> Visitor<'de> for NothingVisitor<F> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::path::Path;
 
+    use super::*;
+    use crate::error::one_line;
+
     fn message(text: &str) -> String {
-        parse(text.as_bytes()).expect_err(text).to_string()
+        one_line(&parse(text.as_bytes()).expect_err(text))
     }
 
     #[test]
