@@ -2,15 +2,26 @@
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 #![forbid(unsafe_code)]
 #![deny(clippy::arithmetic_side_effects)]
-#![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::cast_sign_loss))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )
+)]
 
 pub mod bounds;
 pub mod measure;
 pub mod nested;
 mod offset;
+pub mod pvclock;
 mod rate;
 mod ratio;
+pub mod skew;
+pub mod stability;
 mod units;
+pub mod vmclock;
 mod wide;
 
 pub use offset::{Transform, guest_unscaled, offset_between, offset_unscaled};

@@ -1,0 +1,320 @@
+//! Who may be trusted: a sticky mark with its reason, its time and the CPUs at fault.
+//!
+//! In 2010 the mark was one bit for the whole host, and any vCPU that met a difference of a few
+//! ticks could set it: from then on every vCPU of every guest was "compensated". Here a mark has a
+//! scope. What the platform reports, and a jump of all counters against the monotonic clock,
+//! condemn the host. A backwards step or a measured skew condemn the pair of CPUs between which it
+//! was seen, and a counter that fell behind real time condemns its own CPU. A mark is never taken
+//! back while the host is up: a counter that was wrong once can be wrong again.
+
+use core::fmt;
+
+use crate::skew::SkewBounds;
+use crate::units::{CpuId, Nanos, Ticks};
+
+/// What the platform itself says against its TSC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlatformReport {
+    /// No invariant TSC: CPUID 8000_0007H EDX bit 8 is 0 (SDM vol. 3, 17.17.1; APM vol. 3, E.4.6).
+    NotInvariant,
+    /// The kernel keeps time by something else: /sys/devices/system/clocksource says so.
+    OtherClocksource,
+    /// The kernel's watchdog or KVM marked it unstable.
+    KernelMark,
+}
+
+/// Whom a mark concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All CPUs.
+    Host,
+    /// Moves between these two.
+    Pair(CpuId, CpuId),
+    /// Whatever runs on this one.
+    Cpu(CpuId),
+}
+
+impl Scope {
+    fn covers(self, a: CpuId, b: CpuId) -> bool {
+        match self {
+            Self::Host => true,
+            Self::Pair(x, y) => (x == a && y == b) || (x == b && y == a),
+            Self::Cpu(x) => x == a || x == b,
+        }
+    }
+
+    fn same(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Pair(x, y), Self::Pair(..)) => other.covers(x, y),
+            _ => self == other,
+        }
+    }
+}
+
+/// Why a counter is not trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The platform reports it.
+    Platform(PlatformReport),
+    /// A vCPU's move met a counter behind the one that it had left.
+    BackwardsStep {
+        /// The CPU left.
+        from: CpuId,
+        /// The CPU reached.
+        to: CpuId,
+        /// How far behind.
+        by: Ticks,
+    },
+    /// Exchanged timestamps prove more skew than is allowed.
+    Skew {
+        /// One CPU.
+        a: CpuId,
+        /// The other.
+        b: CpuId,
+        /// What they prove of `TSC(b) - TSC(a)`.
+        bounds: SkewBounds,
+    },
+    /// A move met a counter ahead of the one left, by more than the time that passed.
+    ForwardLeap {
+        /// The CPU left.
+        from: CpuId,
+        /// The CPU reached.
+        to: CpuId,
+        /// How far ahead.
+        by: Ticks,
+    },
+    /// A CPU's counter fell behind real time: a lower rate, or a halt in deep idle.
+    FellBehind {
+        /// The CPU.
+        cpu: CpuId,
+        /// By how much, when it was noticed.
+        by: Ticks,
+    },
+    /// All counters jumped against the monotonic clock: the host was paused or moved.
+    HostJump {
+        /// By how much.
+        by: Ticks,
+    },
+    /// There was no room for one more mark, so nothing is trusted any more.
+    TableFull,
+}
+
+impl Cause {
+    /// Whom this cause condemns.
+    #[must_use]
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::Platform(_) | Self::HostJump { .. } | Self::TableFull => Scope::Host,
+            Self::BackwardsStep { from, to, .. } | Self::ForwardLeap { from, to, .. } => {
+                Scope::Pair(from, to)
+            }
+            Self::Skew { a, b, .. } => Scope::Pair(a, b),
+            Self::FellBehind { cpu, .. } => Scope::Cpu(cpu),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Platform(PlatformReport::NotInvariant) => write!(f, "the TSC is not invariant"),
+            Self::Platform(PlatformReport::OtherClocksource) => {
+                write!(f, "the kernel's clocksource is not the TSC")
+            }
+            Self::Platform(PlatformReport::KernelMark) => {
+                write!(f, "the kernel marked the TSC unstable")
+            }
+            Self::BackwardsStep { from, to, by } => {
+                write!(
+                    f,
+                    "a vCPU that moved from {from} to {to} met a counter {by} behind"
+                )
+            }
+            Self::ForwardLeap { from, to, by } => {
+                write!(
+                    f,
+                    "a vCPU that moved from {from} to {to} met a counter {by} ahead"
+                )
+            }
+            Self::Skew { a, b, bounds } => write!(f, "{b} is ahead of {a} by {bounds}"),
+            Self::FellBehind { cpu, by } => {
+                write!(f, "the counter of {cpu} fell {by} behind real time")
+            }
+            Self::HostJump { by } => write!(f, "all counters jumped by {by} against real time"),
+            Self::TableFull => write!(f, "more faults than can be kept apart"),
+        }
+    }
+}
+
+/// A mark: sticky for as long as the host is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Why.
+    pub cause: Cause,
+    /// When, on the host's monotonic clock.
+    pub at: Nanos,
+}
+
+/// What a report changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// The first mark of its scope.
+    New,
+    /// That scope, or the whole host, was marked before; the older mark stands.
+    Already,
+    /// No room: the whole host is marked from now on.
+    HostInstead,
+}
+
+/// The marks of one host, up to `N` of them besides the host's own, without allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stability<const N: usize> {
+    host: Option<Mark>,
+    marks: [Option<Mark>; N],
+}
+
+impl<const N: usize> Default for Stability<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const N: usize> Stability<N> {
+    /// Nothing is held against anyone.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            host: None,
+            marks: [None; N],
+        }
+    }
+
+    /// Takes note of `cause`, seen at `at`.
+    pub fn mark(&mut self, cause: Cause, at: Nanos) -> Marked {
+        let (mark, scope) = (Mark { cause, at }, cause.scope());
+        if self.host.is_some() {
+            return Marked::Already;
+        }
+        if scope == Scope::Host {
+            self.host = Some(mark);
+            return Marked::New;
+        }
+        if self.marks().any(|known| known.cause.scope().same(scope)) {
+            return Marked::Already;
+        }
+        match self.marks.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => {
+                *slot = Some(mark);
+                Marked::New
+            }
+            None => {
+                self.host = Some(Mark {
+                    cause: Cause::TableFull,
+                    at,
+                });
+                Marked::HostInstead
+            }
+        }
+    }
+
+    /// The mark on the whole host.
+    #[must_use]
+    pub const fn host(&self) -> Option<Mark> {
+        self.host
+    }
+
+    /// The marks on pairs and CPUs, oldest first.
+    pub fn marks(&self) -> impl Iterator<Item = Mark> {
+        self.marks.iter().flatten().copied()
+    }
+
+    /// The mark that concerns a move from `a` to `b`, the host's before others.
+    #[must_use]
+    pub fn between(&self, a: CpuId, b: CpuId) -> Option<Mark> {
+        self.host
+            .or_else(|| self.marks().find(|mark| mark.cause.scope().covers(a, b)))
+    }
+
+    /// The mark that concerns a vCPU which stays on `cpu`, the host's before others.
+    #[must_use]
+    pub fn on(&self, cpu: CpuId) -> Option<Mark> {
+        self.host.or_else(|| {
+            self.marks()
+                .find(|mark| mark.cause.scope() == Scope::Cpu(cpu))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpu(n: u32) -> CpuId {
+        CpuId::new(n)
+    }
+
+    fn step(from: u32, to: u32) -> Cause {
+        Cause::BackwardsStep {
+            from: cpu(from),
+            to: cpu(to),
+            by: Ticks::new(7),
+        }
+    }
+
+    #[test]
+    fn small_step_on_a_stable_platform_condemns_the_pair_only() {
+        let mut marks = Stability::<4>::new();
+        assert_eq!(marks.mark(step(0, 1), Nanos::new(5)), Marked::New);
+        assert_eq!(marks.host(), None);
+        assert!(marks.between(cpu(0), cpu(1)).is_some());
+        assert!(marks.between(cpu(1), cpu(0)).is_some());
+        assert_eq!(marks.between(cpu(0), cpu(2)), None);
+        assert_eq!(marks.on(cpu(0)), None);
+    }
+
+    #[test]
+    fn mark_once_set_keeps_its_first_reason() {
+        let mut marks = Stability::<4>::new();
+        marks.mark(step(0, 1), Nanos::new(5));
+        assert_eq!(marks.mark(step(1, 0), Nanos::new(9)), Marked::Already);
+        assert_eq!(marks.between(cpu(1), cpu(0)).unwrap().at, Nanos::new(5));
+        let platform = Cause::Platform(PlatformReport::NotInvariant);
+        assert_eq!(marks.mark(platform, Nanos::new(11)), Marked::New);
+        assert_eq!(
+            marks.mark(Cause::HostJump { by: Ticks::new(1) }, Nanos::new(12)),
+            Marked::Already
+        );
+        assert_eq!(
+            marks.host(),
+            Some(Mark {
+                cause: platform,
+                at: Nanos::new(11)
+            })
+        );
+        assert_eq!(marks.between(cpu(2), cpu(3)).unwrap().cause, platform);
+    }
+
+    #[test]
+    fn cpu_that_fell_behind_is_at_fault_alone_and_in_pairs() {
+        let mut marks = Stability::<4>::new();
+        marks.mark(
+            Cause::FellBehind {
+                cpu: cpu(2),
+                by: Ticks::new(1),
+            },
+            Nanos::ZERO,
+        );
+        assert!(marks.on(cpu(2)).is_some());
+        assert!(marks.between(cpu(0), cpu(2)).is_some());
+        assert_eq!(marks.on(cpu(0)), None);
+    }
+
+    #[test]
+    fn faults_without_room_condemn_the_host_rather_than_be_forgotten() {
+        let mut marks = Stability::<1>::new();
+        marks.mark(step(0, 1), Nanos::ZERO);
+        assert_eq!(marks.mark(step(0, 2), Nanos::new(3)), Marked::HostInstead);
+        assert_eq!(marks.host().unwrap().cause, Cause::TableFull);
+        assert!(marks.between(cpu(5), cpu(6)).is_some());
+    }
+}
