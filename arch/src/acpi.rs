@@ -36,6 +36,9 @@ const ALIGNMENT: u64 = 64;
 /// DSDT revision from which integers have 64 bits (5.2.11.1).
 const DSDT_REVISION: u8 = 2;
 
+/// Devices are named by a letter and three hexadecimal digits.
+const MAX_DEVICES: usize = 0x1000;
+
 /// A virtio-mmio device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioMmio {
@@ -59,6 +62,14 @@ pub struct AcpiConfig {
 /// Why the tables could not be written.
 #[derive(Debug, Error)]
 pub enum AcpiError {
+    /// More devices than there are names for them.
+    #[error("{count} virtio-mmio devices, but there are names for {max} only; use fewer")]
+    TooManyDevices {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
     /// Too many devices for the room below 1 MiB.
     #[error(
         "the ACPI tables end at {end:#x}, but their room ends at {limit:#x}; use fewer devices"
@@ -260,6 +271,13 @@ fn dsdt(config: &AcpiConfig) -> Result<Sdt, AcpiError> {
     let s5 = Package::new(vec![&sleep_type, &sleep_type, &0u8, &0u8]);
     dsdt.append_slice(&bytes(&Name::new(Path::new("_S5_"), &s5)));
 
+    let count = config.virtio_mmio.len();
+    if count > MAX_DEVICES {
+        return Err(AcpiError::TooManyDevices {
+            count,
+            max: MAX_DEVICES,
+        });
+    }
     let mut devices = Raw::default();
     for id in config.vcpus.apic_ids() {
         devices.add(&Device::new(
