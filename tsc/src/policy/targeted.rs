@@ -1,0 +1,504 @@
+//! The policy of ours: the one that the seed calls "a slightly more clever version".
+//!
+//! It acts only where something is known or seen against the CPUs at hand, and then it continues
+//! the guest's clock instead of stopping it:
+//!
+//! - between two CPUs that are at fault, by the skew that is proven of them, or else by the time
+//!   that passed on the monotonic clock;
+//! - on a CPU that does not keep time, by the guest's line: forward to it when behind, and no
+//!   further back than to what the guest has read when ahead (it can be, after a move);
+//! - everywhere else not at all. An offset that nobody touched keeps KVM's master clock on, and
+//!   with it the guest's fast clock.
+//!
+//! What it sees for itself it reports: a counter that moved otherwise than the monotonic clock says,
+//! by more than that clock's own error and a tolerance for the rate. The tolerance is what separates
+//! a rate that *dropped* from one that is merely not quite the nominal one: every real TSC is, and a
+//! guest that disciplines its clock expects it to stay that way.
+//!
+//! Two cooks ruin a clock. When the offset is not the one that this policy left, somebody else (KVM
+//! on a host that it condemned) compensates too, and from then on it only observes.
+
+use super::{CatchUp, Decision, Entry, Fault, Guarantees, Line, Load, Policy, When};
+use crate::offset::guest_unscaled;
+use crate::rate::TickRate;
+use crate::stability::Cause;
+use crate::units::{CpuId, GuestTsc, HostTsc, Khz, Nanos, Ppm, Ticks, TscDelta, TscOffset};
+use crate::wide;
+
+/// What [`Targeted`] goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetedConfig {
+    /// What the guest's TSC should read.
+    pub line: Line,
+    /// How time is given back.
+    pub catch_up: CatchUp,
+    /// How wrong a reading of the monotonic clock can be: its resolution; and where that clock is
+    /// itself made of the TSCs, the largest skew among them.
+    pub clock_error: Nanos,
+    /// How far from nominal a counter's rate may be without being at fault.
+    pub rate_tolerance: Ppm,
+}
+
+/// One vCPU's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Targeted {
+    config: TargetedConfig,
+    /// `clock_error` in ticks.
+    clock_error: Ticks,
+    /// The last reading on the CPU that the vCPU runs on.
+    last: Option<(CpuId, HostTsc, Nanos)>,
+    /// When the guest was last brought forward.
+    forwarded_at: Option<Nanos>,
+    /// The offset as this policy left it.
+    left: Option<TscOffset>,
+    observing: bool,
+}
+
+/// What a stretch of time looked like on the counter, against the monotonic clock.
+struct Stretch {
+    /// The ticks that should have been counted.
+    expected: Ticks,
+    /// Counted less expected, the known skew taken out; when that is more than can be innocent.
+    error: Option<TscDelta>,
+}
+
+impl Targeted {
+    /// A vCPU under this policy.
+    #[must_use]
+    pub fn new(config: TargetedConfig) -> Self {
+        let clock_error = config.line.rate().ticks_floor(config.clock_error);
+        Self {
+            config,
+            clock_error: clock_error.unwrap_or(Ticks::new(u64::MAX)),
+            last: None,
+            forwarded_at: None,
+            left: None,
+            observing: false,
+        }
+    }
+
+    /// Whether somebody else was found to move the offset, so that this policy only watches.
+    #[must_use]
+    pub const fn is_observing(&self) -> bool {
+        self.observing
+    }
+
+    /// A CPU was seen to run at `khz`, more than any before: the line is bent to it.
+    pub fn raise_rate(&mut self, now: Nanos, khz: Khz) {
+        if khz > self.config.line.rate().khz() {
+            let rate = TickRate::new(khz);
+            self.config.line = self.config.line.bent(now, rate);
+            self.clock_error = rate
+                .ticks_floor(self.config.clock_error)
+                .unwrap_or(Ticks::new(u64::MAX));
+        }
+    }
+
+    /// Compares a counter's advance with the monotonic clock's.
+    fn stretch(&self, from: (HostTsc, Nanos), to: (HostTsc, Nanos), skew: TscDelta) -> Stretch {
+        let passed = to.1.saturating_sub(from.1);
+        let expected = self
+            .config
+            .line
+            .rate()
+            .ticks_floor(passed)
+            .unwrap_or(Ticks::ZERO);
+        // Two readings of the clock, each wrong by the error.
+        let parts = wide::mul(expected.get(), u64::from(self.config.rate_tolerance.get()));
+        let tolerance =
+            (parts / 1_000_000).saturating_add(u128::from(self.clock_error.get()).wrapping_mul(2));
+        let counted = to.0.wrapping_since(from.0);
+        // OK because all three are within 2^64 and i128 holds their sum.
+        let error = i128::from(counted.get())
+            .wrapping_sub(i128::from(skew.get()))
+            .wrapping_sub(i128::from(expected.get()));
+        let error = (error.unsigned_abs() > tolerance)
+            .then(|| TscDelta::new(i64::try_from(error).unwrap_or(i64::MIN)));
+        Stretch { expected, error }
+    }
+
+    /// Whether another hand moved the offset; from the first time on, for ever.
+    fn interfered(&mut self, offset: TscOffset) -> bool {
+        self.observing |= self.left.is_some_and(|left| left != offset);
+        self.observing
+    }
+
+    /// Notes where things stand after `decision`.
+    fn leave(&mut self, at: (CpuId, HostTsc, Nanos), offset: TscOffset, decision: &Decision) {
+        self.last = Some(at);
+        self.left = Some(decision.adjust.map_or(offset, |by| offset.wrapping_add(by)));
+        if decision.adjust.is_some() || self.forwarded_at.is_none() {
+            self.forwarded_at = Some(at.2);
+        }
+    }
+
+    /// The reading of a vCPU on a CPU that does not keep time: forward to the line; or, when ahead
+    /// of it, back towards the line as far as `seen` allows.
+    fn on_line(&self, base: GuestTsc, seen: GuestTsc, now: Nanos) -> GuestTsc {
+        let line = &self.config.line;
+        let Some(target) = line.target_floor(now) else {
+            return base;
+        };
+        if !base.is_before(target) {
+            return later(target, seen);
+        }
+        let since = self.forwarded_at.unwrap_or(now);
+        match self.config.catch_up.forward(line, base, now, since) {
+            Some(by) => base.wrapping_add(by),
+            None => base,
+        }
+    }
+}
+
+/// The later of two readings less than half the circle apart.
+const fn later(a: GuestTsc, b: GuestTsc) -> GuestTsc {
+    if a.is_before(b) { b } else { a }
+}
+
+/// What a counter's error on one CPU is called.
+fn by_itself(cpu: CpuId, error: TscDelta) -> Cause {
+    let by = error.magnitude();
+    if error.is_negative() {
+        Cause::FellBehind { cpu, by }
+    } else {
+        Cause::HostJump { by }
+    }
+}
+
+impl Policy for Targeted {
+    fn name(&self) -> &'static str {
+        "targeted"
+    }
+
+    fn guarantees(&self) -> Guarantees {
+        Guarantees {
+            monotonic_across_moves: When::Always,
+            keeps_elapsed_time: When::Always,
+            leaves_the_innocent_alone: true,
+        }
+    }
+
+    fn load(&mut self, load: &Load) -> Decision {
+        let place = (load.cpu, load.tsc, load.at);
+        if self.interfered(load.offset) {
+            return Decision::NOTHING;
+        }
+        let Some(left) = load.left else {
+            self.leave(place, load.offset, &Decision::NOTHING);
+            return Decision::NOTHING;
+        };
+        let (here, seen) = (
+            guest_unscaled(load.tsc, load.offset),
+            guest_unscaled(left.tsc, load.offset),
+        );
+        let moved = load.moved();
+        let Fault {
+            pair,
+            mut lags,
+            skew,
+        } = load.fault;
+        let known = if moved && pair { skew } else { None };
+        let middle = known.map_or(TscDelta::ZERO, |skew| skew.middle_toward_zero());
+
+        let stretch = self.stretch((left.tsc, left.at), (load.tsc, load.at), middle);
+        let backwards = here.is_before(seen) && known.is_none();
+        let accuse = match stretch.error {
+            Some(error) if !moved => Some(by_itself(load.cpu, error)),
+            Some(error) if error.is_negative() => {
+                let by = error.magnitude();
+                Some(Cause::BackwardsStep {
+                    from: left.cpu,
+                    to: load.cpu,
+                    by,
+                })
+            }
+            Some(error) => {
+                let by = error.magnitude();
+                Some(Cause::ForwardLeap {
+                    from: left.cpu,
+                    to: load.cpu,
+                    by,
+                })
+            }
+            None if backwards => {
+                let by = here.wrapping_since(seen).magnitude();
+                Some(if moved {
+                    Cause::BackwardsStep {
+                        from: left.cpu,
+                        to: load.cpu,
+                        by,
+                    }
+                } else {
+                    Cause::FellBehind { cpu: load.cpu, by }
+                })
+            }
+            None => None,
+        };
+        lags |= !moved && accuse.is_some();
+        let at_fault = lags || (moved && pair) || accuse.is_some();
+        if !at_fault {
+            self.leave(place, load.offset, &Decision::NOTHING);
+            return Decision::NOTHING;
+        }
+
+        // The guest's clock as if it had run on: by the proven skew as long as nothing contradicts
+        // it, else by the monotonic clock; on one and the same CPU, by its counter.
+        let continued = match (moved, known, accuse) {
+            (false, ..) => here,
+            (true, Some(_), None) => here.wrapping_add(middle.wrapping_neg()),
+            (true, None, None) => here,
+            (true, _, Some(_)) => seen.wrapping_advance(stretch.expected),
+        };
+        let base = later(continued, seen);
+        let new = if lags {
+            self.on_line(base, seen, load.at)
+        } else {
+            base
+        };
+
+        let by = new.wrapping_since(here);
+        // Within what the clock can tell, a reading is as good as its correction.
+        let innocent =
+            lags && known.is_none() && accuse.is_none() && by.magnitude() <= self.clock_error;
+        let adjust = (by != TscDelta::ZERO && (!innocent || here.is_before(seen))).then_some(by);
+        let decision = Decision {
+            adjust,
+            accuse,
+            request_entry: false,
+        };
+        self.leave(place, load.offset, &decision);
+        decision
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Decision {
+        let place = (entry.cpu, entry.tsc, entry.at);
+        if self.interfered(entry.offset) {
+            return Decision::NOTHING;
+        }
+        let accuse = self
+            .last
+            .filter(|last| last.0 == entry.cpu)
+            .and_then(|last| {
+                let stretch = self.stretch((last.1, last.2), (entry.tsc, entry.at), TscDelta::ZERO);
+                stretch.error.map(|error| by_itself(entry.cpu, error))
+            });
+        let mut adjust = None;
+        if entry.fault.lags || accuse.is_some() {
+            let here = guest_unscaled(entry.tsc, entry.offset);
+            let behind = self.config.line.behind(here, entry.at);
+            if behind.is_some_and(|behind| behind > self.clock_error) {
+                let since = self.forwarded_at.unwrap_or(entry.at);
+                adjust = self
+                    .config
+                    .catch_up
+                    .forward(&self.config.line, here, entry.at, since);
+            }
+        }
+        let decision = Decision {
+            adjust,
+            accuse,
+            request_entry: false,
+        };
+        self.leave(place, entry.offset, &decision);
+        decision
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Left, Slew};
+    use super::*;
+    use crate::skew::SkewBounds;
+
+    /// 1 tick per ns; the guest's TSC is 0 at host TSC 0 and time 0; the clock is right to 10 ns.
+    fn policy(catch_up: CatchUp) -> Targeted {
+        let rate = TickRate::new(Khz::new(1_000_000).unwrap());
+        Targeted::new(TargetedConfig {
+            line: Line::through(GuestTsc::new(0), Nanos::ZERO, rate),
+            catch_up,
+            clock_error: Nanos::new(10),
+            rate_tolerance: Ppm::new(500).unwrap(),
+        })
+    }
+
+    /// A vCPU that left CPU 0 at 100,000 ns, when its counter read that, and comes to `cpu` at
+    /// 200,000 ns, when that one reads `tsc`.
+    fn load(cpu: u32, tsc: u64, fault: Fault) -> Load {
+        Load {
+            cpu: CpuId::new(cpu),
+            tsc: HostTsc::new(tsc),
+            at: Nanos::new(200_000),
+            left: Some(Left {
+                cpu: CpuId::new(0),
+                tsc: HostTsc::new(100_000),
+                at: Nanos::new(100_000),
+                tsc_at_move: None,
+            }),
+            offset: TscOffset::ZERO,
+            host_unstable: false,
+            fault,
+        }
+    }
+
+    const PAIR: Fault = Fault {
+        pair: true,
+        lags: false,
+        skew: None,
+    };
+    const LAGS: Fault = Fault {
+        pair: false,
+        lags: true,
+        skew: None,
+    };
+
+    fn skewed(by: i64) -> Fault {
+        let bounds = SkewBounds::new(TscDelta::new(by - 5), TscDelta::new(by + 5)).unwrap();
+        Fault {
+            skew: Some(bounds),
+            ..PAIR
+        }
+    }
+
+    /// The reading of the guest after a load, and what was said.
+    fn after(load: Load) -> (u64, Option<Cause>) {
+        let decision = policy(CatchUp::Step).load(&load);
+        let offset = decision
+            .adjust
+            .map_or(load.offset, |by| load.offset.wrapping_add(by));
+        (guest_unscaled(load.tsc, offset).get(), decision.accuse)
+    }
+
+    #[test]
+    fn move_between_trusted_cpus_is_left_alone() {
+        // 60 ticks of difference: within twice the clock's error and 500 ppm of 100,000 (20 + 50).
+        for tsc in [200_000, 199_940, 200_060] {
+            let decision = policy(CatchUp::Step).load(&load(1, tsc, Fault::default()));
+            assert_eq!(decision, Decision::NOTHING);
+        }
+        // Even on a host that others condemned.
+        let condemned = Load {
+            host_unstable: true,
+            ..load(1, 200_000, Fault::default())
+        };
+        assert_eq!(policy(CatchUp::Step).load(&condemned), Decision::NOTHING);
+    }
+
+    #[test]
+    fn move_across_a_proven_skew_continues_the_clock() {
+        // CPU 1 is 6000 behind, or ahead: the guest reads what CPU 0 would have shown.
+        assert_eq!(after(load(1, 194_000, skewed(-6_000))), (200_000, None));
+        assert_eq!(after(load(1, 206_000, skewed(6_000))), (200_000, None));
+        // A skew that took the counter behind the last reading.
+        assert_eq!(after(load(1, 50_000, skewed(-150_000))), (200_000, None));
+    }
+
+    #[test]
+    fn move_onto_a_counter_never_seen_so_is_noticed_and_undone() {
+        let (from, to) = (CpuId::new(0), CpuId::new(1));
+        let by = Ticks::new(150_000);
+        let (reading, accuse) = after(load(1, 50_000, Fault::default()));
+        assert!((199_999..=200_000).contains(&reading), "{reading}");
+        assert_eq!(
+            accuse.map(Cause::scope),
+            Some(Cause::BackwardsStep { from, to, by }.scope())
+        );
+        // The lab's experiment: three seconds ahead. The guest does not leap.
+        let (reading, accuse) = after(load(1, 3_000_200_000, Fault::default()));
+        assert!((199_999..=200_000).contains(&reading), "{reading}");
+        assert!(matches!(accuse, Some(Cause::ForwardLeap { .. })));
+        // A proven skew that is no longer true is not used.
+        let (reading, accuse) = after(load(1, 150_000, skewed(-6_000)));
+        assert!((199_999..=200_000).contains(&reading), "{reading}");
+        assert!(accuse.is_some());
+    }
+
+    #[test]
+    fn small_backwards_step_is_removed_and_no_more() {
+        // 5 ns after it was put the vCPU meets a counter 7 behind: too little to contradict the
+        // clock, but backwards.
+        let quick = Load {
+            at: Nanos::new(100_005),
+            ..load(1, 99_998, Fault::default())
+        };
+        let (reading, accuse) = after(quick);
+        assert!((100_004..=100_005).contains(&reading), "{reading}");
+        let (from, to, by) = (CpuId::new(0), CpuId::new(1), Ticks::new(2));
+        assert_eq!(accuse, Some(Cause::BackwardsStep { from, to, by }));
+    }
+
+    #[test]
+    fn counter_that_halted_is_caught_up_to_the_line() {
+        // The same CPU counted 40,000 of 100,000.
+        let (reading, accuse) = after(load(0, 140_000, Fault::default()));
+        assert!((199_999..=200_000).contains(&reading), "{reading}");
+        assert!(matches!(accuse, Some(Cause::FellBehind { .. })));
+        // Known before: no new accusation is needed to act, and none to leave it when it is right.
+        let (reading, _) = after(load(0, 199_980, LAGS));
+        assert!((199_999..=200_000).contains(&reading), "{reading}");
+        assert_eq!(after(load(0, 199_995, LAGS)), (199_995, None));
+    }
+
+    #[test]
+    fn counter_ahead_of_the_line_goes_back_no_further_than_was_read() {
+        let (reading, _) = after(load(0, 250_000, LAGS));
+        assert!((199_999..=200_000).contains(&reading), "{reading}");
+        // The guest read 300,000 already, when it was ahead.
+        let ahead = Load {
+            offset: TscOffset::new(200_000),
+            ..load(0, 250_000, LAGS)
+        };
+        assert_eq!(after(ahead).0, 300_000);
+    }
+
+    #[test]
+    fn slew_gives_back_by_its_share_only() {
+        let slew = CatchUp::Slew(Slew::new(Ppm::new(100_000).unwrap()).unwrap());
+        let mut policy = policy(slew);
+        let entry = |tsc: u64, at: u64, offset: TscOffset| Entry {
+            cpu: CpuId::new(0),
+            tsc: HostTsc::new(tsc),
+            at: Nanos::new(at),
+            offset,
+            requested: false,
+            fault: LAGS,
+        };
+        let mut offset = TscOffset::ZERO;
+        policy.load(&Load {
+            left: None,
+            at: Nanos::ZERO,
+            ..load(0, 0, LAGS)
+        });
+        // The counter stands still for 1 ms and then runs: a tenth of each further ms is given.
+        for round in 1..=12_u64 {
+            let decision = policy.entry(&entry((round - 1) * 1_000_000, round * 1_000_000, offset));
+            let by = decision.adjust.map_or(0, TscDelta::get);
+            let expected = if round <= 10 {
+                99_990..=100_000
+            } else {
+                0..=100
+            };
+            assert!(expected.contains(&by), "{round}: {by}");
+            offset = offset.wrapping_add(TscDelta::new(by));
+        }
+    }
+
+    #[test]
+    fn offset_moved_by_another_hand_ends_all_action() {
+        let mut policy = policy(CatchUp::Step);
+        policy.load(&load(0, 200_000, Fault::default()));
+        assert!(!policy.is_observing());
+        let theirs = Load {
+            offset: TscOffset::new(77),
+            ..load(1, 50_000, PAIR)
+        };
+        assert_eq!(policy.load(&theirs), Decision::NOTHING);
+        assert!(policy.is_observing());
+        assert_eq!(
+            policy.load(&Load {
+                offset: TscOffset::ZERO,
+                ..theirs
+            }),
+            Decision::NOTHING
+        );
+    }
+}
