@@ -15,9 +15,12 @@
 //!
 //! # What differs from the chip
 //!
-//! The receiver has 64 bytes, not 16; IIR reports enabled FIFOs whatever FCR holds; FCR's
-//! clear-receiver bit is ignored, so input that was piped in before the guest's driver was ready
-//! reaches it, where a chip would drop it. Linux reports `16550A` (see `tests/serial_linux.rs`).
+//! The receiver holds 64 bytes of input, though in loopback only the chip's 16: Linux measures the
+//! FIFO there (`size_fifo`) and takes a deeper one for another chip. IIR reports enabled FIFOs
+//! whatever FCR holds. Linux reports `16550A`, see `tests/serial_linux.rs`.
+//!
+//! As on the chip, FCR's clear-receiver bit drops the input that waits. Drivers write it when they
+//! start, and read the receiver blindly besides, so what was typed before is lost.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -37,6 +40,9 @@ pub const INPUT_CAPACITY: usize = 64;
 /// How many registers the UART has: the length of its range of ports.
 pub const REGISTERS: u64 = 8;
 
+/// How many bytes the chip's receiver FIFO holds (PC16550D).
+const CHIP_FIFO: usize = 16;
+
 // Register offsets and bits, PC16550D table II; Linux: include/uapi/linux/serial_reg.h.
 /// Receiver buffer when read, transmitter holding register when written; divisor when DLAB is set.
 const DATA: u8 = 0;
@@ -50,6 +56,10 @@ const IER_THRI: u8 = 0x02;
 const IER_VALID: u8 = 0x0f;
 /// Interrupt identification when read, FIFO control when written.
 const IIR: u8 = 2;
+/// The same register when written.
+const FCR: u8 = IIR;
+/// Clear the receiver's FIFO.
+const FCR_CLEAR_RECEIVER: u8 = 0x02;
 /// No interrupt is pending.
 const IIR_NONE: u8 = 0x01;
 /// The transmitter holding register is empty.
@@ -204,14 +214,11 @@ impl Serial {
     /// If it was less than all, the `room` trigger is pressed once as soon as the guest has emptied
     /// the buffer (and left loopback); until then there is no use in trying again.
     pub fn enqueue(&mut self, input: &[u8]) -> usize {
-        let taken = if self.room() == 0 {
-            0
-        } else {
-            match self.uart.enqueue_raw_bytes(input) {
-                Ok(taken) => taken,
-                Err(UartError::Trigger(never)) => match never {},
-                Err(UartError::FullFifo | UartError::IOError(_)) => 0,
-            }
+        // In loopback the model takes nothing.
+        let taken = match self.uart.enqueue_raw_bytes(input) {
+            Ok(taken) => taken,
+            Err(UartError::Trigger(never)) => match never {},
+            Err(UartError::FullFifo | UartError::IOError(_)) => 0,
         };
         self.starved = taken < input.len();
         self.counters.received += taken as u64;
@@ -260,8 +267,34 @@ impl Serial {
         value
     }
 
+    /// Drops the input that waits.
+    fn clear_receiver(&mut self) {
+        let control = self.uart.read(LCR);
+        self.set_line_control(control & !LCR_DLAB);
+        for _ in self.uart.fifo_capacity()..INPUT_CAPACITY {
+            self.uart.read(DATA);
+        }
+        self.set_line_control(control);
+    }
+
+    fn set_line_control(&mut self, value: u8) {
+        match self.uart.write(LCR, value) {
+            // The line control register neither interrupts nor transmits.
+            Ok(()) | Err(UartError::IOError(_) | UartError::FullFifo) => {}
+            Err(UartError::Trigger(never)) => match never {},
+        }
+    }
+
     fn write_register(&mut self, register: u8, value: u8) {
-        let transmits = register == DATA && !self.divisor_latch_shown() && !self.in_loopback();
+        let sends = register == DATA && !self.divisor_latch_shown();
+        let loops = self.in_loopback();
+        if sends && loops && INPUT_CAPACITY - self.uart.fifo_capacity() >= CHIP_FIFO {
+            return;
+        }
+        if register == FCR && value & FCR_CLEAR_RECEIVER != 0 {
+            self.clear_receiver();
+        }
+        let transmits = sends && !loops;
         if register == IER && !self.divisor_latch_shown() {
             self.enabled = value & IER_VALID;
         }
@@ -318,8 +351,6 @@ mod tests {
 
     use super::*;
     use crate::trigger::Unconnected;
-
-    const FCR: u64 = 2;
 
     /// Counts how often it was pressed.
     fn button() -> (Arc<AtomicUsize>, Box<dyn Trigger>) {
@@ -538,15 +569,42 @@ mod tests {
     }
 
     #[test]
-    fn input_before_the_driver_is_ready_survives_its_start() {
+    fn input_waits_without_interrupt_and_raises_one_when_enabled() {
         let mut port = Port::new();
         assert_eq!(port.serial.enqueue(b"id\n"), 3);
         assert_eq!(port.interrupts(), 0, "no interrupt is enabled yet");
-        set(&mut port.serial, u8::try_from(FCR).unwrap(), 0x07);
         port.set(IER, IER_RDI);
         assert_eq!(port.interrupts(), 1);
         assert_eq!(port.get(IIR), IIR_FIFOS | IIR_RDA);
         assert_eq!([port.get(DATA), port.get(DATA), port.get(DATA)], *b"id\n");
+    }
+
+    #[test]
+    fn input_is_dropped_by_the_clear_receiver_bit_and_makes_room() {
+        let mut port = Port::new();
+        port.set(LCR, LCR_DLAB | 3);
+        assert_eq!(port.serial.enqueue(&[b'x'; 65]), 64);
+        port.set(FCR, 0x01);
+        port.set(FCR, 0x05); // clears the transmitter
+        assert_eq!((port.serial.room(), port.rooms()), (0, 0));
+        port.set(FCR, 0x07);
+        assert_eq!((port.serial.room(), port.rooms()), (64, 1));
+        assert_eq!(port.get(LSR) & LSR_DR, 0);
+        assert_eq!(port.get(LCR), LCR_DLAB | 3);
+    }
+
+    #[test]
+    fn loopback_holds_as_much_as_the_chip() {
+        let mut port = Port::new();
+        port.set(MCR, MCR_LOOP);
+        for byte in 0..20 {
+            port.set(DATA, byte);
+        }
+        for byte in 0..16 {
+            assert_eq!(port.get(LSR) & LSR_DR, LSR_DR);
+            assert_eq!(port.get(DATA), byte);
+        }
+        assert_eq!(port.get(LSR) & LSR_DR, 0, "the rest was overrun");
     }
 
     #[test]

@@ -147,16 +147,10 @@ fn time_read_after_uip_alone_is_not_torn() {
         let m = Machine::new(begin, 20_000);
         assert_eq!(m.read(FREQ_SELECT) & UIP, 0);
         let time = [CENTURY, 9, 8, 7, 4, 2, 0].map(|register| m.read(register));
-        assert!(
-            [0x1999_1231_2359_59, 0x2000_0101_0000_00].contains(&packed(time)),
-            "{time:x?}"
-        );
+        let old = [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59];
+        let new = [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00];
+        assert!(time == old || time == new, "{time:x?}");
     }
-}
-
-fn packed(time: [u8; 7]) -> u64 {
-    time.into_iter()
-        .fold(0, |packed, byte| packed << 8 | u64::from(byte))
 }
 
 /// `hwclock -w` writes a second's number half a second after that second began, because the chip

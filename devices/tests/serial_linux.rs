@@ -60,6 +60,36 @@ impl Machine {
     fn outb(&self, register: u64, value: u8) {
         assert_eq!(self.ports.write(COM1 + register, &[value]), Reaction::None);
     }
+
+    /// `size_fifo`: how many bytes sent in loopback come back.
+    fn size_fifo(&self) -> usize {
+        let lcr = self.inb(LCR);
+        self.outb(LCR, 0);
+        let fcr = self.inb(FCR);
+        let mcr = self.inb(MCR);
+        self.outb(FCR, 0x07);
+        self.outb(MCR, 0x12);
+        self.outb(LCR, 0x80);
+        let divisor = [self.inb(0), self.inb(1)];
+        self.outb(0, 1);
+        self.outb(1, 0);
+        self.outb(LCR, 0x03);
+        for byte in 0..=255 {
+            self.outb(0, byte);
+        }
+        let mut count = 0;
+        while self.inb(LSR) & 1 != 0 && count < 256 {
+            self.inb(0);
+            count += 1;
+        }
+        self.outb(FCR, fcr);
+        self.outb(MCR, mcr);
+        self.outb(LCR, 0x80);
+        self.outb(0, divisor[0]);
+        self.outb(1, divisor[1]);
+        self.outb(LCR, lcr);
+        count
+    }
 }
 
 #[test]
@@ -132,6 +162,9 @@ fn autoconfig_finds_a_16550a() {
     m.outb(IER, ier | 0x40);
     assert_eq!(m.inb(IER) & 0x40, 0, "taken for an XScale UART");
     m.outb(IER, ier);
+
+    // A FIFO of 64 bytes would be a U6_16550A, one that is not 16 another chip.
+    assert_eq!(m.size_fifo(), 16);
 
     // An 8250 or 16450 is told by the scratch register; it must hold.
     m.outb(SCR, 0xa5);

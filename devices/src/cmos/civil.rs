@@ -172,9 +172,10 @@ mod tests {
         }
     }
 
-    /// Every day from 0000-01-01 to 9999-12-31, counted by hand, one after the other.
+    /// Every day from 0000-01-01 to 9999-12-31, counted by hand, one after the other; compared at
+    /// both ends of every month.
     #[test]
-    fn every_day_of_ten_thousand_years() {
+    fn every_month_of_ten_thousand_years() {
         // 0000-01-01 was a Saturday, 719,528 days before 1970.
         let (mut days, mut weekday) = (-719_528_i64, 7);
         for year in 0..10_000_u16 {
@@ -187,11 +188,13 @@ mod tests {
             let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
             for (month, length) in (1..).zip(months) {
                 for day in 1..=length {
-                    let noon = days * 86_400 + 43_200;
-                    let expected = civil(year, month, day, 12, 0, 0);
-                    assert_eq!(Civil::from_unix_seconds(noon), expected);
-                    assert_eq!(expected.to_unix_seconds(), Some(noon));
-                    assert_eq!(day_of_week(noon), weekday, "{expected:?}");
+                    if day == 1 || day >= 28 {
+                        let noon = days * 86_400 + 43_200;
+                        let expected = civil(year, month, day, 12, 0, 0);
+                        assert_eq!(Civil::from_unix_seconds(noon), expected);
+                        assert_eq!(expected.to_unix_seconds(), Some(noon));
+                        assert_eq!(day_of_week(noon), weekday, "{expected:?}");
+                    }
                     days += 1;
                     weekday = weekday % 7 + 1;
                 }
