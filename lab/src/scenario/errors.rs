@@ -90,7 +90,7 @@ fn rows() -> Vec<Row> {
         row(
             "kernel-elf-too-large",
             "L run --kernel huge --memory 128",
-            &["huge", "128"],
+            &["huge", "1025 MiB"],
         ),
         row(
             "kernel-bzimage-too-large",

@@ -23,11 +23,8 @@ const MEMORY_MIB: u64 = 128;
 pub(super) fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     for place in [Place::Native, Place::Emulated(SVM)] {
-        scenarios.push(Scenario::new(
-            place,
-            "demo",
-            format!("exec ./{LAUNCHER} demo\n"),
-        ));
+        let demo = Scenario::new(place, "demo", format!("exec ./{LAUNCHER} demo\n"));
+        scenarios.push(demo.check(check_demo));
         scenarios.push(multiboot(place, "multiboot", "--debug-exit", 33));
         scenarios.push(multiboot(place, "multiboot-reset", "", 0));
         scenarios.push(small(place, "reset", RESET, "reset guest", "", 0));
@@ -82,6 +79,27 @@ fn small(
             outcome.expect_line(line)?;
             outcome.expect_status(status)
         })
+}
+
+/// The demo's own verdict is its status; a demo that measured nothing must not pass.
+fn check_demo(outcome: &Outcome) -> Result<()> {
+    let text = outcome.stdout_text();
+    let number = |label: &str| {
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(label));
+        let word = line.and_then(|rest| rest.split_whitespace().next());
+        word.and_then(|word| word.parse::<u64>().ok())
+            .with_context(|| format!("no {label:?}"))
+    };
+    ensure!(
+        number("readings ")? >= 1000,
+        "too few readings of the clock"
+    );
+    let steps = number("backwards steps ")?;
+    ensure!(steps == 0, "{steps} backwards steps");
+    ensure!(number("smallest step ")? > 0, "the clock stood still");
+    outcome.expect_status(0)
 }
 
 fn multiboot(place: Place, name: &str, option: &str, status: u8) -> Scenario {
@@ -183,6 +201,28 @@ mod tests {
     const MAP: &str = "range: 0000000000000000 000000000009fc00 00000001\n\
                        range: 000000000009fc00 0000000000000400 00000002\n\
                        range: 0000000000100000 0000000007f00000 00000001\n";
+
+    #[test]
+    fn check_demo_each_fault_fails() {
+        let text = "Demo\n  readings          5000\n  backwards steps   0\n  smallest step     5265 ticks\n";
+        let judged = |text: &str, status| {
+            check_demo(&Outcome {
+                status,
+                stdout: text.into(),
+                stderr: Vec::new(),
+            })
+        };
+        judged(text, Some(0)).unwrap();
+        assert!(judged(text, Some(1)).is_err());
+        for (good, bad) in [
+            ("5000", "50"),
+            ("steps   0", "steps   1"),
+            ("5265", "0"),
+            ("backwards", "sideways"),
+        ] {
+            assert!(judged(&text.replace(good, bad), Some(0)).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn check_map_good_map_passes_and_each_fault_fails() {
