@@ -456,7 +456,7 @@ mod tests {
             (&[0xf0, 0x02], &[0xfa, 0xfa]),
             (&[0xf4], &[0xfa]),
             (&[0xf5], &[0xfa]),
-            (&[0xed, 0xf4], &[0xfa, 0xfa]), // a command in place of the parameter
+            (&[0xed, 0xee], &[0xfa, 0xee]), // a command in place of the parameter
             (&[0x12], &[0xfe]),
         ];
         for (sent, answer) in rows {
@@ -517,6 +517,9 @@ mod tests {
         assert_eq!(drain(&mut device), [0x55]);
         set(&mut device, &[(COMMAND, 0xae)]);
         assert_eq!(drain(&mut device).len(), 8);
+        // A byte for the keyboard releases it too.
+        set(&mut device, &[(COMMAND, 0xad), (DATA, 0xee)]);
+        assert_eq!(drain(&mut device), [0xee]);
     }
 
     #[test]
