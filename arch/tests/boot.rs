@@ -247,6 +247,41 @@ fn initrd_of_exactly_the_room_fits_and_one_byte_more_does_not() {
 }
 
 #[test]
+fn kernel_of_exactly_the_room_fits_and_one_byte_more_does_not() {
+    // RAM ends at 64 MiB; the kernel runs at 16 MiB.
+    let image = BzImage {
+        init_size: 0x300_0000,
+        ..BzImage::linux64()
+    };
+    load(&memory(64), &image.build()).unwrap();
+    let image = BzImage {
+        init_size: 0x300_0001,
+        ..image
+    };
+    let error = load(&memory(64), &image.build()).unwrap_err();
+    assert!(matches!(
+        error,
+        LoadError::KernelTooLarge {
+            end: 0x400_0001,
+            ram_end: 0x400_0000
+        }
+    ));
+
+    let mut elf = Elf::linux64();
+    elf.segments[0].memsz = 0x3E0_0000;
+    load(&memory(64), &elf.build()).unwrap();
+    elf.segments[0].memsz += 1;
+    let error = load(&memory(64), &elf.build()).unwrap_err();
+    assert!(matches!(
+        error,
+        LoadError::KernelTooLarge {
+            end: 0x400_0001,
+            ram_end: 0x400_0000
+        }
+    ));
+}
+
+#[test]
 fn linux64_elf_is_entered_at_its_entry() {
     let memory = memory(64);
     let elf = Elf::linux64();
@@ -393,6 +428,27 @@ fn multiboot_address_fields_replace_a_file_format() {
     };
     let loaded = load(&memory, &whole.build()).unwrap();
     assert_eq!(loaded.kernel_end, GuestAddress(0x10_0400));
+}
+
+#[test]
+fn multiboot_header_with_a_wrong_checksum_is_none() {
+    let mut image = Elf::multiboot(3).build();
+    let header = image
+        .windows(4)
+        .position(|w| w == 0x1BAD_B002_u32.to_le_bytes())
+        .unwrap();
+    image[header + 8] ^= 1;
+    assert!(matches!(
+        load(&memory(64), &image),
+        Err(LoadError::NoEntryPoint)
+    ));
+    // Nor is one that is not aligned to 4 bytes.
+    let mut elf = Elf::multiboot(3);
+    elf.segments[0].bytes.insert(0, 0);
+    assert!(matches!(
+        load(&memory(64), &elf.build()),
+        Err(LoadError::NoEntryPoint)
+    ));
 }
 
 #[test]

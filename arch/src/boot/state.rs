@@ -164,20 +164,22 @@ impl EntryMode {
 fn page_tables() -> Vec<u8> {
     const _: () = assert!(PDPT.0 == PML4.0 + PAGE_SIZE && PAGE_DIRECTORIES.0 == PDPT.0 + PAGE_SIZE);
     let table = PTE_PRESENT | PTE_WRITABLE;
-    let pml4 = (0..ENTRIES_PER_TABLE).map(|i| if i == 0 { PDPT.0 | table } else { 0 });
-    let pdpt = (0..ENTRIES_PER_TABLE).map(|i| {
-        if i < DIRECTORIES {
+    let mut bytes = Vec::new();
+    let mut push = |entry: u64| bytes.extend_from_slice(&entry.to_le_bytes());
+    for i in 0..ENTRIES_PER_TABLE {
+        push(if i == 0 { PDPT.0 | table } else { 0 });
+    }
+    for i in 0..ENTRIES_PER_TABLE {
+        push(if i < DIRECTORIES {
             (PAGE_DIRECTORIES.0 + i * PAGE_SIZE) | table
         } else {
             0
-        }
-    });
-    let directories =
-        (0..DIRECTORIES * ENTRIES_PER_TABLE).map(|i| (i << LARGE_PAGE_SHIFT) | PDE_LARGE | table);
-    pml4.chain(pdpt)
-        .chain(directories)
-        .flat_map(u64::to_le_bytes)
-        .collect()
+        });
+    }
+    for i in 0..DIRECTORIES * ENTRIES_PER_TABLE {
+        push((i << LARGE_PAGE_SHIFT) | PDE_LARGE | table);
+    }
+    bytes
 }
 
 /// A segment as an 8-byte descriptor (SDM vol. 3, figure 3-8).

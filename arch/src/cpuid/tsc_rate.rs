@@ -19,6 +19,9 @@ use super::{APIC_BUS_KHZ, CpuidEntry, TSC_RATE};
 /// guest's own measurement errs.
 const MAX_CRYSTAL_ERROR_KHZ: u32 = APIC_BUS_KHZ / 10_000;
 
+/// No processor's TSC is faster than 10 GHz; the search for a ratio would be long and in vain.
+const MAX_RATE_KHZ: u32 = 10_000_000;
+
 /// The leaf for a TSC of this `rate`, or `None` when there is no ratio for it, in which case the
 /// guest measures it or asks elsewhere.
 ///
@@ -26,6 +29,9 @@ const MAX_CRYSTAL_ERROR_KHZ: u32 = APIC_BUS_KHZ / 10_000;
 /// For the others a crystal a few kilohertz off is told, which makes the TSC's rate exact and the
 /// local APIC's timer (of guests that do not use its TSC-deadline mode) wrong by millionths.
 pub(super) fn leaf(rate: Khz) -> Option<CpuidEntry> {
+    if rate.get() > MAX_RATE_KHZ {
+        return None;
+    }
     let crystals =
         (0..=MAX_CRYSTAL_ERROR_KHZ).flat_map(|error| [APIC_BUS_KHZ - error, APIC_BUS_KHZ + error]);
     crystals.into_iter().find_map(|crystal_khz| {
@@ -101,7 +107,8 @@ mod tests {
 
     #[test]
     fn leaf_of_an_absurd_rate_is_absent() {
-        // 4,294,967,295 kHz would need the numerator 4295.
+        assert!(leaf(khz(MAX_RATE_KHZ)).is_some());
+        assert_eq!(leaf(khz(MAX_RATE_KHZ + 1)), None);
         assert_eq!(leaf(khz(u32::MAX)), None);
     }
 }
