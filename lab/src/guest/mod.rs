@@ -51,6 +51,14 @@ pub(crate) const DEBUG_EXIT: Small = Small {
     bits: Bits::Long,
 };
 
+/// Runs [`LOOP_INSTRUCTIONS`], writes "loop guest" and resets.
+pub(crate) const LOOP: Small = Small {
+    source: include_str!("../../guests/loop.S"),
+    bits: Bits::Long,
+};
+/// The loop of [`LOOP`]: two instructions, 20 million times.
+pub(crate) const LOOP_INSTRUCTIONS: u32 = 40_000_000;
+
 impl Small {
     /// The guest as an ELF file, loaded at 1 MiB. Needs GNU binutils, which Rust's linker needs too.
     pub(crate) fn build(self) -> Result<Vec<u8>> {
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn small_guests_are_elf_files_at_one_mebibyte() {
-        for small in [MULTIBOOT, RESET, POWER_OFF, TRIPLE_FAULT, DEBUG_EXIT] {
+        for small in [MULTIBOOT, RESET, POWER_OFF, TRIPLE_FAULT, DEBUG_EXIT, LOOP] {
             let bytes = small.build().unwrap();
             let file = object::File::parse(bytes.as_slice()).unwrap();
             assert_eq!(file.is_64(), matches!(small.bits, Bits::Long));

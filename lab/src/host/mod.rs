@@ -243,10 +243,9 @@ impl Run<'_> {
                 vmx::prepare(folder, &self.stock.image, initrd, &options)?;
                 let (read, write) = fifo(&folder.join("serial"))?;
                 let mut command = vmx::command(folder);
-                command
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null());
+                let terminal = vmx::blind_terminal()?;
+                let again = || terminal.try_clone().context("cannot share a terminal");
+                command.stdin(again()?).stdout(again()?).stderr(again()?);
                 let running = Running::spawn(&mut command)?;
                 // The console ends when Bochs has ended, and not before it has opened its end.
                 let end = running.end_notice()?;

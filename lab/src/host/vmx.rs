@@ -2,16 +2,20 @@
 //! `kvm-intel`. Its TSC is stable, and can be skewed per CPU through `/dev/cpu/N/msr`. Slow to start:
 //! a minute, most of it firmware and the compact disc that the kernel comes on.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::OpenptFlags;
 
 use crate::host::image::Load;
 use crate::process::{capture, tied};
 
-/// Debian packages that the host needs. `bsdutils`, which has `script`, is essential.
+/// Debian packages that the host needs.
 pub(crate) const PACKAGES: &[&str] = &[
     "bochs",
     "bochsbios",
@@ -114,17 +118,31 @@ pub(crate) fn prepare(folder: &Path, kernel: &Path, initramfs: &Path, options: &
     write(&folder.join("commands"), "c\n")
 }
 
-/// The emulator's command. The `term` display is the only one that works in Debian's build, and it
-/// needs a terminal, which `script` provides.
+/// The emulator's command. The `term` display is the only one that works in Debian's build: it draws the
+/// PC's screen on a terminal, which standard input and output must be.
 pub(crate) fn command(folder: &Path) -> Command {
-    let mut command = tied("script");
+    let mut command = tied("bochs");
     command
         .current_dir(folder)
         .env("TERM", "linux")
-        .args([
-            "-qfc",
-            "exec setpriv --pdeathsig KILL -- bochs -q -f bochsrc -rc commands",
-        ])
-        .arg("/dev/null");
+        .args(["-q", "-f", "bochsrc", "-rc", "commands"]);
     command
+}
+
+/// A terminal that nobody looks at. What is drawn on it is read and dropped until the last program that
+/// has it open ends; a terminal that is not read would stop its programs in time.
+pub(crate) fn blind_terminal() -> Result<File> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = rustix::pty::openpt(flags).context("cannot open a pseudoterminal")?;
+    rustix::pty::grantpt(&master).context("cannot set up a pseudoterminal")?;
+    rustix::pty::unlockpt(&master).context("cannot unlock a pseudoterminal")?;
+    let name = rustix::pty::ptsname(&master, Vec::new()).context("a pseudoterminal has no name")?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let terminal = rustix::fs::open(&name, flags, Mode::empty())
+        .with_context(|| format!("cannot open the terminal {}", name.to_string_lossy()))?;
+    thread::spawn(move || {
+        // EIO, when the terminal is closed everywhere, is the end.
+        let _ = io::copy(&mut File::from(master), &mut io::sink());
+    });
+    Ok(terminal.into())
 }
