@@ -44,8 +44,6 @@ and Ctrl-A Ctrl-A sends Ctrl-A.";
 #[command(
     name = "keeptime",
     version,
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
     after_help = AFTER_HELP,
     max_term_width = 100
 )]
@@ -228,6 +226,11 @@ fn start_logging(level: Level) {
 }
 
 fn execute(cli: &Cli, started: Instant) -> Result<Outcome, CommandError> {
+    if let Some(flag) = cli.command.as_ref().and_then(|_| cli.file.given()) {
+        return Err(CommandError::Usage(format!(
+            "{flag} goes with a configuration file, not before a command"
+        )));
+    }
     match &cli.command {
         Some(Command::Demo) => Ok(demo::run(&Kvm::open()?, started)?),
         Some(Command::Run(run)) => boot(&VmConfig::from(run), started),
@@ -236,6 +239,17 @@ fn execute(cli: &Cli, started: Instant) -> Result<Outcome, CommandError> {
 }
 
 impl FromFile {
+    /// A flag of this group that was given.
+    fn given(&self) -> Option<&'static str> {
+        [
+            (self.no_api, "--no-api"),
+            (self.config_file.is_some(), "--config-file"),
+            (self.boot_timer, "--boot-timer"),
+        ]
+        .into_iter()
+        .find_map(|(given, flag)| given.then_some(flag))
+    }
+
     fn config(&self) -> Result<VmConfig, CommandError> {
         let usage = |text: &str| CommandError::Usage(text.to_owned());
         let Some(path) = &self.config_file else {
@@ -343,10 +357,25 @@ mod tests {
     #[test]
     fn configuration_file_flags_do_not_mix_with_commands() {
         for arguments in [
-            &["keeptime", "--no-api", "demo"][..],
-            &["keeptime", "demo", "--no-api"],
+            &["keeptime", "--no-api", "--config-file", "f", "demo"][..],
+            &["keeptime", "--boot-timer", "run", "--kernel", "k"],
         ] {
-            Cli::try_parse_from(arguments).expect_err("conflict");
+            let cli = Cli::try_parse_from(arguments).expect("clap allows it");
+            let error = execute(&cli, Instant::now()).expect_err("conflict");
+            assert!(one_line(&error).contains(arguments[1]), "{error}");
+        }
+    }
+
+    #[test]
+    fn level_is_taken_before_and_after_a_command() {
+        for arguments in [
+            ["keeptime", "--level", "Off", "demo"],
+            ["keeptime", "demo", "--level", "off"],
+        ] {
+            assert_eq!(
+                Cli::try_parse_from(arguments).expect("valid").level,
+                Level::Off
+            );
         }
     }
 }
