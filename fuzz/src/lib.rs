@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod config;
 mod tables;
 
 pub use boot::{boot_any, boot_bzimage, boot_elf, boot_multiboot};
+pub use config::config;
 pub use tables::{acpi, cpuid};
 
 /// A fuzz target: takes any bytes, panics when an invariant does not hold.
@@ -24,6 +26,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("boot_bzimage", boot_bzimage),
     ("boot_elf", boot_elf),
     ("boot_multiboot", boot_multiboot),
+    ("config", config),
     ("cpuid", cpuid),
 ];
 

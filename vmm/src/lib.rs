@@ -26,3 +26,5 @@ mod outcome;
 mod signals;
 mod terminal;
 mod vcpu;
+
+pub use error::one_line;
