@@ -143,6 +143,8 @@ fn cargo_fuzz(paths: &Paths, mut command: Command) -> Command {
         .current_dir(&paths.workspace)
         // The sanitizers' flags are unstable; this lets the stable compiler take them.
         .env("RUSTC_BOOTSTRAP", "1")
+        // The launcher's link-time optimisation, once for each target, would take longer than fuzzing.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .arg("fuzz");
     command
 }
