@@ -19,6 +19,8 @@ pub mod policy;
 pub mod pvclock;
 mod rate;
 mod ratio;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod skew;
 pub mod stability;
 mod units;

@@ -12,17 +12,22 @@ use crate::units::{GuestTsc, Khz, Nanos, Ticks};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Svm2010;
 
+impl Svm2010 {
+    /// What it promises.
+    pub const GUARANTEES: Guarantees = Guarantees {
+        monotonic_across_moves: When::HostUnstable,
+        keeps_elapsed_time: When::HostStable,
+        leaves_the_innocent_alone: false,
+    };
+}
+
 impl Policy for Svm2010 {
     fn name(&self) -> &'static str {
         "svm-2010"
     }
 
     fn guarantees(&self) -> Guarantees {
-        Guarantees {
-            monotonic_across_moves: When::HostUnstable,
-            keeps_elapsed_time: When::HostStable,
-            leaves_the_innocent_alone: false,
-        }
+        Self::GUARANTEES
     }
 
     fn load(&mut self, load: &Load) -> Decision {
@@ -43,17 +48,22 @@ impl Policy for Svm2010 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vmx2010;
 
+impl Vmx2010 {
+    /// What it promises.
+    pub const GUARANTEES: Guarantees = Guarantees {
+        monotonic_across_moves: When::Always,
+        keeps_elapsed_time: When::Always,
+        leaves_the_innocent_alone: false,
+    };
+}
+
 impl Policy for Vmx2010 {
     fn name(&self) -> &'static str {
         "vmx-2010"
     }
 
     fn guarantees(&self) -> Guarantees {
-        Guarantees {
-            monotonic_across_moves: When::Always,
-            keeps_elapsed_time: When::Always,
-            leaves_the_innocent_alone: false,
-        }
+        Self::GUARANTEES
     }
 
     fn load(&mut self, load: &Load) -> Decision {
@@ -89,12 +99,21 @@ impl Unified2010 {
             Decision {
                 adjust: Some(delta.wrapping_neg()),
                 accuse,
-                request_entry: false,
+                ..Decision::NOTHING
             }
         } else {
             Decision::NOTHING
         }
     }
+}
+
+impl Unified2010 {
+    /// What it promises.
+    pub const GUARANTEES: Guarantees = Guarantees {
+        monotonic_across_moves: When::Always,
+        keeps_elapsed_time: When::HostStable,
+        leaves_the_innocent_alone: false,
+    };
 }
 
 impl Policy for Unified2010 {
@@ -103,11 +122,7 @@ impl Policy for Unified2010 {
     }
 
     fn guarantees(&self) -> Guarantees {
-        Guarantees {
-            monotonic_across_moves: When::Always,
-            keeps_elapsed_time: When::HostStable,
-            leaves_the_innocent_alone: false,
-        }
+        Self::GUARANTEES
     }
 
     fn load(&mut self, load: &Load) -> Decision {
@@ -157,17 +172,22 @@ impl UnifiedCatchup2010 {
     }
 }
 
+impl UnifiedCatchup2010 {
+    /// What it promises.
+    pub const GUARANTEES: Guarantees = Guarantees {
+        monotonic_across_moves: When::Always,
+        keeps_elapsed_time: When::HostStable,
+        leaves_the_innocent_alone: false,
+    };
+}
+
 impl Policy for UnifiedCatchup2010 {
     fn name(&self) -> &'static str {
         "unified-catchup-2010"
     }
 
     fn guarantees(&self) -> Guarantees {
-        Guarantees {
-            monotonic_across_moves: When::Always,
-            keeps_elapsed_time: When::HostStable,
-            leaves_the_innocent_alone: false,
-        }
+        Self::GUARANTEES
     }
 
     fn load(&mut self, load: &Load) -> Decision {

@@ -26,7 +26,6 @@ pub use targeted::{Targeted, TargetedConfig};
 
 use core::fmt;
 
-use crate::skew::SkewBounds;
 use crate::stability::Cause;
 use crate::units::{CpuId, HostTsc, Nanos, TscDelta, TscOffset};
 
@@ -49,10 +48,11 @@ pub struct Left {
 pub struct Fault {
     /// The pair of the CPU left and the CPU reached is marked.
     pub pair: bool,
-    /// The CPU reached does not keep time by itself, or the whole host does not.
+    /// The CPU reached, or the CPU left, does not keep time by itself; or the whole host does not.
     pub lags: bool,
-    /// What is proven of the counter reached less the counter left.
-    pub skew: Option<SkewBounds>,
+    /// The counter reached less the counter left, where exchanged timestamps tell
+    /// ([`crate::skew::SkewMatrix::estimate`]).
+    pub skew: Option<TscDelta>,
 }
 
 /// A vCPU is about to run on a CPU: for the first time, after an exit to user space, after a halt,
@@ -90,7 +90,8 @@ impl Load {
     }
 }
 
-/// The moment before the guest runs: after a load that asked for it, and at the host's ticks.
+/// The moment before the guest runs: after a load that asked for it, at the host's ticks, and when
+/// a decision before asked to be asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The CPU.
@@ -101,7 +102,7 @@ pub struct Entry {
     pub at: Nanos,
     /// The offset in force.
     pub offset: TscOffset,
-    /// A load asked for this (`KVM_REQ_CLOCK_UPDATE`); otherwise the host's tick is the occasion.
+    /// A load asked for this (`KVM_REQ_CLOCK_UPDATE`); otherwise time is the occasion.
     pub requested: bool,
     /// What is held against this CPU.
     pub fault: Fault,
@@ -116,6 +117,8 @@ pub struct Decision {
     pub accuse: Option<Cause>,
     /// Ask again before the guest runs.
     pub request_entry: bool,
+    /// Ask again after this time, should the vCPU still be running on this CPU.
+    pub ask_again: Option<Nanos>,
 }
 
 impl Decision {
@@ -124,6 +127,7 @@ impl Decision {
         adjust: None,
         accuse: None,
         request_entry: false,
+        ask_again: None,
     };
 }
 

@@ -10,6 +10,9 @@
 //! - everywhere else not at all. An offset that nobody touched keeps KVM's master clock on, and
 //!   with it the guest's fast clock.
 //!
+//! A CPU that may be running slowly is looked at again soon, and as long as it is: the guest lags by
+//! no more than it loses in between.
+//!
 //! What it sees for itself it reports: a counter that moved otherwise than the monotonic clock says,
 //! by more than that clock's own error and a tolerance for the rate. The tolerance is what separates
 //! a rate that *dropped* from one that is merely not quite the nominal one: every real TSC is, and a
@@ -37,6 +40,9 @@ pub struct TargetedConfig {
     pub clock_error: Nanos,
     /// How far from nominal a counter's rate may be without being at fault.
     pub rate_tolerance: Ppm,
+    /// How soon to look again at a vCPU on a CPU that may be running slowly: what it lags meanwhile
+    /// is at most this.
+    pub recheck: Nanos,
 }
 
 /// One vCPU's state.
@@ -63,6 +69,13 @@ struct Stretch {
 }
 
 impl Targeted {
+    /// What it promises.
+    pub const GUARANTEES: Guarantees = Guarantees {
+        monotonic_across_moves: When::Always,
+        keeps_elapsed_time: When::Always,
+        leaves_the_innocent_alone: true,
+    };
+
     /// A vCPU under this policy.
     #[must_use]
     pub fn new(config: TargetedConfig) -> Self {
@@ -171,11 +184,7 @@ impl Policy for Targeted {
     }
 
     fn guarantees(&self) -> Guarantees {
-        Guarantees {
-            monotonic_across_moves: When::Always,
-            keeps_elapsed_time: When::Always,
-            leaves_the_innocent_alone: true,
-        }
+        Self::GUARANTEES
     }
 
     fn load(&mut self, load: &Load) -> Decision {
@@ -198,9 +207,9 @@ impl Policy for Targeted {
             skew,
         } = load.fault;
         let known = if moved && pair { skew } else { None };
-        let middle = known.map_or(TscDelta::ZERO, |skew| skew.middle_toward_zero());
+        let apart = known.unwrap_or(TscDelta::ZERO);
 
-        let stretch = self.stretch((left.tsc, left.at), (load.tsc, load.at), middle);
+        let stretch = self.stretch((left.tsc, left.at), (load.tsc, load.at), apart);
         let backwards = here.is_before(seen) && known.is_none();
         let accuse = match stretch.error {
             Some(error) if !moved => Some(by_itself(load.cpu, error)),
@@ -245,7 +254,7 @@ impl Policy for Targeted {
         // it, else by the monotonic clock; on one and the same CPU, by its counter.
         let continued = match (moved, known, accuse) {
             (false, ..) => here,
-            (true, Some(_), None) => here.wrapping_add(middle.wrapping_neg()),
+            (true, Some(_), None) => here.wrapping_add(apart.wrapping_neg()),
             (true, None, None) => here,
             (true, _, Some(_)) => seen.wrapping_advance(stretch.expected),
         };
@@ -257,14 +266,20 @@ impl Policy for Targeted {
         };
 
         let by = new.wrapping_since(here);
-        // Within what the clock can tell, a reading is as good as its correction.
-        let innocent =
-            lags && known.is_none() && accuse.is_none() && by.magnitude() <= self.clock_error;
-        let adjust = (by != TscDelta::ZERO && (!innocent || here.is_before(seen))).then_some(by);
+        // The line is rounded down by what the clock cannot tell: ahead of it by that is on it.
+        let on_line = lags
+            && known.is_none()
+            && accuse.is_none()
+            && !here.is_before(seen)
+            && by.is_negative()
+            && by.magnitude() <= self.clock_error;
+        let adjust = (by != TscDelta::ZERO && !on_line).then_some(by);
+        let ask_again = lags.then_some(self.config.recheck);
         let decision = Decision {
             adjust,
             accuse,
-            request_entry: false,
+            ask_again,
+            ..Decision::NOTHING
         };
         self.leave(place, load.offset, &decision);
         decision
@@ -275,29 +290,29 @@ impl Policy for Targeted {
         if self.interfered(entry.offset) {
             return Decision::NOTHING;
         }
-        let accuse = self
-            .last
-            .filter(|last| last.0 == entry.cpu)
-            .and_then(|last| {
-                let stretch = self.stretch((last.1, last.2), (entry.tsc, entry.at), TscDelta::ZERO);
-                stretch.error.map(|error| by_itself(entry.cpu, error))
-            });
-        let mut adjust = None;
+        let last = self.last.filter(|last| last.0 == entry.cpu);
+        let accuse = last.and_then(|last| {
+            let stretch = self.stretch((last.1, last.2), (entry.tsc, entry.at), TscDelta::ZERO);
+            stretch.error.map(|error| by_itself(entry.cpu, error))
+        });
+        let (mut adjust, mut ask_again) = (None, None);
         if entry.fault.lags || accuse.is_some() {
+            let line = &self.config.line;
             let here = guest_unscaled(entry.tsc, entry.offset);
-            let behind = self.config.line.behind(here, entry.at);
-            if behind.is_some_and(|behind| behind > self.clock_error) {
+            if line
+                .behind(here, entry.at)
+                .is_some_and(|behind| behind > self.clock_error)
+            {
                 let since = self.forwarded_at.unwrap_or(entry.at);
-                adjust = self
-                    .config
-                    .catch_up
-                    .forward(&self.config.line, here, entry.at, since);
+                adjust = self.config.catch_up.forward(line, here, entry.at, since);
+                ask_again = Some(self.config.recheck);
             }
         }
         let decision = Decision {
             adjust,
             accuse,
-            request_entry: false,
+            ask_again,
+            ..Decision::NOTHING
         };
         self.leave(place, entry.offset, &decision);
         decision
@@ -308,7 +323,6 @@ impl Policy for Targeted {
 mod tests {
     use super::super::{Left, Slew};
     use super::*;
-    use crate::skew::SkewBounds;
 
     /// 1 tick per ns; the guest's TSC is 0 at host TSC 0 and time 0; the clock is right to 10 ns.
     fn policy(catch_up: CatchUp) -> Targeted {
@@ -318,6 +332,7 @@ mod tests {
             catch_up,
             clock_error: Nanos::new(10),
             rate_tolerance: Ppm::new(500).unwrap(),
+            recheck: Nanos::new(50_000),
         })
     }
 
@@ -352,9 +367,8 @@ mod tests {
     };
 
     fn skewed(by: i64) -> Fault {
-        let bounds = SkewBounds::new(TscDelta::new(by - 5), TscDelta::new(by + 5)).unwrap();
         Fault {
-            skew: Some(bounds),
+            skew: Some(TscDelta::new(by)),
             ..PAIR
         }
     }
@@ -427,6 +441,16 @@ mod tests {
     }
 
     #[test]
+    fn estimate_that_is_a_little_off_still_shows_no_step() {
+        // The estimate is 0 and the truth -3: the counter reads 3 less than was read.
+        let quick = Load {
+            at: Nanos::new(100_000),
+            ..load(1, 99_997, skewed(0))
+        };
+        assert_eq!(after(quick), (100_000, None));
+    }
+
+    #[test]
     fn counter_that_halted_is_caught_up_to_the_line() {
         // The same CPU counted 40,000 of 100,000.
         let (reading, accuse) = after(load(0, 140_000, Fault::default()));
@@ -435,7 +459,7 @@ mod tests {
         // Known before: no new accusation is needed to act, and none to leave it when it is right.
         let (reading, _) = after(load(0, 199_980, LAGS));
         assert!((199_999..=200_000).contains(&reading), "{reading}");
-        assert_eq!(after(load(0, 199_995, LAGS)), (199_995, None));
+        assert_eq!(after(load(0, 200_005, LAGS)), (200_005, None));
     }
 
     #[test]
@@ -480,6 +504,37 @@ mod tests {
             assert!(expected.contains(&by), "{round}: {by}");
             offset = offset.wrapping_add(TscDelta::new(by));
         }
+    }
+
+    #[test]
+    fn slow_counter_is_looked_at_until_it_keeps_time() {
+        let mut policy = policy(CatchUp::Step);
+        let loaded = policy.load(&load(0, 200_000, LAGS));
+        assert_eq!(loaded.ask_again, Some(Nanos::new(50_000)));
+        let entry = |tsc: u64, at: u64, offset: TscOffset| Entry {
+            cpu: CpuId::new(0),
+            tsc: HostTsc::new(tsc),
+            at: Nanos::new(at),
+            offset,
+            requested: false,
+            fault: LAGS,
+        };
+        // Half the rate for 50 us, and then the nominal one.
+        let slow = policy.entry(&entry(225_000, 250_000, TscOffset::ZERO));
+        let by = slow.adjust.unwrap().get();
+        assert!((24_999..=25_000).contains(&by), "{by}");
+        assert_eq!(slow.ask_again, Some(Nanos::new(50_000)));
+        let offset = TscOffset::ZERO.wrapping_add(slow.adjust.unwrap());
+        assert_eq!(
+            policy.entry(&entry(275_000, 300_000, offset)),
+            Decision::NOTHING
+        );
+        // On CPUs that nothing is held against nobody asks.
+        let innocent = policy.load(&Load {
+            offset,
+            ..load(0, 200_000, Fault::default())
+        });
+        assert_eq!(innocent.ask_again, None);
     }
 
     #[test]

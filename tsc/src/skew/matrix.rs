@@ -110,6 +110,26 @@ impl<const N: usize> SkewMatrix<N> {
         self.between_indices(self.index(a).ok()?, self.index(b).ok()?)
     }
 
+    /// One skew to go by, where bounds leave a choice: a position for each CPU, and the difference of
+    /// positions for each pair, so that moves around any cycle cancel exactly and errors do not add
+    /// up. After [`Self::sharpen`] the difference lies within the bounds of the pair, give or take a
+    /// tick of rounding: each CPU's highest and lowest possible positions relative to the first CPU
+    /// satisfy all bounds, and so does their middle.
+    ///
+    /// `None` when either CPU's skew to the first CPU is not bounded.
+    #[must_use]
+    pub fn estimate(&self, a: CpuId, b: CpuId) -> Option<TscDelta> {
+        let position = |cpu: CpuId| {
+            let index = self.index(cpu).ok()?;
+            let (above, below) = (self.at_most[0][index]?, self.at_most[index][0]?);
+            // OK because i128 holds the difference of two i64; half of it, rounded down, is an i64
+            // again: it lies between the highest and the lowest position.
+            let sum = i128::from(above.get()).wrapping_sub(i128::from(below.get()));
+            i64::try_from(sum.div_euclid(2)).ok().map(TscDelta::new)
+        };
+        position(b)?.checked_sub(position(a)?)
+    }
+
     pub(super) fn between_indices(&self, from: usize, to: usize) -> Option<SkewBounds> {
         let at_least = self.at_most[to][from]?.checked_neg()?;
         SkewBounds::new(at_least, self.at_most[from][to]?).ok()
@@ -182,6 +202,16 @@ mod tests {
                 for b in 0..6 {
                     let Some(skew) = matrix.between(cpus[a], cpus[b]) else { continue };
                     let truth = TscDelta::new(positions[b] - positions[a]);
+                    // The estimate is possible, but for a tick, and cancels around cycles.
+                    if let Some(there) = matrix.estimate(cpus[a], cpus[b]) {
+                        prop_assert!(there.get() >= skew.at_least().get() - 1);
+                        prop_assert!(there.get() <= skew.at_most().get() + 1);
+                        let around: Option<i64> = [(a, b), (b, 5 - b), (5 - b, a)]
+                            .iter()
+                            .map(|&(x, y)| matrix.estimate(cpus[x], cpus[y]).map(TscDelta::get))
+                            .sum();
+                        prop_assert!(around.is_none_or(|sum| sum == 0));
+                    }
                     prop_assert!(skew.at_least() <= truth && truth <= skew.at_most());
                     if let Some(was) = before.between(cpus[a], cpus[b]) {
                         prop_assert_eq!(was.intersect(skew), Ok(skew));

@@ -1,0 +1,342 @@
+//! The story of the seed, and what a policy must be in every scenario, as observed in simulation.
+
+use proptest::prelude::*;
+use tsc::Nanos;
+use tsc::sim::{
+    Boot, Clocksource, CpuModel, HPET, HostEvent, PolicyKind, Report, Scenario, Stage, run,
+    run_all, scenario, scenarios, table,
+};
+use tsc::stability::{Cause, PlatformReport};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// One reading of the monotonic clock of these hosts is right to the HPET's period.
+const CLOCK_NS: u64 = 70;
+
+fn named(name: &str) -> Scenario {
+    scenario(name).unwrap()
+}
+
+fn lasting(nanos: u64) -> Nanos {
+    Nanos::new(nanos)
+}
+
+fn of(reports: &[Report], policy: PolicyKind) -> &Report {
+    reports
+        .iter()
+        .find(|report| report.policy == policy)
+        .unwrap()
+}
+
+#[test]
+fn seeds_machine_shows_the_story_of_the_mail() {
+    for seed in 1..=5 {
+        let reports = run_all(&named("seed"), seed);
+        println!("{}", table(&reports));
+
+        let svm = of(&reports, PolicyKind::Svm2010);
+        assert!(svm.booted(), "AMD's code of 2010 boots the guest");
+        assert!(svm.backwards_steps() > 0, "but shows it backwards steps");
+        // The deltas: 6 us behind, 1 us ahead.
+        assert!(svm.backwards.largest.max(svm.across.largest) <= Nanos::new(7_000));
+        assert_eq!((svm.host_mark, svm.offset_writes), (None, 0));
+
+        let unified = of(&reports, PolicyKind::Unified2010);
+        assert!(
+            matches!(unified.boot, Boot::Hung { at: Stage::Ticks }),
+            "time stands still"
+        );
+        let mark = unified.host_mark.expect("and the host is condemned");
+        assert_eq!(mark.cause, Cause::Platform(PlatformReport::KernelMark));
+        // Of half a minute nine tenths and more were erased.
+        assert!(unified.erased.get() > unified.watched.get() / 10 * 9);
+
+        let catchup = of(&reports, PolicyKind::UnifiedCatchup2010);
+        assert!(
+            catchup.booted() && catchup.host_mark.is_some(),
+            "boots on a condemned host"
+        );
+        assert!(catchup.erased <= lasting(CLOCK_NS));
+
+        let targeted = of(&reports, PolicyKind::Targeted);
+        assert!(
+            targeted.keeps_time(lasting(CLOCK_NS)),
+            "boots without a backwards step"
+        );
+        assert_eq!(targeted.host_mark, None, "and condemns no host");
+        assert!(
+            targeted
+                .marks
+                .iter()
+                .all(|mark| matches!(mark.cause, Cause::Skew { .. }))
+        );
+    }
+}
+
+#[test]
+fn deltas_below_the_time_of_a_move_condemn_nobody() {
+    // The fastest move takes 1.5 us: a delta of 1 us is never met backwards.
+    let mut small = named("seed");
+    for (cpu, nanos) in small.host.cpus.iter_mut().zip([0, -600, 400, -300]) {
+        cpu.offset = nanos * 24 / 10;
+    }
+    for seed in 1..=3 {
+        let unified = run(&small, PolicyKind::Unified2010, seed);
+        assert!(unified.booted() && unified.host_mark.is_none());
+        assert_eq!(unified.offset_writes, 0);
+        // A guest sees the delta nevertheless, from one vCPU to the other.
+        assert!(unified.across.count > 0 && unified.across.largest <= Nanos::new(1_000));
+        assert_eq!(run(&small, PolicyKind::Targeted, seed).backwards_steps(), 0);
+    }
+}
+
+#[test]
+fn moves_decide_how_much_time_is_erased() {
+    let with_moves = |permille: u32| {
+        let mut scenario = named("seed");
+        scenario.scheduling.wake_move = permille;
+        run(&scenario, PolicyKind::Unified2010, 7)
+    };
+    let (half, most) = (with_moves(500), with_moves(900));
+    // Half of all waits erased: the boot takes about twice as long, and a tenth left: ten times.
+    let (Boot::Booted { at: half_at }, Boot::Booted { at: most_at }) = (half.boot, most.boot)
+    else {
+        panic!("{} and {}", half.boot, most.boot);
+    };
+    assert!(
+        (2 * SECOND..4 * SECOND).contains(&half_at.get()),
+        "{half_at}"
+    );
+    assert!(
+        (8 * SECOND..16 * SECOND).contains(&most_at.get()),
+        "{most_at}"
+    );
+    assert!(matches!(with_moves(1_000).boot, Boot::Hung { .. }));
+
+    // Without any move nobody notices anything, although the counters differ as before.
+    let mut still = named("seed");
+    still.scheduling.wake_move = 0;
+    still.scheduling.direct_move = 0;
+    still.scheduling.preempted_move = 0;
+    let unified = run(&still, PolicyKind::Unified2010, 7);
+    assert!(unified.booted() && unified.host_mark.is_none() && unified.backwards.count == 0);
+}
+
+#[test]
+fn ideal_host_is_left_alone_by_all() {
+    for report in run_all(&named("ideal"), 3) {
+        assert!(report.keeps_time(Nanos::ZERO), "{}", report.policy.name());
+        assert_eq!(report.offset_writes, 0);
+        assert!(report.host_mark.is_none() && report.marks.is_empty());
+        assert_eq!(
+            (report.largest_lag, report.largest_lead),
+            (Nanos::ZERO, Nanos::ZERO)
+        );
+    }
+}
+
+#[test]
+fn experiment_of_the_laboratory_leaps_and_then_stands_still() {
+    // A CPU set three seconds ahead under a running guest: on KVM's code the guest leaps forward,
+    // and after the mark it stands still until real time has caught up.
+    let reports = run_all(&named("skewed-cpu"), 1);
+    let catchup = of(&reports, PolicyKind::UnifiedCatchup2010);
+    assert!((2_999_000_000..=3_000_001_000).contains(&catchup.largest_lead.get()));
+    assert!(catchup.host_mark.is_some());
+    let targeted = of(&reports, PolicyKind::Targeted);
+    assert!(targeted.keeps_time(lasting(2 * CLOCK_NS)) && targeted.host_mark.is_none());
+    assert!(
+        targeted.largest_lead <= Nanos::new(2 * CLOCK_NS),
+        "{}",
+        targeted.largest_lead
+    );
+    // CPU 1 is at fault with each of the other three, and nobody else is.
+    assert_eq!(targeted.marks.len(), 3);
+}
+
+/// Over several seeds, since single coincidences are nobody's merit: in every scenario the targeted
+/// policy is at least as good as each other one, to within two readings of the clock, one for the
+/// line's anchor and one for the correction.
+#[test]
+fn targeted_is_at_least_as_good_as_any_in_every_scenario() {
+    for scenario in scenarios() {
+        let runs: Vec<_> = (0..12).map(|seed| run_all(&scenario, seed)).collect();
+        let total = |policy: PolicyKind, what: &dyn Fn(&Report) -> u64| {
+            runs.iter()
+                .map(|reports| what(of(reports, policy)))
+                .sum::<u64>()
+        };
+        let worst = |policy: PolicyKind, what: &dyn Fn(&Report) -> Nanos| {
+            runs.iter()
+                .map(|reports| what(of(reports, policy)))
+                .max()
+                .unwrap()
+        };
+        let ours = PolicyKind::Targeted;
+        for other in PolicyKind::ALL.into_iter().filter(|&other| other != ours) {
+            let who = format!("{} in {}", other.name(), scenario.name);
+            let steps = |policy| total(policy, &Report::backwards_steps);
+            assert!(
+                steps(ours) <= steps(other),
+                "{who}: {} > {}",
+                steps(ours),
+                steps(other)
+            );
+            let slack = Nanos::new(2 * CLOCK_NS);
+            for (name, what) in [
+                (
+                    "erased",
+                    &(|r: &Report| r.erased) as &dyn Fn(&Report) -> Nanos,
+                ),
+                ("lag", &|r: &Report| r.largest_lag),
+            ] {
+                let (us, them) = (worst(ours, what), worst(other, what));
+                // A guest that leads by as much or more does not count as lagging less.
+                let leads = worst(other, &|r| r.largest_lead).max(Nanos::ZERO);
+                assert!(
+                    us <= them.saturating_add(slack) || leads > us,
+                    "{who}: {name} {us} > {them}"
+                );
+            }
+            // Among those that keep time nobody writes fewer offsets.
+            let keeps = |policy| {
+                runs.iter()
+                    .all(|reports| of(reports, policy).keeps_time(slack))
+            };
+            if keeps(ours) && keeps(other) {
+                let writes = |policy| total(policy, &|r| r.offset_writes);
+                assert!(writes(ours) <= writes(other), "{who}: {}", writes(ours));
+            }
+        }
+    }
+}
+
+#[test]
+fn targeted_keeps_time_wherever_counters_do_not_change_their_rate() {
+    for scenario in scenarios()
+        .into_iter()
+        .filter(|scenario| scenario.name != "rate-drop")
+    {
+        for seed in 0..8 {
+            let report = run(&scenario, PolicyKind::Targeted, seed);
+            assert!(report.booted(), "{} {seed}: {}", scenario.name, report.boot);
+            assert!(report.backwards.count == 0, "{} {seed}", scenario.name);
+            assert!(
+                report.erased <= lasting(2 * CLOCK_NS),
+                "{} {seed}",
+                scenario.name
+            );
+        }
+    }
+}
+
+#[test]
+fn guest_on_a_slowed_cpu_lags_by_no_more_than_between_two_looks() {
+    // Half the rate for 50 us at a time: 25 us, and a reading of the clock.
+    for seed in 0..4 {
+        let report = run(&named("rate-drop"), PolicyKind::Targeted, seed);
+        assert!(report.booted() && report.backwards.count == 0);
+        assert!(
+            report.largest_lag <= Nanos::new(25_000 + 2 * CLOCK_NS),
+            "{}",
+            report.largest_lag
+        );
+        assert!(report.erased <= lasting(2 * CLOCK_NS), "{}", report.erased);
+    }
+}
+
+#[test]
+fn runs_of_one_seed_are_equal_and_of_another_differ() {
+    let seed = named("seed");
+    let first = run(&seed, PolicyKind::UnifiedCatchup2010, 11);
+    assert_eq!(first, run(&seed, PolicyKind::UnifiedCatchup2010, 11));
+    assert_ne!(
+        first.points,
+        run(&seed, PolicyKind::UnifiedCatchup2010, 12).points
+    );
+}
+
+fn any_scenario() -> impl Strategy<Value = Scenario> {
+    let cpu = (
+        -(1_i64 << 33)..1 << 33,
+        prop_oneof![Just(2_400_000_000_u64), 1_000_000_000_u64..2_400_000_000],
+    );
+    let event = (
+        0..SECOND,
+        0_usize..4,
+        1_000_000_000_u64..=2_400_000_000,
+        0_i64..1 << 33,
+        0_u8..3,
+    );
+    (
+        prop::array::uniform4(cpu),
+        prop::collection::vec(event, 0..6),
+        any::<(bool, bool, bool)>(),
+        (0_u32..=1000, 0_u32..=1000, 0_u32..=1000),
+    )
+        .prop_map(
+            |(cpus, events, (unstable, halts, tsc), (direct, preempted, wake))| {
+                let mut scenario = named("ideal");
+                scenario.horizon_ns = SECOND;
+                scenario.patience_ns = SECOND;
+                scenario.host.cpus = cpus.map(|(offset, hz)| CpuModel { offset, hz }).to_vec();
+                scenario.host.events = events
+                    .into_iter()
+                    .map(|(at, cpu, hz, by, kind)| {
+                        let event = match kind {
+                            0 => HostEvent::Rate { cpu, hz },
+                            // Forwards only: each counter by itself runs forwards.
+                            1 => HostEvent::Write { cpu, by },
+                            _ => HostEvent::Pause { nanos: hz / 10 },
+                        };
+                        (at, event)
+                    })
+                    .collect();
+                scenario.host.declared_unstable = unstable;
+                scenario.host.halts_in_idle = halts;
+                scenario.host.clocksource = if tsc { Clocksource::Tsc } else { HPET };
+                scenario.scheduling.direct_move = direct;
+                scenario.scheduling.preempted_move = preempted;
+                scenario.scheduling.wake_move = wake;
+                scenario
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever the host, a vCPU that moves reads no less than before, where that is promised.
+    #[test]
+    fn policies_keep_their_promises_on_any_host(scenario in any_scenario(), seed in any::<u64>()) {
+        for report in run_all(&scenario, seed) {
+            let promise = report.policy.guarantees().monotonic_across_moves;
+            if promise.holds(scenario.host.declared_unstable) {
+                prop_assert_eq!(report.backwards.count, 0, "{}", report.policy.name());
+            }
+        }
+    }
+
+    /// On a host without fault, whatever it says of itself: no time is lost where that is promised,
+    /// and offsets are left alone where that is.
+    #[test]
+    fn policies_keep_their_promises_on_hosts_without_fault(
+        scenario in any_scenario(),
+        seed in any::<u64>(),
+    ) {
+        let mut scenario = scenario;
+        scenario.host.cpus.fill(CpuModel { offset: 0, hz: 2_400_000_000 });
+        scenario.host.events.clear();
+        scenario.host.halts_in_idle = false;
+        let unstable = scenario.host.declared_unstable;
+        for report in run_all(&scenario, seed) {
+            let promise = report.policy.guarantees();
+            if promise.keeps_elapsed_time.holds(unstable) {
+                prop_assert!(report.erased <= lasting(CLOCK_NS), "{}", report.policy.name());
+            }
+            if promise.leaves_the_innocent_alone && !unstable {
+                prop_assert_eq!(report.offset_writes, 0, "{}", report.policy.name());
+            }
+        }
+    }
+}
