@@ -59,7 +59,7 @@ pub(crate) fn run(paths: &Paths, arguments: &Arguments) -> Result<ExitCode> {
         .map_or(arguments.seconds, |hours| hours.saturating_mul(3600));
     let share = share(budget, targets.len());
     eprintln!("lab: building {} fuzz targets", targets.len());
-    run_visibly(cargo_fuzz(paths, Command::new(cargo())).args(["build"]))?;
+    run_visibly(cargo_fuzz(paths, Command::new(cargo()))?.args(["build"]))?;
     eprintln!("lab: running each for {share} s");
 
     let next = AtomicUsize::new(0);
@@ -138,22 +138,27 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// `cargo fuzz` on the stable toolchain.
-fn cargo_fuzz(paths: &Paths, mut command: Command) -> Command {
+fn cargo_fuzz(paths: &Paths, mut command: Command) -> Result<Command> {
+    let build = paths.folder("fuzz")?;
     command
         .current_dir(&paths.workspace)
         // The sanitizers' flags are unstable; this lets the stable compiler take them.
         .env("RUSTC_BOOTSTRAP", "1")
+        // Link-time optimization drops what the coverage instrumentation refers to.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        // Apart from the product's own release build, whose flags differ.
+        .env("CARGO_TARGET_DIR", build)
         // The launcher's link-time optimisation, once for each target, would take longer than fuzzing.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .arg("fuzz");
-    command
+    Ok(command)
 }
 
 fn fuzz(paths: &Paths, target: &str, seconds: u64) -> Result<Fate> {
     let log = paths.folder("logs")?.join(format!("fuzz-{target}.log"));
     let file = fs::File::create(&log).context("cannot write the log")?;
     let errors = file.try_clone().context("cannot share the log")?;
-    let mut command = cargo_fuzz(paths, tied(cargo()));
+    let mut command = cargo_fuzz(paths, tied(cargo()))?;
     command.args(["run", target, "--", &format!("-max_total_time={seconds}")]);
     command.stdin(Stdio::null()).stdout(file).stderr(errors);
     let start = Instant::now();

@@ -245,8 +245,13 @@ impl Run<'_> {
                 let mut command = vmx::command(folder);
                 let terminal = vmx::blind_terminal()?;
                 let again = || terminal.try_clone().context("cannot share a terminal");
-                command.stdin(again()?).stdout(again()?).stderr(again()?);
-                let running = Running::spawn(&mut command)?;
+                command
+                    .stdin(again()?)
+                    .stdout(again()?)
+                    .stderr(Stdio::piped());
+                let mut running = Running::spawn(&mut command)?;
+                let words = running.child().stderr.take().context("no standard error")?;
+                thread::spawn(move || vmx::empty_screen(words));
                 // The console ends when Bochs has ended, and not before it has opened its end.
                 let end = running.end_notice()?;
                 thread::spawn(move || {

@@ -3,7 +3,7 @@
 //! a minute, most of it firmware and the compact disc that the kernel comes on.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -118,8 +118,8 @@ pub(crate) fn prepare(folder: &Path, kernel: &Path, initramfs: &Path, options: &
     write(&folder.join("commands"), "c\n")
 }
 
-/// The emulator's command. The `term` display is the only one that works in Debian's build: it draws the
-/// PC's screen on a terminal, which standard input and output must be.
+/// The emulator's command. The `term` display is the only one that works in Debian's build, and it needs
+/// a terminal.
 pub(crate) fn command(folder: &Path) -> Command {
     let mut command = tied("bochs");
     command
@@ -129,20 +129,73 @@ pub(crate) fn command(folder: &Path) -> Command {
     command
 }
 
-/// A terminal that nobody looks at. What is drawn on it is read and dropped until the last program that
-/// has it open ends; a terminal that is not read would stop its programs in time.
+/// A terminal that nobody looks at: what is drawn on it is dropped.
 pub(crate) fn blind_terminal() -> Result<File> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = rustix::pty::openpt(flags).context("cannot open a pseudoterminal")?;
     rustix::pty::grantpt(&master).context("cannot set up a pseudoterminal")?;
     rustix::pty::unlockpt(&master).context("cannot unlock a pseudoterminal")?;
     let name = rustix::pty::ptsname(&master, Vec::new()).context("a pseudoterminal has no name")?;
+    let terminal = open_terminal(&name.to_string_lossy())?;
+    thread::spawn(move || drop_input(File::from(master)));
+    Ok(terminal)
+}
+
+/// Reads `words`, Bochs's standard error, to its end, and empties the terminal that it names. With the
+/// debugger built in, the display is not drawn on Bochs's own terminal but on a new one, for somebody
+/// to look at; when nobody reads what is drawn, Bochs stops as soon as the terminal is full.
+pub(crate) fn empty_screen(words: impl Read) {
+    for line in BufReader::new(words).lines().map_while(Result::ok) {
+        let Some(name) = screen(&line) else { continue };
+        let Ok(terminal) = open_terminal(name) else {
+            continue;
+        };
+        // As it is, the terminal would hold back what is not a whole line, and answer with an echo.
+        if let Ok(mut modes) = rustix::termios::tcgetattr(&terminal) {
+            modes.make_raw();
+            let now = rustix::termios::OptionalActions::Now;
+            if rustix::termios::tcsetattr(&terminal, now, &modes).is_ok() {
+                thread::spawn(move || drop_input(terminal));
+            }
+        }
+    }
+}
+
+/// The terminal that a line of Bochs's names.
+fn screen(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once("/dev/pts/")?;
+    let digits = rest
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(rest.len());
+    let start = line.len() - rest.len() - "/dev/pts/".len();
+    (digits > 0).then(|| &line[start..line.len() - rest.len() + digits])
+}
+
+fn open_terminal(name: &str) -> Result<File> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let terminal = rustix::fs::open(&name, flags, Mode::empty())
-        .with_context(|| format!("cannot open the terminal {}", name.to_string_lossy()))?;
-    thread::spawn(move || {
-        // EIO, when the terminal is closed everywhere, is the end.
-        let _ = io::copy(&mut File::from(master), &mut io::sink());
-    });
-    Ok(terminal.into())
+    let terminal = rustix::fs::open(name, flags, Mode::empty());
+    Ok(terminal
+        .with_context(|| format!("cannot open the terminal {name}"))?
+        .into())
+}
+
+/// Reads until the other end is closed everywhere, which is told as EIO.
+fn drop_input(mut terminal: File) {
+    let _ = io::copy(&mut terminal, &mut io::sink());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn screen_in_bochs_message_is_found() {
+        assert_eq!(
+            screen("Bochs connected to screen \"/dev/pts/12\""),
+            Some("/dev/pts/12")
+        );
+        assert_eq!(screen("/dev/pts/3"), Some("/dev/pts/3"));
+        assert_eq!(screen("/dev/pts/x"), None);
+        assert_eq!(screen("<bochs:1>"), None);
+    }
 }
