@@ -56,10 +56,7 @@ pub(crate) fn has_kvm() -> bool {
 /// Runs `scenario` here, in a folder of its own.
 pub(crate) fn run(workshop: &Workshop, scenario: &Scenario) -> Result<Outcome> {
     let files = scenario.all_files(workshop)?;
-    let folder = tempfile::Builder::new()
-        .prefix("native-")
-        .tempdir_in(workshop.paths.folder("runs")?)
-        .context("cannot make a folder for the run")?;
+    let folder = workshop.paths.run_folder("native")?;
     lay_out(&files, folder.path())?;
     let mut command = tied("sh");
     command

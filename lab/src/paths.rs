@@ -1,12 +1,15 @@
 //! Where the laboratory keeps things: everything lies under `target/lab`, so that `cargo clean`
 //! removes it and nothing else on the machine changes but the Debian packages that it names first.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 /// The target triple that `.cargo/config.toml` names; Cargo puts what it builds under it.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -62,6 +65,16 @@ impl Paths {
         Ok(path)
     }
 
+    /// A folder for one run, removed when the run ends or a signal ends us.
+    pub(crate) fn run_folder(&self, kind: &str) -> Result<RunFolder> {
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("{kind}-"))
+            .tempdir_in(self.folder("runs")?)
+            .context("cannot make a folder for the run")?;
+        lock(&RUN_FOLDERS).insert(folder.path().to_owned());
+        Ok(RunFolder(folder))
+    }
+
     /// Where Cargo puts a binary of the release profile.
     pub(crate) fn release_binary(&self, name: &str) -> PathBuf {
         self.target.join(TRIPLE).join("release").join(name)
@@ -80,6 +93,38 @@ impl Paths {
         }
         Ok(file)
     }
+}
+
+/// The folders of the runs that go on now.
+static RUN_FOLDERS: LazyLock<Mutex<BTreeSet<PathBuf>>> = LazyLock::new(Mutex::default);
+
+/// The folder of one run.
+#[derive(Debug)]
+pub(crate) struct RunFolder(TempDir);
+
+impl RunFolder {
+    /// Where it is. The last part is unique.
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        lock(&RUN_FOLDERS).remove(self.0.path());
+    }
+}
+
+/// Removes the folders of all runs, for an end that runs no destructors.
+pub(crate) fn remove_run_folders() {
+    for folder in lock(&RUN_FOLDERS).iter() {
+        // A program that is just ending may still write there; then a folder is left under target/lab.
+        let _ = fs::remove_dir_all(folder);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The Cargo that runs us, or the one on the path when the binary is started by hand.

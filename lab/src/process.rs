@@ -20,6 +20,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::paths::remove_run_folders;
+
 /// The process groups that are alive now.
 static GROUPS: LazyLock<Mutex<BTreeSet<i32>>> = LazyLock::new(Mutex::default);
 
@@ -30,6 +32,7 @@ pub(crate) fn end_children_on_signals() -> Result<()> {
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             end_all();
+            remove_run_folders();
             // The shell's convention for a death by signal.
             std::process::exit(128_i32.saturating_add(signal));
         }

@@ -94,8 +94,7 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
             ]),
     )?;
 
-    let folder = tempfile::tempdir_in(workshop.paths.folder("runs")?)
-        .context("cannot make a folder for the run")?;
+    let folder = workshop.paths.run_folder("bench")?;
     let kernel = folder.path().join("guest");
     fs::write(&kernel, RESET.build()?).context("cannot write the guest")?;
     let kernel = kernel

@@ -161,10 +161,7 @@ impl Run<'_> {
     }
 
     fn console(&self, observe: &mut dyn FnMut(Event)) -> Result<Cost> {
-        let folder = tempfile::Builder::new()
-            .prefix(&format!("{}-", self.host.name()))
-            .tempdir_in(self.paths.folder("runs")?)
-            .context("cannot make a folder for the run")?;
+        let folder = self.paths.run_folder(&self.host.name())?;
         // The folder's random suffix serves as the run's word as well.
         let suffix = folder
             .path()
