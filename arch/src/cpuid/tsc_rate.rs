@@ -19,9 +19,6 @@ use super::{APIC_BUS_KHZ, CpuidEntry, TSC_RATE};
 /// guest's own measurement errs.
 const MAX_CRYSTAL_ERROR_KHZ: u32 = APIC_BUS_KHZ / 10_000;
 
-/// No processor's TSC is faster than 10 GHz; the search for a ratio would be long and in vain.
-const MAX_RATE_KHZ: u32 = 10_000_000;
-
 /// The leaf for a TSC of this `rate`, or `None` when there is no ratio for it, in which case the
 /// guest measures it or asks elsewhere.
 ///
@@ -29,13 +26,10 @@ const MAX_RATE_KHZ: u32 = 10_000_000;
 /// For the others a crystal a few kilohertz off is told, which makes the TSC's rate exact and the
 /// local APIC's timer (of guests that do not use its TSC-deadline mode) wrong by millionths.
 pub(super) fn leaf(rate: Khz) -> Option<CpuidEntry> {
-    if rate.get() > MAX_RATE_KHZ {
-        return None;
-    }
     let crystals =
         (0..=MAX_CRYSTAL_ERROR_KHZ).flat_map(|error| [APIC_BUS_KHZ - error, APIC_BUS_KHZ + error]);
     crystals.into_iter().find_map(|crystal_khz| {
-        let (denominator, numerator) = nearest_ratio(crystal_khz, rate.get())?;
+        let (numerator, denominator) = smallest_ratio(crystal_khz, rate.get())?;
         Some(CpuidEntry {
             function: TSC_RATE,
             eax: denominator,
@@ -47,20 +41,65 @@ pub(super) fn leaf(rate: Khz) -> Option<CpuidEntry> {
     })
 }
 
-/// The (denominator, numerator) with floor(crystal × numerator / denominator) = `khz` and the
-/// least error before rounding, among those whose product has 32 bits.
-fn nearest_ratio(crystal_khz: u32, khz: u32) -> Option<(u32, u32)> {
-    (1..=u32::MAX / crystal_khz)
-        .filter_map(|numerator| {
-            // OK because of the numerator's bound; khz is not 0.
-            let product = crystal_khz * numerator;
-            let denominator = product / khz;
-            let exact = product.checked_div(denominator)? == khz;
-            exact.then(|| (product % denominator, denominator, numerator))
-        })
-        // Errors are remainder / denominator; compared crosswise, both factors below 2^32.
-        .min_by(|a, b| (u64::from(a.0) * u64::from(b.1)).cmp(&(u64::from(b.0) * u64::from(a.1))))
-        .map(|(_, denominator, numerator)| (denominator, numerator))
+/// The numerator and denominator with floor(crystal × numerator / denominator) = `khz`, the
+/// smallest that there are, if the product has 32 bits.
+fn smallest_ratio(crystal_khz: u32, khz: u32) -> Option<(u32, u32)> {
+    let (crystal, khz) = (u64::from(crystal_khz), u64::from(khz));
+    let from = Bound {
+        numerator: khz,
+        denominator: crystal,
+        closed: true,
+    };
+    let to = Bound {
+        numerator: khz + 1,
+        denominator: crystal,
+        closed: false,
+    };
+    let (numerator, denominator) = simplest_between(from, to);
+    let numerator = u32::try_from(numerator).ok()?;
+    crystal_khz.checked_mul(numerator)?;
+    Some((numerator, u32::try_from(denominator).ok()?))
+}
+
+/// An end of an interval of fractions, which belongs to it when `closed`. A denominator of 0 is
+/// infinity.
+#[derive(Clone, Copy)]
+struct Bound {
+    numerator: u64,
+    denominator: u64,
+    closed: bool,
+}
+
+/// The fraction from `from` to `to`, which is greater, whose numerator and denominator are the
+/// smallest: the continued fraction of both as far as they agree, and then the next integer.
+///
+/// All numbers stay below 2^33: remainders shrink as in Euclid's algorithm, and the result is no
+/// greater than the ends in lowest terms.
+fn simplest_between(from: Bound, to: Bound) -> (u64, u64) {
+    let whole = from.numerator / from.denominator;
+    let rest = from.numerator % from.denominator;
+    if rest == 0 && from.closed {
+        return (whole, 1);
+    }
+    let next = (whole + 1) * to.denominator;
+    if next < to.numerator || (next == to.numerator && to.closed) {
+        return (whole + 1, 1);
+    }
+    // Both ends are between `whole` and the next integer: whole + 1/x, where x is between the
+    // reciprocals of what remains.
+    let (numerator, denominator) = simplest_between(
+        Bound {
+            numerator: to.denominator,
+            denominator: to.numerator - whole * to.denominator,
+            closed: to.closed,
+        },
+        Bound {
+            numerator: from.denominator,
+            denominator: rest,
+            closed: from.closed,
+        },
+    );
+    (whole * numerator + denominator, numerator)
 }
 
 #[cfg(test)]
@@ -107,8 +146,28 @@ mod tests {
 
     #[test]
     fn leaf_of_an_absurd_rate_is_absent() {
-        assert!(leaf(khz(MAX_RATE_KHZ)).is_some());
-        assert_eq!(leaf(khz(MAX_RATE_KHZ + 1)), None);
+        // 4,294,967,295 kHz would need the numerator 4295.
         assert_eq!(leaf(khz(u32::MAX)), None);
+        // 1 kHz is 1 GHz / 1,000,000: no rate, but a ratio.
+        assert_eq!(linux(&leaf(khz(1)).unwrap()), (1, 1_000_000));
+    }
+
+    #[test]
+    fn smallest_ratio_agrees_with_a_search() {
+        // The oracle tries every numerator up to 4294.
+        let search = |crystal: u32, khz: u32| {
+            (1..=u32::MAX / crystal).find_map(|numerator| {
+                let product = crystal * numerator;
+                let denominator = product / khz;
+                let right = product.checked_div(denominator)? == khz;
+                right.then_some(numerator)
+            })
+        };
+        for rate in (400_003..6_000_000).step_by(38_561) {
+            for crystal in [1_000_000, 999_983, 1_000_100] {
+                let found = smallest_ratio(crystal, rate).map(|(numerator, _)| numerator);
+                assert_eq!(found, search(crystal, rate), "{rate} kHz from {crystal}");
+            }
+        }
     }
 }
