@@ -15,10 +15,11 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::config::{
     self, BootConfig, ConfigFileError, DEFAULT_CMDLINE, MachineConfig, Module, VcpuCount, VmConfig,
 };
-use crate::demo;
+use crate::demo::{self, DemoError};
 use crate::error::one_line;
 use crate::machine::{Console, Machine, MachineError, Payload};
 use crate::outcome::Outcome;
+use crate::simulate::{Simulate, SimulateError};
 
 /// The largest configuration file that is read. A full one is a few kilobytes.
 const MAX_CONFIG_FILE: u64 = 1 << 20;
@@ -35,6 +36,7 @@ Examples:
   keeptime demo
   keeptime run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --cpus 2 --memory 512
   keeptime --no-api --config-file vm.json
+  keeptime simulate seed --plot seed.svg
 
 The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x ends the microVM
 and Ctrl-A Ctrl-A sends Ctrl-A.";
@@ -63,6 +65,8 @@ enum Command {
     Run(Run),
     /// Run the guest that is compiled into this program: it reads its clock and is measured
     Demo,
+    /// Try policies for guest time on simulated hosts that misbehave
+    Simulate(Simulate),
 }
 
 /// A microVM from a configuration file, with the flags of Firecracker.
@@ -162,6 +166,10 @@ enum CommandError {
     Kvm(#[from] OpenError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
 }
 
 /// Runs the program with `arguments`, the first of which is its own name.
@@ -233,6 +241,11 @@ fn execute(cli: &Cli, started: Instant) -> Result<Outcome, CommandError> {
     }
     match &cli.command {
         Some(Command::Demo) => Ok(demo::run(&Kvm::open()?, started)?),
+        Some(Command::Simulate(simulate)) => {
+            simulate.run()?;
+            // As when a guest ended by itself.
+            Ok(Outcome::PowerOff)
+        }
         Some(Command::Run(run)) => boot(&VmConfig::from(run), started),
         None => boot(&cli.file.config()?, started),
     }

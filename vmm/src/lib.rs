@@ -9,7 +9,9 @@
 //! | `vcpu` | vCPU threads: enter, serve exits, leave |
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
 //! | `outcome`, `dump` | how a microVM ended, and the report when a vCPU cannot go on |
+//! | `output`, `error` | reports on standard output, and errors in one line |
 //! | `demo` | the guest that is compiled into the binary |
+//! | `simulate` | the command line of the simulator in `tsc` |
 //!
 //! Arithmetic on time is not done here: `tsc` has it.
 
@@ -23,7 +25,9 @@ mod host_clock;
 mod machine;
 mod memory;
 mod outcome;
+mod output;
 mod signals;
+mod simulate;
 mod terminal;
 mod vcpu;
 

@@ -17,7 +17,19 @@ use tsc::measure::{self, GuestSample};
 use crate::config::{MachineConfig, VcpuCount};
 use crate::machine::{Console, Machine, MachineError, Payload, PortDevice};
 use crate::outcome::Outcome;
+use crate::output::{self, OutputError};
 use probe::Probe;
+
+/// The demo could not be shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DemoError {
+    /// Its machine cannot be put together.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Its report could not be printed.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
 
 /// The guest needs a few hundred bytes at 1 MiB and the loader's tables below.
 const MEMORY_MIB: u64 = 2;
@@ -26,10 +38,7 @@ const MEMORY_MIB: u64 = 2;
 ///
 /// Its outcome is [`Outcome::PowerOff`] when the guest's clock never stepped backwards and kept the
 /// host's pace, and a failure that says what was seen otherwise.
-pub(crate) fn run<H: Hypervisor>(
-    hypervisor: &H,
-    started: Instant,
-) -> Result<Outcome, MachineError> {
+pub(crate) fn run<H: Hypervisor>(hypervisor: &H, started: Instant) -> Result<Outcome, DemoError> {
     let config = MachineConfig {
         vcpus: VcpuCount::new(1).expect("1 is in bounds"),
         memory: MemorySize::from_mib(MEMORY_MIB).expect("2 is in bounds"),
@@ -55,11 +64,10 @@ pub(crate) fn run<H: Hypervisor>(
     Ok(match outcome {
         Outcome::DebugExit(0) => {
             let probe = probe.lock().unwrap_or_else(PoisonError::into_inner);
-            print_rate(probe.samples());
-            println!(
-                "  whole demo        {:.1} ms",
-                started.elapsed().as_secs_f64() * 1e3
-            );
+            let mut report = rate_report(probe.samples());
+            let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+            report.push_str(&format!("  whole demo        {milliseconds:.1} ms\n"));
+            output::print(&report)?;
             Outcome::PowerOff
         }
         Outcome::DebugExit(_) => {
@@ -69,35 +77,36 @@ pub(crate) fn run<H: Hypervisor>(
     })
 }
 
-/// Prints what the bracketed readings prove of the guest's rate.
-fn print_rate(samples: &[GuestSample]) {
+/// What the bracketed readings prove of the guest's rate, in lines.
+fn rate_report(samples: &[GuestSample]) -> String {
     let (first, last) = samples.split_at(samples.len() / 2);
     let (Some(first), Some(last)) = (measure::tightest(first), measure::tightest(last)) else {
-        println!("  guest's rate      no readings reached the host");
-        return;
+        return "  guest's rate      no readings reached the host\n".to_owned();
     };
-    match measure::guest_rate(first, last) {
-        None => println!(
-            "  guest's rate      nothing is proven: its clock stood still, or exits were slow"
-        ),
-        Some(rate) => println!(
-            "  guest's rate      {} to {} MHz by CLOCK_MONOTONIC_RAW",
+    let mut report = match measure::guest_rate(first, last) {
+        None => {
+            "  guest's rate      nothing is proven: its clock stood still, or exits were slow\n"
+                .to_owned()
+        }
+        Some(rate) => format!(
+            "  guest's rate      {} to {} MHz by CLOCK_MONOTONIC_RAW\n",
             thousandths(rate.at_least.get() / 1_000),
             thousandths(rate.at_most.get() / 1_000)
         ),
-    }
+    };
     if let Some(deviation) = measure::guest_deviation(first, last) {
-        println!(
-            "  guest : host TSC  {} to {} ppb from 1 : 1",
+        report.push_str(&format!(
+            "  guest : host TSC  {} to {} ppb from 1 : 1\n",
             deviation.at_least.get(),
             deviation.at_most.get()
-        );
+        ));
     }
-    println!(
-        "  readings within   {} ns and {} ns of the host's",
+    report.push_str(&format!(
+        "  readings within   {} ns and {} ns of the host's\n",
         first.uncertainty().get(),
         last.uncertainty().get()
-    );
+    ));
+    report
 }
 
 /// A count of thousandths, for people.
