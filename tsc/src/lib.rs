@@ -15,6 +15,7 @@ pub mod bounds;
 pub mod measure;
 pub mod nested;
 mod offset;
+pub mod plan;
 pub mod policy;
 pub mod pvclock;
 mod rate;

@@ -69,8 +69,16 @@ pub fn tightest(samples: &[GuestSample]) -> Option<&GuestSample> {
 #[must_use]
 pub fn guest_rate(first: &GuestSample, last: &GuestSample) -> Option<RateBounds> {
     let ticks = last.guest.wrapping_elapsed(first.guest).get();
-    let shortest = last.before.monotonic.checked_sub(first.after.monotonic)?.get();
-    let longest = last.after.monotonic.checked_sub(first.before.monotonic)?.get();
+    let shortest = last
+        .before
+        .monotonic
+        .checked_sub(first.after.monotonic)?
+        .get();
+    let longest = last
+        .after
+        .monotonic
+        .checked_sub(first.before.monotonic)?
+        .get();
     // Rounded away from the truth on both sides, so that rounding never makes a bound false.
     Some(RateBounds {
         at_least: hz(per(ticks, 1_000_000_000, longest, Round::Down)?)?,
@@ -121,7 +129,11 @@ fn per(count: u64, unit: u64, divisor: u64, round: Round) -> Option<u128> {
 
 fn hz(rate: u128) -> Option<Hz> {
     let rate = u64::try_from(rate).ok()?;
-    if rate < bounds::HZ.min { None } else { Hz::new(rate) }
+    if rate < bounds::HZ.min {
+        None
+    } else {
+        Hz::new(rate)
+    }
 }
 
 #[cfg(test)]
@@ -130,7 +142,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn host(tsc: u64, monotonic: u64) -> HostSample {
-        HostSample { tsc: HostTsc::new(tsc), monotonic: Nanos::new(monotonic) }
+        HostSample {
+            tsc: HostTsc::new(tsc),
+            monotonic: Nanos::new(monotonic),
+        }
     }
 
     fn sample(before: (u64, u64), guest: u64, after: (u64, u64)) -> GuestSample {
@@ -147,7 +162,10 @@ mod tests {
         let first = sample((0, 0), 5, (0, 0));
         let last = sample((2_000_000, 1_000_000), 2_000_005, (2_000_000, 1_000_000));
         let rate = guest_rate(&first, &last).expect("apart");
-        assert_eq!((rate.at_least.get(), rate.at_most.get()), (2_000_000_000, 2_000_000_000));
+        assert_eq!(
+            (rate.at_least.get(), rate.at_most.get()),
+            (2_000_000_000, 2_000_000_000)
+        );
         let deviation = guest_deviation(&first, &last).expect("apart");
         assert_eq!((deviation.at_least.get(), deviation.at_most.get()), (0, 0));
     }
@@ -160,9 +178,15 @@ mod tests {
         let last = sample((1_000_000, 1_000_000), 1_000_000, (1_000_200, 1_000_200));
         let rate = guest_rate(&first, &last).expect("apart");
         // 10^15 / 1,000,200 = 999,800,039.99; 10^15 / 999,900 = 1,000,100,010.001
-        assert_eq!((rate.at_least.get(), rate.at_most.get()), (999_800_039, 1_000_100_011));
+        assert_eq!(
+            (rate.at_least.get(), rate.at_most.get()),
+            (999_800_039, 1_000_100_011)
+        );
         let deviation = guest_deviation(&first, &last).expect("apart");
-        assert_eq!((deviation.at_least.get(), deviation.at_most.get()), (-199_961, 100_011));
+        assert_eq!(
+            (deviation.at_least.get(), deviation.at_most.get()),
+            (-199_961, 100_011)
+        );
     }
 
     #[test]
@@ -181,7 +205,10 @@ mod tests {
         let last = sample((1_000_000, 1_000_000), 7, (1_000_010, 1_000_010));
         assert_eq!(guest_rate(&first, &last), None);
         let deviation = guest_deviation(&first, &last).expect("apart");
-        assert_eq!((deviation.at_least.get(), deviation.at_most.get()), (-1_000_000_000, -1_000_000_000));
+        assert_eq!(
+            (deviation.at_least.get(), deviation.at_most.get()),
+            (-1_000_000_000, -1_000_000_000)
+        );
     }
 
     #[test]

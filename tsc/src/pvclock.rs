@@ -28,7 +28,8 @@ impl TimeScale {
     }
 
     /// The scale from nanoseconds to TSC ticks at `tsc`, as `kvm_set_tsc_khz` prepares it for
-    /// catch-up (`virtual_tsc_mult` and `virtual_tsc_shift`). Off by less than 2 parts in 10^9.
+    /// catch-up (`virtual_tsc_mult` and `virtual_tsc_shift`). Off by less than 2 parts in 10^9 from
+    /// 1 GHz on; below, by less than 2 / hz, because the kernel cuts 10^9 to the rate's own length.
     #[must_use]
     pub const fn ticks_from_nanos(tsc: Khz) -> Self {
         Self::between(tsc.hz().get(), 1_000_000_000)

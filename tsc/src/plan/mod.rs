@@ -1,0 +1,517 @@
+//! A guest's clocks across a pause, a snapshot or a move: one plan for its TSC, its kvmclock and its
+//! deadline timers together.
+//!
+//! The guest was stopped at an instant of which its TSC, its kvmclock and real time are known, and is
+//! to go on at another. Either no time passed for it ([`TimePolicy::Freeze`]), or the real time that
+//! passed, up to a cap ([`TimePolicy::Advance`]). With the time `T` that the guest is to be told:
+//!
+//! ```text
+//! tsc      = saved tsc + T x rate                 (rounded down, less than one tick)
+//! offset   = tsc - ((host tsc x ratio) >> N)      (exact modulo 2^64)
+//! kvmclock = saved kvmclock + T                   (exact)
+//! ```
+//!
+//! The published recipe for moving a VM (Documentation/virt/kvm/devices/vcpu.rst) leaves the ratio
+//! out of the second line, which is right only at equal rates.
+//!
+//! All vCPUs get this offset, and each gets it once: KVM keeps its master clock only for vCPUs whose
+//! offsets are equal. What a host cannot do is refused with the reason, or done in a degraded form
+//! where the user allowed that; never silently.
+
+mod deadline;
+mod rate;
+
+pub use deadline::Deadline;
+pub use rate::{RateOutcome, within_tolerance};
+
+use core::fmt;
+
+use crate::offset::Transform;
+use crate::rate::ticks_exact_floor;
+use crate::ratio::{RatioError, RatioFormat};
+use crate::units::{GuestTsc, HostTsc, Khz, Nanos, Ppb, Ppm, Ticks};
+
+/// A guest's clocks at the instant when it was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// What its TSC read.
+    pub guest_tsc: GuestTsc,
+    /// The rate that it was told its TSC has.
+    pub guest_khz: Khz,
+    /// What its kvmclock showed (`KVM_GET_CLOCK`).
+    pub kvmclock: Nanos,
+    /// Real time: `CLOCK_REALTIME`, since 1970.
+    pub real: Nanos,
+    /// How far apart in time these readings can have been.
+    pub pairing_error: Nanos,
+}
+
+/// The instant from which it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// The host's TSC.
+    pub host_tsc: HostTsc,
+    /// Real time.
+    pub real: Nanos,
+    /// How far apart in time these two readings can have been.
+    pub pairing_error: Nanos,
+}
+
+/// What the host can do for a guest's TSC, as measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostTime {
+    /// The rate of its TSC.
+    pub khz: Khz,
+    /// Whether an offset takes effect.
+    pub offsets: bool,
+    /// Whether it scales in hardware (`KVM_CAP_TSC_CONTROL`).
+    pub scaling: bool,
+    /// Within this KVM does not scale and says nothing (`tsc_tolerance_ppm`).
+    pub tolerance: Ppm,
+}
+
+/// What the guest is to be told of the time in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimePolicy {
+    /// No time passed.
+    Freeze,
+    /// Real time passed.
+    Advance {
+        /// But at most so much.
+        cap: Option<Nanos>,
+    },
+}
+
+/// Degraded forms that the user accepts instead of a refusal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// The guest's TSC at the host's rate instead of its own, within KVM's tolerance.
+    pub unscaled: bool,
+    /// KVM's catch-up: in steps, at VM entry.
+    pub catch_up: bool,
+    /// Real time before that of the snapshot: as if none had passed.
+    pub clock_behind: bool,
+}
+
+/// What was done to the guest's clocks, for the time report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adjustments {
+    /// The real time between the two instants; 0 when it ran backwards.
+    pub elapsed: Nanos,
+    /// What the guest is told of it: the advance of its kvmclock.
+    pub advanced: Nanos,
+    /// What it is not told.
+    pub withheld: Nanos,
+    /// The advance of its TSC.
+    pub ticks: Ticks,
+    /// How far the real time ran backwards.
+    pub clock_behind: Nanos,
+    /// How wrong the advance can be, from the readings' errors; the arithmetic adds less than one
+    /// tick.
+    pub uncertainty: Nanos,
+}
+
+/// The plan: what to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan<F: RatioFormat> {
+    /// Ratio and offset, for every vCPU.
+    pub transform: Transform<F>,
+    /// What the guest's TSC reads when the host's reads [`Present::host_tsc`].
+    pub guest_tsc: GuestTsc,
+    /// What its kvmclock shows then.
+    pub kvmclock: Nanos,
+    /// How its rate is kept.
+    pub rate: RateOutcome,
+    /// What was done.
+    pub adjustments: Adjustments,
+    saved_tsc: GuestTsc,
+}
+
+/// Makes the plan.
+///
+/// ```
+/// use tsc::plan::{Allow, HostTime, Present, Saved, TimePolicy, plan};
+/// use tsc::{GuestTsc, HostTsc, Khz, Nanos, Ppm, Vmx};
+///
+/// let (guest, host) = (Khz::new(2_000_000).unwrap(), Khz::new(3_000_000).unwrap());
+/// let saved = Saved {
+///     guest_tsc: GuestTsc::new(5_000),
+///     guest_khz: guest,
+///     kvmclock: Nanos::new(900),
+///     real: Nanos::new(1_000),
+///     pairing_error: Nanos::ZERO,
+/// };
+/// let present = Present {
+///     host_tsc: HostTsc::new(777_000),
+///     real: Nanos::new(1_500),
+///     pairing_error: Nanos::ZERO,
+/// };
+/// let host = HostTime { khz: host, offsets: true, scaling: true, tolerance: Ppm::KVM_TOLERANCE };
+/// let advance = TimePolicy::Advance { cap: None };
+/// let plan = plan::<Vmx>(saved, present, host, advance, Allow::default())?;
+/// // 500 ns at 2 GHz are 1000 ticks.
+/// assert_eq!(plan.guest_tsc, GuestTsc::new(6_000));
+/// assert_eq!(plan.transform.guest_at(present.host_tsc), plan.guest_tsc);
+/// assert_eq!(plan.kvmclock, Nanos::new(1_400));
+/// # Ok::<(), tsc::plan::Refusal>(())
+/// ```
+///
+/// # Errors
+/// Everything that [`Refusal`] lists, unless `allow` has it.
+pub fn plan<F: RatioFormat>(
+    saved: Saved,
+    present: Present,
+    host: HostTime,
+    policy: TimePolicy,
+    allow: Allow,
+) -> Result<Plan<F>, Refusal> {
+    if !host.offsets {
+        return Err(Refusal::NoOffset);
+    }
+    let (ratio, rate) = rate::choose(saved.guest_khz, host, allow)?;
+
+    let elapsed = present.real.saturating_sub(saved.real);
+    let clock_behind = saved.real.saturating_sub(present.real);
+    let errors = saved.pairing_error.saturating_add(present.pairing_error);
+    let advanced = match policy {
+        TimePolicy::Freeze => Nanos::ZERO,
+        TimePolicy::Advance { .. } if clock_behind > errors && !allow.clock_behind => {
+            return Err(Refusal::ClockBehind { by: clock_behind });
+        }
+        TimePolicy::Advance { cap } => cap.map_or(elapsed, |cap| elapsed.min(cap)),
+    };
+    let ticks = ticks_exact_floor(advanced, saved.guest_khz).ok_or(Refusal::TooLong {
+        advance: advanced,
+        guest: saved.guest_khz,
+    })?;
+    let kvmclock = saved
+        .kvmclock
+        .checked_add(advanced)
+        .ok_or(Refusal::KvmclockOverflow {
+            kvmclock: saved.kvmclock,
+            advance: advanced,
+        })?;
+    let guest_tsc = saved.guest_tsc.wrapping_advance(ticks);
+
+    Ok(Plan {
+        transform: Transform::through(ratio, present.host_tsc, guest_tsc),
+        guest_tsc,
+        kvmclock,
+        rate,
+        adjustments: Adjustments {
+            elapsed,
+            advanced,
+            withheld: elapsed.saturating_sub(advanced),
+            ticks,
+            clock_behind,
+            uncertainty: errors,
+        },
+        saved_tsc: saved.guest_tsc,
+    })
+}
+
+/// The TSC from which all vCPUs go on, when they were found apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unified {
+    /// The latest of the readings, so that none goes backwards.
+    pub guest_tsc: GuestTsc,
+    /// How far ahead the last of them is taken.
+    pub spread: Ticks,
+}
+
+/// Readings of all vCPUs' TSCs for one instant; `None` of no vCPU. Readings that lie half the circle
+/// apart or more have no latest one; the result is then one of them.
+#[must_use]
+pub fn unify(readings: &[GuestTsc]) -> Option<Unified> {
+    let first = *readings.first()?;
+    let later = |a: GuestTsc, b: GuestTsc| if a.is_before(b) { b } else { a };
+    let guest_tsc = readings.iter().copied().fold(first, later);
+    let behind = readings
+        .iter()
+        .map(|reading| guest_tsc.wrapping_elapsed(*reading));
+    Some(Unified {
+        guest_tsc,
+        spread: behind.max().unwrap_or(Ticks::ZERO),
+    })
+}
+
+/// Why a plan is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Offsets have no effect on this host.
+    NoOffset,
+    /// The guest's rate is below the host's, and the host cannot scale.
+    RateBelowHost {
+        /// The guest's rate.
+        guest: Khz,
+        /// The host's.
+        host: Khz,
+    },
+    /// The guest's rate is above the host's, the host cannot scale, and KVM would catch up in steps
+    /// ([`Allow::catch_up`]).
+    WouldCatchUp {
+        /// The guest's rate.
+        guest: Khz,
+        /// The host's.
+        host: Khz,
+    },
+    /// KVM would silently not scale ([`Allow::unscaled`]).
+    WithinTolerance {
+        /// The guest's rate.
+        guest: Khz,
+        /// The host's.
+        host: Khz,
+        /// KVM's tolerance.
+        tolerance: Ppm,
+        /// What the guest's clock would be wrong by.
+        error: Ppb,
+    },
+    /// The quotient of the rates is beyond the format.
+    Ratio(RatioError),
+    /// Real time is before that of the snapshot ([`Allow::clock_behind`]).
+    ClockBehind {
+        /// By so much.
+        by: Nanos,
+    },
+    /// More ticks than a counter has.
+    TooLong {
+        /// The time.
+        advance: Nanos,
+        /// The guest's rate.
+        guest: Khz,
+    },
+    /// The kvmclock would pass 2^64 ns.
+    KvmclockOverflow {
+        /// What it showed.
+        kvmclock: Nanos,
+        /// What it is to advance by.
+        advance: Nanos,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoOffset => write!(f, "TSC offsets have no effect on this host"),
+            Self::RateBelowHost { guest, host } => write!(
+                f,
+                "the guest's TSC rate of {guest} is below the host's {host}, and the host cannot \
+                 scale"
+            ),
+            Self::WouldCatchUp { guest, host } => write!(
+                f,
+                "the guest's TSC rate of {guest} is above the host's {host}, and the host cannot \
+                 scale: KVM would push the clock forward in steps"
+            ),
+            Self::WithinTolerance {
+                guest,
+                host,
+                tolerance,
+                error,
+            } => write!(
+                f,
+                "the guest's TSC rate of {guest} is within {tolerance} of the host's {host}, where \
+                 KVM does not scale: the guest's clock would be wrong by {error}"
+            ),
+            Self::Ratio(_) => write!(f, "the guest's TSC rate is out of the host's reach"),
+            Self::ClockBehind { by } => {
+                write!(f, "real time is {by} before that of the snapshot")
+            }
+            Self::TooLong { advance, guest } => {
+                write!(f, "{advance} are more ticks at {guest} than a counter has")
+            }
+            Self::KvmclockOverflow { kvmclock, advance } => {
+                write!(f, "a kvmclock of {kvmclock} cannot advance by {advance}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Refusal {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Ratio(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ratio::{Svm, Vmx};
+
+    fn khz(khz: u32) -> Khz {
+        Khz::new(khz).unwrap()
+    }
+
+    fn saved() -> Saved {
+        Saved {
+            guest_tsc: GuestTsc::new(1_000_000),
+            guest_khz: khz(2_000_000),
+            kvmclock: Nanos::new(500_000),
+            real: Nanos::new(10_000_000_000),
+            pairing_error: Nanos::new(30),
+        }
+    }
+
+    fn present(real: u64) -> Present {
+        Present {
+            host_tsc: HostTsc::new(7_000_000_000),
+            real: Nanos::new(real),
+            pairing_error: Nanos::new(20),
+        }
+    }
+
+    fn host(rate: u32, scaling: bool) -> HostTime {
+        HostTime {
+            khz: khz(rate),
+            offsets: true,
+            scaling,
+            tolerance: Ppm::KVM_TOLERANCE,
+        }
+    }
+
+    const ADVANCE: TimePolicy = TimePolicy::Advance { cap: None };
+
+    fn planned(real: u64, policy: TimePolicy) -> Plan<Vmx> {
+        plan(
+            saved(),
+            present(real),
+            host(3_000_000, true),
+            policy,
+            Allow::default(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn freeze_goes_on_where_the_guest_was() {
+        let plan = planned(70_000_000_000, TimePolicy::Freeze);
+        assert_eq!(plan.guest_tsc, saved().guest_tsc);
+        assert_eq!(plan.kvmclock, saved().kvmclock);
+        assert_eq!(
+            plan.transform.guest_at(present(0).host_tsc),
+            saved().guest_tsc
+        );
+        assert_eq!(plan.adjustments.elapsed, Nanos::new(60_000_000_000));
+        assert_eq!(plan.adjustments.withheld, Nanos::new(60_000_000_000));
+        assert_eq!(
+            (plan.adjustments.advanced, plan.adjustments.ticks),
+            (Nanos::ZERO, Ticks::ZERO)
+        );
+    }
+
+    #[test]
+    fn advance_moves_all_clocks_by_the_same_time() {
+        // The user's report in the field: 60 s asleep, and the clock 64 s off. Here it is not.
+        let plan = planned(70_000_000_000, ADVANCE);
+        // 60 s at 2 GHz: 120,000,000,000 ticks.
+        assert_eq!(plan.guest_tsc, GuestTsc::new(120_001_000_000));
+        assert_eq!(plan.kvmclock, Nanos::new(60_000_500_000));
+        assert_eq!(plan.transform.guest_at(present(0).host_tsc), plan.guest_tsc);
+        assert_eq!(plan.adjustments.uncertainty, Nanos::new(50));
+        let capped = planned(
+            70_000_000_000,
+            TimePolicy::Advance {
+                cap: Some(Nanos::new(1_000_000_000)),
+            },
+        );
+        assert_eq!(capped.adjustments.advanced, Nanos::new(1_000_000_000));
+        assert_eq!(capped.adjustments.withheld, Nanos::new(59_000_000_000));
+        assert_eq!(capped.guest_tsc, GuestTsc::new(2_001_000_000));
+    }
+
+    #[test]
+    fn clock_behind_is_refused_unless_allowed_or_within_the_readings() {
+        let at = |real, allow| {
+            plan::<Svm>(
+                saved(),
+                present(real),
+                host(2_000_000, false),
+                ADVANCE,
+                allow,
+            )
+        };
+        let by = Nanos::new(51);
+        assert_eq!(
+            at(9_999_999_949, Allow::default()),
+            Err(Refusal::ClockBehind { by })
+        );
+        assert_eq!(
+            at(9_999_999_950, Allow::default()).unwrap().guest_tsc,
+            saved().guest_tsc
+        );
+        let allowed = Allow {
+            clock_behind: true,
+            ..Allow::default()
+        };
+        let plan = at(9_999_999_949, allowed).unwrap();
+        assert_eq!(plan.guest_tsc, saved().guest_tsc);
+        assert_eq!(plan.adjustments.clock_behind, by);
+    }
+
+    #[test]
+    fn host_without_effective_offsets_is_refused() {
+        let host = HostTime {
+            offsets: false,
+            ..host(2_000_000, true)
+        };
+        let refused = plan::<Vmx>(
+            saved(),
+            present(0),
+            host,
+            TimePolicy::Freeze,
+            Allow::default(),
+        );
+        assert_eq!(refused, Err(Refusal::NoOffset));
+    }
+
+    #[test]
+    fn overflows_are_refused_with_their_inputs() {
+        let late = present(u64::MAX);
+        let fast = Saved {
+            guest_khz: khz(u32::MAX),
+            ..saved()
+        };
+        let refused = plan::<Vmx>(
+            fast,
+            late,
+            host(4_000_000_000, true),
+            ADVANCE,
+            Allow::default(),
+        );
+        assert!(
+            matches!(refused, Err(Refusal::TooLong { .. })),
+            "{refused:?}"
+        );
+        let full = Saved {
+            kvmclock: Nanos::new(u64::MAX),
+            ..saved()
+        };
+        let refused = plan::<Vmx>(
+            full,
+            present(10_000_000_001),
+            host(3_000_000, true),
+            ADVANCE,
+            Allow::default(),
+        );
+        let advance = Nanos::new(1);
+        let kvmclock = Nanos::new(u64::MAX);
+        assert_eq!(
+            refused,
+            Err(Refusal::KvmclockOverflow { kvmclock, advance })
+        );
+    }
+
+    #[test]
+    fn vcpus_found_apart_go_on_from_the_latest() {
+        let readings = [u64::MAX - 5, 10, u64::MAX].map(GuestTsc::new);
+        let unified = unify(&readings).unwrap();
+        assert_eq!(
+            (unified.guest_tsc, unified.spread),
+            (GuestTsc::new(10), Ticks::new(16))
+        );
+        assert_eq!(unify(&[]), None);
+    }
+}
