@@ -198,6 +198,28 @@ fn bzimage_header_behind_its_declared_end_is_zero() {
 }
 
 #[test]
+fn bzimage_without_initrd_is_told_of_none() {
+    // The builder fills what the file has there with 0x90; found by fuzzing.
+    let memory = memory(64);
+    load(&memory, &BzImage::linux64().build()).unwrap();
+    assert_eq!(
+        bytes(&memory, layout::ZERO_PAGE.0 + 0x218, 8),
+        [0; 8],
+        "ramdisk_*"
+    );
+    assert_eq!(
+        bytes(&memory, layout::ZERO_PAGE.0 + 0x23C, 12),
+        [0; 12],
+        "hardware_subarch*"
+    );
+    assert_eq!(
+        bytes(&memory, layout::ZERO_PAGE.0 + 0x250, 8),
+        [0; 8],
+        "setup_data"
+    );
+}
+
+#[test]
 fn bzimage_not_relocatable_keeps_its_address_and_reserves_where_it_runs() {
     let image = BzImage {
         relocatable: 0,

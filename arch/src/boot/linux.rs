@@ -61,7 +61,12 @@ pub(super) fn write_zero_page<M: GuestMemoryBackend>(
             loadflags: header.loadflags | LOADED_HIGH,
             // OK: CMDLINE is below 4 GiB.
             cmd_line_ptr: low_word(CMDLINE.0),
+            // What the file has in the fields that a loader must write means nothing.
+            ramdisk_image: 0,
+            ramdisk_size: 0,
             setup_data: 0,
+            hardware_subarch: 0,
+            hardware_subarch_data: 0,
             ..header
         },
         acpi_rsdp_addr: RSDP.0,
