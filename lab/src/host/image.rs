@@ -70,8 +70,15 @@ pub(crate) struct Job {
     pub(crate) steps: Vec<Step>,
 }
 
-/// Builds the initramfs of a host that runs `job`.
-pub(crate) fn initramfs(stock: &Stock, loads: &[Load], job: &Job, word: &str) -> Result<Vec<u8>> {
+/// Builds the initramfs of a host that runs `job`, whose marks begin with `word`, and which may try so often
+/// whether the kernel has settled on a clocksource.
+pub(crate) fn initramfs(
+    stock: &Stock,
+    loads: &[Load],
+    job: &Job,
+    word: &str,
+    tries: u32,
+) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     let folders = [
         "bin",
@@ -91,7 +98,11 @@ pub(crate) fn initramfs(stock: &Stock, loads: &[Load], job: &Job, word: &str) ->
     archive.device("dev/console", 5, 1)?;
     archive.executable("bin/busybox", &stock.read_busybox()?)?;
     archive.executable("init", INIT.as_bytes())?;
-    archive.file("lab/job", 0o644, format!("WORD='{word}'\n").as_bytes())?;
+    archive.file(
+        "lab/job",
+        0o644,
+        format!("WORD='{word}'\nTRIES={tries}\n").as_bytes(),
+    )?;
 
     let wanted: Vec<&str> = loads.iter().map(|load| load.module).collect();
     let mut order = String::new();

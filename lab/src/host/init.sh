@@ -29,13 +29,12 @@ done </lab/modules/order
 
 kvm=no
 [ -c /dev/kvm ] && kvm=yes
-# The kernel measures a TSC for a second before it takes it for good; until then it is "tsc-early". The
-# loop does not sleep: Bochs gives up the processor for a millisecond whenever its own are idle, so that
-# an idle second takes a minute and a half, a busy one ten seconds.
+# The kernel measures a TSC for a second before it takes it for good; until then it is "tsc-early".
 current=/sys/devices/system/clocksource/clocksource0/current_clocksource
-while read -r clocksource <$current && [ "$clocksource" = tsc-early ]; do
-    read -r uptime rest </proc/uptime
-    [ "${uptime%.*}" -lt 20 ] || break
+tries=0
+while read -r clocksource <$current && [ "$clocksource" = tsc-early ] && [ "$tries" -lt "$TRIES" ]; do
+    tries=$((tries + 1))
+    sleep 0.1
 done
 mark "ready kvm=$kvm clocksource=$clocksource cpus=$(nproc) uptime=$(cut -d ' ' -f 1 /proc/uptime)"
 
