@@ -21,9 +21,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::cpuid::CpuCount;
 use crate::layout::{
-    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, CMOS_INDEX_PORT, COM1_IRQ, COM1_PORT,
-    I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_KEYBOARD_IRQ, IOAPIC, LOCAL_APIC, PM1A_CONTROL_PORT,
-    PM1A_CONTROL_SIZE, PM1A_EVENT_PORT, PM1A_EVENT_SIZE, RSDP, SCI_IRQ, SLEEP_TYPE_S5,
+    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, CMOS_CENTURY_REGISTER, CMOS_INDEX_PORT, COM1_IRQ,
+    COM1_PORT, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_KEYBOARD_IRQ, IOAPIC, LOCAL_APIC,
+    PM1A_CONTROL_PORT, PM1A_CONTROL_SIZE, PM1A_EVENT_PORT, PM1A_EVENT_SIZE, RSDP, SCI_IRQ,
+    SLEEP_TYPE_S5,
 };
 
 const OEM_ID: [u8; 6] = *b"KEEPTM";
@@ -203,6 +204,7 @@ fn fadt(dsdt: GuestAddress, facs: GuestAddress) -> Vec<u8> {
     // C2 and C3 are not there: latencies above 100 and 1000 microseconds say so.
     fadt.p_lvl2_lat = 0xFFFF.into();
     fadt.p_lvl3_lat = 0xFFFF.into();
+    fadt.century = CMOS_CENTURY_REGISTER;
     fadt.iapc_boot_arch = (LEGACY_DEVICES | I8042 | VGA_NOT_PRESENT).into();
     fadt.reset_reg = port(ACPI_RESET_PORT, 1, AccessSize::ByteAccess);
     fadt.reset_value = ACPI_RESET_VALUE;

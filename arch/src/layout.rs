@@ -72,11 +72,8 @@ pub const MMIO_HOLE: GuestAddress = GuestAddress(0xC000_0000);
 /// End of the MMIO hole: RAM goes on here.
 pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
 
-/// A guest writes the byte [`BOOT_TIMER_VALUE`] here to have its boot time logged: the address
-/// and the value that Firecracker's guests use.
+/// A guest writes here to have its boot time logged: the address that Firecracker's guests use.
 pub const BOOT_TIMER: GuestAddress = GuestAddress(0xC000_0000);
-/// See [`BOOT_TIMER`].
-pub const BOOT_TIMER_VALUE: u8 = 123;
 
 /// Registers of the first virtio-mmio device; one every [`VIRTIO_MMIO_SIZE`] bytes.
 pub const VIRTIO_MMIO: GuestAddress = GuestAddress(0xC000_1000);
@@ -115,6 +112,9 @@ pub const I8042_KEYBOARD_IRQ: u32 = 1;
 pub const CMOS_INDEX_PORT: u16 = 0x70;
 /// Real-time clock, data port.
 pub const CMOS_DATA_PORT: u16 = 0x71;
+/// Register of the real-time clock that holds the century, where PCs have it (ACPI 6.5, table 5.9,
+/// `CENTURY`).
+pub const CMOS_CENTURY_REGISTER: u8 = 0x32;
 
 /// ACPI PM1a event block: status (2 bytes), then enable (2 bytes) (ACPI 6.5, 4.8.3.1).
 pub const PM1A_EVENT_PORT: u16 = 0x600;

@@ -33,6 +33,9 @@ use crate::signals;
 use crate::terminal::RawMode;
 use crate::vcpu::{Buses, Ending, VcpuThread};
 
+// The tables tell the guest where the clock has the century.
+const _: () = assert!(layout::CMOS_CENTURY_REGISTER == devices::cmos::CENTURY);
+
 /// A microVM cannot be put together.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineError {
