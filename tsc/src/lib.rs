@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod assess;
 pub mod bounds;
 pub mod measure;
 pub mod nested;
