@@ -4,9 +4,11 @@
 //! - describes the guest's processors: one package, one thread per core, APIC id = vCPU index
 //!   (leaves 1, 4, 0xB, 0x1F, 0x8000_0008, 0x8000_001D, 0x8000_001E);
 //! - tells the TSC's rate (leaves 0x15 and 0x4000_0010);
-//! - takes away what a guest cannot use here: MONITOR/MWAIT (leaves 1 and 5) and performance
+//! - takes away what a guest cannot use here: MONITOR/MWAIT (leaves 1 and 5), performance
 //!   monitoring (leaves 1, 0xA, 0x8000_0001 and 0x8000_0022), whose counters this launcher does
-//!   not save; and what mirrors CR4, which a hypervisor maintains itself (OSXSAVE, OSPKE).
+//!   not save, and nested virtualization (leaves 1, 0x8000_0001 and 0x8000_000A), which would put
+//!   one more of the host kernel's parsers in a tenant's reach; and what mirrors CR4, which a
+//!   hypervisor maintains itself (OSXSAVE, OSPKE).
 //!
 //! No feature bit is set that the hypervisor does not support, with four exceptions, which it
 //! provides although it does not list them: the hypervisor bit; HTT, which says that there are
@@ -71,12 +73,14 @@ const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_RATES: u32 = 0x4000_0010;
 const AMD_FEATURES: u32 = 0x8000_0001;
 const AMD_SIZES: u32 = 0x8000_0008;
+const AMD_NESTED: u32 = 0x8000_000A;
 const AMD_CACHES: u32 = 0x8000_001D;
 const AMD_TOPOLOGY: u32 = 0x8000_001E;
 const AMD_PERFORMANCE: u32 = 0x8000_0022;
 
 /// Leaf 1 ECX.
 const ECX_MONITOR: u32 = 1 << 3;
+const ECX_VMX: u32 = 1 << 5;
 const ECX_PDCM: u32 = 1 << 15;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_XSAVE: u32 = 1 << 26;
@@ -88,6 +92,7 @@ const EDX_HTT: u32 = 1 << 28;
 const ECX_OSPKE: u32 = 1 << 4;
 /// Leaf 0x8000_0001 ECX.
 const ECX_CMP_LEGACY: u32 = 1 << 1;
+const ECX_SVM: u32 = 1 << 2;
 const ECX_TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 const ECX_PERFCTR_CORE: u32 = 1 << 23;
 const ECX_PERFCTR_NB: u32 = 1 << 24;
@@ -165,7 +170,7 @@ fn adapt(entry: &mut CpuidEntry, config: &CpuidConfig, host: &Host) {
     match entry.function {
         FEATURES => {
             entry.ebx = topology::features_ebx(entry.ebx, config);
-            entry.ecx &= !(ECX_MONITOR | ECX_PDCM | ECX_OSXSAVE | ECX_TSC_DEADLINE);
+            entry.ecx &= !(ECX_MONITOR | ECX_VMX | ECX_PDCM | ECX_OSXSAVE | ECX_TSC_DEADLINE);
             entry.ecx |= ECX_HYPERVISOR;
             if config.tsc_deadline {
                 entry.ecx |= ECX_TSC_DEADLINE;
@@ -178,7 +183,7 @@ fn adapt(entry: &mut CpuidEntry, config: &CpuidConfig, host: &Host) {
         }
         CACHES => entry.eax = topology::intel_caches_eax(entry.eax, config.vcpus),
         STRUCTURED_FEATURES if entry.index == 0 => entry.ecx &= !ECX_OSPKE,
-        MWAIT | PERFORMANCE | AMD_PERFORMANCE => {
+        MWAIT | PERFORMANCE | AMD_NESTED | AMD_PERFORMANCE => {
             *entry = CpuidEntry {
                 function: entry.function,
                 index: entry.index,
@@ -187,7 +192,7 @@ fn adapt(entry: &mut CpuidEntry, config: &CpuidConfig, host: &Host) {
             };
         }
         AMD_FEATURES => {
-            entry.ecx &= !(ECX_PERFCTR_CORE | ECX_PERFCTR_NB | ECX_PERFCTR_LLC);
+            entry.ecx &= !(ECX_SVM | ECX_PERFCTR_CORE | ECX_PERFCTR_NB | ECX_PERFCTR_LLC);
             if !several {
                 entry.ecx &= !ECX_CMP_LEGACY;
             }

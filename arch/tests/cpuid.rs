@@ -37,8 +37,8 @@ const KVM: [u32; 4] = [0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D];
 fn intel() -> Vec<CpuidEntry> {
     vec![
         vendor(0x1F, b"GenuineIntel"),
-        // APIC id 6 of the host; MONITOR, PDCM, x2APIC, XSAVE, OSXSAVE; no TSC-deadline.
-        leaf(1, [0x5_0654, 0x0640_0800, 0x0C20_8008, 0x178B_FBFF]),
+        // APIC id 6 of the host; MONITOR, VMX, PDCM, x2APIC, XSAVE, OSXSAVE; no TSC-deadline.
+        leaf(1, [0x5_0654, 0x0640_0800, 0x0C20_8028, 0x178B_FBFF]),
         // L1 data shared by 2, L2 shared by 2, L3 shared by 64; 32 cores.
         subleaf(4, 0, [0x7C00_4121, 1, 2, 3]),
         subleaf(4, 2, [0x7C00_4143, 1, 2, 3]),
@@ -69,6 +69,7 @@ fn amd() -> Vec<CpuidEntry> {
         leaf(0x8000_0001, [0xA0_0F11, 0, 0x1140_0006 | 1 << 23, 0]),
         leaf(0x8000_0007, [0, 0, 0, 0]),
         leaf(0x8000_0008, [0x3030, 0, 0x703F, 0]),
+        leaf(0x8000_000A, [1, 8, 0, 9]),
         subleaf(0x8000_001D, 0, [0x0000_4121, 0, 0, 0]),
         subleaf(0x8000_001D, 3, [0x0003_C163, 0, 0, 0]),
         leaf(0x8000_001E, [8, 0x104, 1, 0]),
@@ -105,7 +106,7 @@ fn intel_guest_of_four() {
             [0x1F, 0x756E_6547, 0x6C65_746E, 0x4965_6E69],
             "highest leaf",
         ),
-        // APIC id 2, 4 logical; without MONITOR, PDCM, OSXSAVE; with TSC-deadline and hypervisor.
+        // APIC id 2, 4 logical; without MONITOR, VMX, PDCM, OSXSAVE; with TSC-deadline and hypervisor.
         (
             1,
             0,
@@ -162,11 +163,12 @@ fn amd_guest_of_three() {
         ),
         (0xB, 1, [2, 3, 0x201, 1], "cores"),
         (0x15, 0, [2, 5, 1_000_000_000, 0], "rate"),
-        // CMP_LEGACY, SVM and topology extensions stay, performance counters go.
-        (0x8000_0001, 0, [0xA0_0F11, 0, 0x0040_0006, 0], "features"),
+        // CMP_LEGACY and topology extensions stay, SVM and performance counters go.
+        (0x8000_0001, 0, [0xA0_0F11, 0, 0x0040_0002, 0], "features"),
         (0x8000_0007, 0, [0, 0, 0, 0], "no invariant TSC here"),
         // 2 bits of APIC id, 3 - 1 = 2.
         (0x8000_0008, 0, [0x3030, 0, 0x2002, 0], "sizes"),
+        (0x8000_000A, 0, [0; 4], "nested virtualization"),
         (0x8000_001D, 0, [0x0000_0121, 0, 0, 0], "L1"),
         (0x8000_001D, 3, [0x0000_8163, 0, 0, 0], "L3, shared by 3"),
         (0x8000_001E, 0, [1, 1, 0, 0], "topology"),
