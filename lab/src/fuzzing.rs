@@ -148,8 +148,6 @@ fn cargo_fuzz(paths: &Paths, mut command: Command) -> Result<Command> {
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         // Apart from the product's own release build, whose flags differ.
         .env("CARGO_TARGET_DIR", build)
-        // The launcher's link-time optimisation, once for each target, would take longer than fuzzing.
-        .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .arg("fuzz");
     Ok(command)
 }
