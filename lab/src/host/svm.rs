@@ -11,6 +11,10 @@ use crate::process::tied;
 /// Debian packages that the host needs.
 pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "seabios"];
 
+/// The host's processor. Without XSAVE: QEMU before 8.1 does not intercept XSETBV, so KVM would not
+/// learn of a guest's XCR0, and every guest would warn that the sizes in CPUID leaf 0xd are wrong.
+const CPU: &str = "EPYC-Milan,+svm,+npt,-xsave";
+
 /// What KVM shall use for a guest's physical memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Paging {
@@ -42,14 +46,7 @@ pub(crate) fn loads(paging: Paging) -> Vec<Load> {
 pub(crate) fn command(kernel: &Path, initramfs: &Path, options: &str) -> Command {
     let mut command = tied("qemu-system-x86_64");
     command
-        .args([
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "EPYC-Milan,+svm,+npt",
-        ])
+        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU])
         .args([
             "-smp",
             "2",
