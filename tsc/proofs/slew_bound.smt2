@@ -1,5 +1,5 @@
-; Theorem. However a stretch of time is cut into looks, a slew that gives floor(ticks x ppm / 10^6) at
-; each gives in all at most the bound's share of all ticks: the clock never runs faster than its bound.
+; Theorem. However a stretch of time is cut into looks, a slew that gives up to floor(ticks x ppm / 10^6)
+; at each gives in all at most the bound's share of all ticks: the clock never runs faster than that.
 ; Induction over looks: what was given times 10^6 is at most ticks x ppm, and stays so. At any width.
 ;
 ; tsc/src/policy/catch_up.rs, `Slew::share_floor`.

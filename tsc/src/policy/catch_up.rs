@@ -3,7 +3,7 @@
 use super::Line;
 use crate::bounds;
 use crate::units::{GuestTsc, Nanos, Ppm, Ticks, TscDelta};
-use crate::wide;
+use crate::wide::Factor;
 
 /// How a guest that is behind its line is brought forward. Never back: a guest that is ahead keeps
 /// its reading, and the line catches up with it.
@@ -19,15 +19,19 @@ pub enum CatchUp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slew {
     bound: Ppm,
+    /// The bound as a factor, so that nothing is divided when it is used.
+    share: Factor,
 }
 
 impl Slew {
     /// At most `bound` faster; `None` outside of [`bounds::SLEW`].
     #[must_use]
     pub fn new(bound: Ppm) -> Option<Self> {
-        (bounds::SLEW.min..=bounds::SLEW.max)
-            .contains(&bound.get())
-            .then_some(Self { bound })
+        if !(bounds::SLEW.min..=bounds::SLEW.max).contains(&bound.get()) {
+            return None;
+        }
+        let share = Factor::floor(u64::from(bound.get()), 1_000_000)?;
+        Some(Self { bound, share })
     }
 
     /// The bound.
@@ -36,14 +40,15 @@ impl Slew {
         self.bound
     }
 
-    /// What may be given in `ticks`: `floor(ticks x bound / 10^6)`. The divisor is a constant, so
-    /// that the compiler multiplies instead.
+    /// What may be given in `ticks`: their share, rounded down, and never more than it.
     #[must_use]
     #[inline]
     const fn share_floor(self, ticks: Ticks) -> Ticks {
-        // Bit budget: 64 + 19; the quotient is at most half of `ticks`.
-        let share = wide::mul(ticks.get(), self.bound.get() as u64) / 1_000_000;
-        Ticks::new(wide::low(share))
+        match self.share.apply_floor(ticks.get()) {
+            Some(share) => Ticks::new(share),
+            // A share is at most half of `ticks`.
+            None => Ticks::ZERO,
+        }
     }
 }
 
@@ -123,7 +128,7 @@ mod tests {
             .forward(&line, reading, now, since)
             .unwrap()
             .get();
-        assert!((399..=400).contains(&share), "{share}");
+        assert!((398..=400).contains(&share), "{share}");
         assert_eq!(slew(1_000).forward(&line, reading, now, now), None);
         let ahead = GuestTsc::new(2_000_001);
         assert_eq!(CatchUp::Step.forward(&line, ahead, now, Nanos::ZERO), None);

@@ -26,7 +26,7 @@ use crate::offset::guest_unscaled;
 use crate::rate::TickRate;
 use crate::stability::Cause;
 use crate::units::{CpuId, GuestTsc, HostTsc, Khz, Nanos, Ppm, Ticks, TscDelta, TscOffset};
-use crate::wide;
+use crate::wide::Factor;
 
 /// What [`Targeted`] goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub struct Targeted {
     config: TargetedConfig,
     /// `clock_error` in ticks.
     clock_error: Ticks,
+    /// `rate_tolerance` as a factor; `None` for 0.
+    tolerance: Option<Factor>,
     /// The last reading on the CPU that the vCPU runs on.
     last: Option<(CpuId, HostTsc, Nanos)>,
     /// When the guest was last brought forward.
@@ -83,6 +85,7 @@ impl Targeted {
         Self {
             config,
             clock_error: clock_error.unwrap_or(Ticks::new(u64::MAX)),
+            tolerance: Factor::floor(u64::from(config.rate_tolerance.get()), 1_000_000),
             last: None,
             forwarded_at: None,
             left: None,
@@ -117,9 +120,11 @@ impl Targeted {
             .ticks_floor(passed)
             .unwrap_or(Ticks::ZERO);
         // Two readings of the clock, each wrong by the error.
-        let parts = wide::mul(expected.get(), u64::from(self.config.rate_tolerance.get()));
-        let tolerance =
-            (parts / 1_000_000).saturating_add(u128::from(self.clock_error.get()).wrapping_mul(2));
+        let share = self
+            .tolerance
+            .and_then(|factor| factor.apply_floor(expected.get()));
+        let tolerance = u128::from(share.unwrap_or(0))
+            .saturating_add(u128::from(self.clock_error.get()).wrapping_mul(2));
         let counted = to.0.wrapping_since(from.0);
         // OK because all three are within 2^64 and i128 holds their sum.
         let error = i128::from(counted.get())
