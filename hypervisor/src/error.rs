@@ -66,7 +66,7 @@ pub enum OpenError {
     },
 }
 
-/// MSRs could not be written.
+/// MSRs could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MsrError {
     /// The kernel stopped at one register.
@@ -76,6 +76,12 @@ pub enum MsrError {
         index: u32,
         /// The value that was to be written.
         value: u64,
+    },
+    /// The kernel stopped reading at one register.
+    #[error("the host's KVM does not have MSR {index:#x}")]
+    Absent {
+        /// The register's number.
+        index: u32,
     },
     /// The call failed as a whole.
     #[error(transparent)]

@@ -1,8 +1,12 @@
-//! The host's own time stamp counter.
+//! The host's own processor: its time stamp counter, and whose it is.
 #![expect(unsafe_code, reason = "RDTSC and RDTSCP have no safe wrapper")]
+
+use std::arch::x86_64::__cpuid;
 
 use arch::cpuid::CpuidEntry;
 use tsc::{CpuId, HostTsc};
+
+use crate::tsc_control::Vendor;
 
 /// Reads this CPU's TSC, after all earlier instructions have completed (SDM vol. 2, RDTSC: LFENCE
 /// before it orders it).
@@ -14,6 +18,28 @@ pub fn read_tsc() -> HostTsc {
         core::arch::x86_64::_rdtsc()
     };
     HostTsc::new(ticks)
+}
+
+/// Whose virtualization this host's processor has, by CPUID leaf 0. A processor of a vendor that we
+/// do not know counts as Intel's when it says that it has VMX (CPUID leaf 1, ECX bit 5, SDM vol. 3,
+/// 23.6), and as AMD's otherwise.
+#[must_use]
+pub fn vendor() -> Vendor {
+    let leaf = __cpuid(0);
+    let mut letters = [0; 12];
+    for (part, register) in letters
+        .chunks_exact_mut(4)
+        .zip([leaf.ebx, leaf.edx, leaf.ecx])
+    {
+        part.copy_from_slice(&register.to_le_bytes());
+    }
+    Vendor::from_letters(&letters).unwrap_or_else(|| {
+        if __cpuid(1).ecx & 1 << 5 != 0 {
+            Vendor::Intel
+        } else {
+            Vendor::Amd
+        }
+    })
 }
 
 /// What CPUID answers to `function` and `index`; `None` for a leaf beyond the highest one of its range,

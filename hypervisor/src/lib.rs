@@ -18,8 +18,10 @@
 
 mod error;
 mod exit;
+pub mod guest_clock;
 pub mod host;
 pub mod kvm;
+pub mod tsc_control;
 
 use std::fmt::Debug;
 
@@ -152,6 +154,12 @@ pub trait Vcpu: Debug + Send {
     /// # Errors
     /// The first register that the kernel did not take, or its refusal of the call.
     fn set_msrs(&mut self, msrs: &[Msr]) -> Result<(), MsrError>;
+
+    /// Reads MSRs in the given order.
+    ///
+    /// # Errors
+    /// The first register that the kernel does not have, or its refusal of the call.
+    fn msrs<const COUNT: usize>(&self, indices: [u32; COUNT]) -> Result<[u64; COUNT], MsrError>;
 
     /// Lets `change` edit the local APIC's register page.
     ///

@@ -29,6 +29,11 @@ struct Optional {
 /// The optional capability behind [`crate::Hypervisor::has_tsc_deadline_timer`].
 pub(super) const TSC_DEADLINE_TIMER: &str = "KVM_CAP_TSC_DEADLINE_TIMER";
 
+/// The optional capabilities behind [`crate::tsc_control::TscSupport`].
+pub(super) const TSC_CONTROL: &str = "KVM_CAP_TSC_CONTROL";
+pub(super) const VM_TSC_CONTROL: &str = "KVM_CAP_VM_TSC_CONTROL";
+pub(super) const VCPU_ATTRIBUTES: &str = "KVM_CAP_VCPU_ATTRIBUTES";
+
 macro_rules! required {
     ($($capability:ident: $meaning:literal,)*) => {
         &[$(Required { number: $capability, name: stringify!($capability), meaning: $meaning }),*]
@@ -111,11 +116,19 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_timer_is_in_the_table() {
-        assert!(
-            OPTIONAL
-                .iter()
-                .any(|capability| capability.feature.name == TSC_DEADLINE_TIMER)
-        );
+    fn names_that_are_asked_for_are_in_the_table() {
+        for name in [
+            TSC_DEADLINE_TIMER,
+            TSC_CONTROL,
+            VM_TSC_CONTROL,
+            VCPU_ATTRIBUTES,
+        ] {
+            assert!(
+                OPTIONAL
+                    .iter()
+                    .any(|capability| capability.feature.name == name),
+                "{name}"
+            );
+        }
     }
 }

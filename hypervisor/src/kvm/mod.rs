@@ -1,8 +1,11 @@
 //! The KVM backend of the traits.
 
 mod capability;
+mod clock;
 mod convert;
+mod raw;
 mod run_page;
+mod tsc;
 mod vcpu;
 mod vm;
 
@@ -15,6 +18,8 @@ use vm_memory::GuestMemoryMmap;
 pub use run_page::KvmKick;
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;
+
+use self::tsc::TscCapabilities;
 
 use crate::{Hypervisor, InterruptControllers, IoctlError, MissingFeature, OpenError};
 
@@ -59,6 +64,18 @@ impl Kvm {
         let missing = capability::missing_optional(has);
         Ok(Self { kvm, missing })
     }
+
+    fn has_optional(&self, name: &str) -> bool {
+        !self.missing.iter().any(|feature| feature.name == name)
+    }
+
+    fn tsc_capabilities(&self) -> TscCapabilities {
+        TscCapabilities {
+            scaling: self.has_optional(capability::TSC_CONTROL),
+            default_rate: self.has_optional(capability::VM_TSC_CONTROL),
+            attributes: self.has_optional(capability::VCPU_ATTRIBUTES),
+        }
+    }
 }
 
 impl Hypervisor for Kvm {
@@ -73,10 +90,7 @@ impl Hypervisor for Kvm {
     }
 
     fn has_tsc_deadline_timer(&self) -> bool {
-        !self
-            .missing
-            .iter()
-            .any(|feature| feature.name == capability::TSC_DEADLINE_TIMER)
+        self.has_optional(capability::TSC_DEADLINE_TIMER)
     }
 
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, IoctlError> {
@@ -96,6 +110,6 @@ impl Hypervisor for Kvm {
         memory: GuestMemoryMmap,
         controllers: InterruptControllers,
     ) -> Result<KvmVm, IoctlError> {
-        KvmVm::create(&self.kvm, memory, controllers)
+        KvmVm::create(&self.kvm, memory, controllers, self.tsc_capabilities())
     }
 }

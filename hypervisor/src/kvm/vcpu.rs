@@ -15,24 +15,38 @@ use tsc::Khz;
 use vm_memory::GuestMemoryMmap;
 
 use super::run_page::{KvmKick, RunPage};
-use super::{convert, vm};
+use super::tsc::TscCapabilities;
+use super::{convert, raw, vm};
+use crate::tsc_control::OffsetInterface;
 use crate::{Direction, Exit, FailureDetails, IoctlError, MsrError, PortAccess, SystemEvent, Vcpu};
 
 /// A KVM virtual processor.
 #[derive(Debug)]
 pub struct KvmVcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
     page: RunPage,
+    pub(super) capabilities: TscCapabilities,
+    /// How offsets are to be written, where that is not left to the kernel.
+    pub(super) forced_offset_interface: Option<OffsetInterface>,
+    /// The rate before another was asked for: the host's.
+    pub(super) host_rate: Option<Khz>,
     /// The guest's memory stays mapped as long as any vCPU could touch it.
     _memory: GuestMemoryMmap,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(fd: VcpuFd, memory: GuestMemoryMmap) -> Result<Self, IoctlError> {
+    pub(super) fn new(
+        fd: VcpuFd,
+        memory: GuestMemoryMmap,
+        capabilities: TscCapabilities,
+    ) -> Result<Self, IoctlError> {
         let page = vm::map_run_page(&fd)?;
         Ok(Self {
             fd,
             page,
+            capabilities,
+            forced_offset_interface: None,
+            host_rate: None,
             _memory: memory,
         })
     }
@@ -109,6 +123,26 @@ impl Vcpu for KvmVcpu {
         }
     }
 
+    fn msrs<const COUNT: usize>(&self, indices: [u32; COUNT]) -> Result<[u64; COUNT], MsrError> {
+        const CALL: &str = "KVM_GET_MSRS";
+        let entries = indices.map(|index| kvm_msr_entry {
+            index,
+            ..Default::default()
+        });
+        let mut list = Msrs::from_entries(&entries).map_err(|_| too_many(CALL))?;
+        let read = self.fd.get_msrs(&mut list).map_err(IoctlError::new(CALL))?;
+        match indices.get(read) {
+            Some(&index) => Err(MsrError::Absent { index }),
+            None => {
+                let mut values = [0; COUNT];
+                for (value, entry) in values.iter_mut().zip(list.as_slice()) {
+                    *value = entry.data;
+                }
+                Ok(values)
+            }
+        }
+    }
+
     fn update_lapic(
         &mut self,
         change: impl FnOnce(&mut [u8; REGISTERS_SIZE]),
@@ -126,13 +160,10 @@ impl Vcpu for KvmVcpu {
     }
 
     fn tsc_khz(&self) -> Result<Khz, IoctlError> {
-        let refused = |errno| IoctlError {
+        raw::vcpu_rate(&self.fd)?.ok_or_else(|| IoctlError {
             call: "KVM_GET_TSC_KHZ",
-            source: io::Error::from_raw_os_error(errno),
-        };
-        // kvm-ioctls wraps the call's result, not errno, so the reason is in neither.
-        let khz = self.fd.get_tsc_khz().map_err(|_| refused(libc::EIO))?;
-        Khz::new(khz).ok_or_else(|| refused(libc::ENODATA))
+            source: io::Error::from_raw_os_error(libc::ENODATA),
+        })
     }
 
     fn run(&mut self) -> Result<Exit<'_>, IoctlError> {

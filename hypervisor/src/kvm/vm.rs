@@ -9,13 +9,15 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 use vmm_sys_util::eventfd::EventFd;
 
 use super::run_page::RunPage;
+use super::tsc::TscCapabilities;
 use super::vcpu::KvmVcpu;
 use crate::{Gsi, InterruptControllers, IoctlError, Vm};
 
 /// A KVM virtual machine with its memory.
 #[derive(Debug)]
 pub struct KvmVm {
-    vm: VmFd,
+    pub(super) vm: VmFd,
+    pub(super) capabilities: TscCapabilities,
     memory: GuestMemoryMmap,
 }
 
@@ -24,6 +26,7 @@ impl KvmVm {
         kvm: &kvm_ioctls::Kvm,
         memory: GuestMemoryMmap,
         controllers: InterruptControllers,
+        capabilities: TscCapabilities,
     ) -> Result<Self, IoctlError> {
         let vm = kvm.create_vm().map_err(IoctlError::new("KVM_CREATE_VM"))?;
         for (slot, region) in (0..).zip(memory.iter()) {
@@ -60,7 +63,11 @@ impl KvmVm {
             vm.create_pit2(pit)
                 .map_err(IoctlError::new("KVM_CREATE_PIT2"))?;
         }
-        Ok(Self { vm, memory })
+        Ok(Self {
+            vm,
+            capabilities,
+            memory,
+        })
     }
 }
 
@@ -72,7 +79,7 @@ impl Vm for KvmVm {
             .vm
             .create_vcpu(id.get().into())
             .map_err(IoctlError::new("KVM_CREATE_VCPU"))?;
-        KvmVcpu::new(fd, self.memory.clone())
+        KvmVcpu::new(fd, self.memory.clone(), self.capabilities)
     }
 
     fn register_interrupt(&self, event: &EventFd, gsi: Gsi) -> Result<(), IoctlError> {
