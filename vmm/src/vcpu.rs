@@ -222,3 +222,80 @@ fn serve_port(access: PortAccess<'_>, bus: &Bus) -> Served {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use devices::bus::BusDevice;
+
+    use super::*;
+
+    /// Notes each access and ends the machine at a write of 0xff.
+    #[derive(Debug, Default)]
+    struct Recorder(Vec<Vec<u8>>);
+
+    impl BusDevice for Recorder {
+        fn read(&mut self, _offset: u64, data: &mut [u8]) {
+            data.fill(u8::try_from(self.0.len()).expect("a short test"));
+            self.0.push(data.to_vec());
+        }
+
+        fn write(&mut self, _offset: u64, data: &[u8]) -> Reaction {
+            self.0.push(data.to_vec());
+            if data == [0xff] {
+                Reaction::Reset
+            } else {
+                Reaction::None
+            }
+        }
+    }
+
+    fn serve(width: usize, direction: Direction<'_>) -> (Served, Vec<Vec<u8>>) {
+        let recorder = Arc::new(Mutex::new(Recorder::default()));
+        let mut bus = Bus::new();
+        bus.insert(0x10, 4, recorder.clone(), "recorder")
+            .expect("an empty bus");
+        let served = serve_port(
+            PortAccess {
+                port: 0x10,
+                width,
+                direction,
+            },
+            &bus,
+        );
+        let accesses = recorder.lock().expect("no panic").0.clone();
+        (served, accesses)
+    }
+
+    #[test]
+    fn string_output_is_one_access_for_each_element() {
+        let (served, accesses) = serve(1, Direction::Out(b"abc"));
+        assert_eq!(accesses, [b"a", b"b", b"c"]);
+        assert_eq!(served, Served::Continue);
+        let (_, accesses) = serve(2, Direction::Out(&[1, 2, 3, 4]));
+        assert_eq!(accesses, [[1, 2], [3, 4]]);
+    }
+
+    #[test]
+    fn string_input_is_one_access_for_each_element() {
+        let mut data = [9; 6];
+        let (served, _) = serve(2, Direction::In(&mut data));
+        assert_eq!((served, data), (Served::Continue, [0, 0, 1, 1, 2, 2]));
+    }
+
+    #[test]
+    fn string_output_stops_where_the_machine_ends() {
+        let (served, accesses) = serve(1, Direction::Out(&[1, 0xff, 2]));
+        assert_eq!(served, Served::End(Outcome::Reset));
+        assert_eq!(accesses, [[1], [0xff]]);
+    }
+
+    #[test]
+    fn first_outcome_counts() {
+        let ending = Ending::new().expect("an eventfd");
+        assert_eq!(ending.outcome(), None);
+        ending.end(Outcome::PowerOff);
+        ending.end(Outcome::Failure("too late".to_owned()));
+        assert_eq!(ending.outcome(), Some(Outcome::PowerOff));
+        assert!(ending.is_ending());
+    }
+}

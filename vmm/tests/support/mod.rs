@@ -1,4 +1,5 @@
 //! Guests of a few bytes, as 64-bit ELF files, for tests on this machine's KVM.
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::io::Write;
 
