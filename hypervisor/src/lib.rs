@@ -16,11 +16,13 @@
 //!
 //! Hold policy, or arithmetic on time: both are in `tsc`. It carries out what was decided.
 
+pub mod contract;
 mod error;
 mod exit;
 pub mod guest_clock;
 pub mod host;
 pub mod kvm;
+pub mod model;
 pub mod tsc_control;
 
 use std::fmt::Debug;

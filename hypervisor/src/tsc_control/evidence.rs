@@ -150,6 +150,15 @@ impl OffsetBounds {
             && !self.at_most.wrapping_since(offset).is_negative()
     }
 
+    /// The bounds of an offset that is `delta` further on than one within these.
+    #[must_use]
+    pub const fn moved_by(self, delta: TscDelta) -> Self {
+        Self {
+            at_least: self.at_least.wrapping_add(delta),
+            at_most: self.at_most.wrapping_add(delta),
+        }
+    }
+
     /// Whether one offset can be within both.
     #[must_use]
     pub const fn overlaps(self, other: Self) -> bool {

@@ -5,7 +5,8 @@
 //! an accepted call and a number that reads back are not yet an effect.
 //!
 //! [`TscOffsetControl`] has two forms, VMX and SVM, which differ in the ratio's format and limits
-//! alone ([`form`]). It is implemented over KVM by [`crate::kvm::KvmVcpu`].
+//! alone ([`form`]). It is implemented over KVM by [`crate::kvm::KvmVcpu`], and at the level of
+//! registers by [`crate::model`], with faults that real hosts showed.
 
 pub mod evidence;
 pub mod form;
