@@ -77,7 +77,7 @@
 //! - **Offsets** are exact: a plan's guest reads the planned value at the planned host reading.
 //! - **[`policy::Targeted`]**: on a vCPU the clock never goes backwards as long as no counter does by
 //!   itself while the vCPU runs on it. Catching up never takes it past its line. Offsets of vCPUs on CPUs
-//!   that nothing is held against are not touched. A lag lasts no longer than until the next
+//!   that nothing is held against are not touched, unless a slew still owes them time. A lag lasts no longer than until the next
 //!   look ([`policy::TargetedConfig::recheck`]), with a slew until its bound has let it pass.
 //! - **Skew bounds** hold whatever the messages' delays were. Domains are proven pair by pair.
 //! - Nothing panics on any input; hostile bytes of clock pages are errors.

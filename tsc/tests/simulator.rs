@@ -123,6 +123,28 @@ fn moves_decide_how_much_time_is_erased() {
 }
 
 #[test]
+fn scenarios_of_the_list_are_valid_and_broken_ones_are_not() {
+    assert!(scenarios().iter().all(Scenario::is_valid));
+    let broken = |change: &dyn Fn(&mut Scenario)| {
+        let mut scenario = named("seed");
+        change(&mut scenario);
+        !scenario.is_valid()
+    };
+    assert!(broken(&|s| s.host.cpus.truncate(1)));
+    assert!(broken(&|s| s
+        .host
+        .cpus
+        .resize(9, CpuModel { offset: 0, hz: 1 })));
+    assert!(broken(&|s| s.vcpus = 3));
+    assert!(broken(&|s| s.scheduling.move_ns = (2, 1)));
+    assert!(broken(&|s| s
+        .host
+        .events
+        .push((0, HostEvent::Write { cpu: 4, by: 1 }))));
+    assert!(broken(&|s| s.host.nominal_khz = 0));
+}
+
+#[test]
 fn ideal_host_is_left_alone_by_all() {
     for report in run_all(&named("ideal"), 3) {
         assert!(report.keeps_time(Nanos::ZERO), "{}", report.policy.name());

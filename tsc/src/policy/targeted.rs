@@ -57,6 +57,9 @@ pub struct Targeted {
     last: Option<(CpuId, HostTsc, Nanos)>,
     /// When the guest was last brought forward.
     forwarded_at: Option<Nanos>,
+    /// The guest is still behind its line, because a slew gives time back little by little; on
+    /// whatever CPU it runs next.
+    owing: bool,
     /// The offset as this policy left it.
     left: Option<TscOffset>,
     observing: bool,
@@ -88,6 +91,7 @@ impl Targeted {
             tolerance: Factor::floor(u64::from(config.rate_tolerance.get()), 1_000_000),
             last: None,
             forwarded_at: None,
+            owing: false,
             left: None,
             observing: false,
         }
@@ -148,6 +152,14 @@ impl Targeted {
         if decision.adjust.is_some() || self.forwarded_at.is_none() {
             self.forwarded_at = Some(at.2);
         }
+    }
+
+    /// Whether a guest that reads `reading` is behind its line by more than the clock's error.
+    fn is_behind(&self, reading: GuestTsc, now: Nanos) -> bool {
+        self.config
+            .line
+            .behind(reading, now)
+            .is_some_and(|behind| behind > self.clock_error)
     }
 
     /// The reading of a vCPU on a CPU that does not keep time: forward to the line; or, when ahead
@@ -248,7 +260,7 @@ impl Policy for Targeted {
             }
             None => None,
         };
-        lags |= !moved && accuse.is_some();
+        lags |= self.owing || (!moved && accuse.is_some());
         let at_fault = lags || (moved && pair) || accuse.is_some();
         if !at_fault {
             self.leave(place, load.offset, &Decision::NOTHING);
@@ -279,6 +291,8 @@ impl Policy for Targeted {
             && by.is_negative()
             && by.magnitude() <= self.clock_error;
         let adjust = (by != TscDelta::ZERO && !on_line).then_some(by);
+        let after = if on_line { here } else { new };
+        self.owing = lags && self.is_behind(after, load.at);
         let ask_again = lags.then_some(self.config.recheck);
         let decision = Decision {
             adjust,
@@ -301,16 +315,15 @@ impl Policy for Targeted {
             stretch.error.map(|error| by_itself(entry.cpu, error))
         });
         let (mut adjust, mut ask_again) = (None, None);
-        if entry.fault.lags || accuse.is_some() {
-            let line = &self.config.line;
+        if entry.fault.lags || accuse.is_some() || self.owing {
             let here = guest_unscaled(entry.tsc, entry.offset);
-            if line
-                .behind(here, entry.at)
-                .is_some_and(|behind| behind > self.clock_error)
-            {
-                let since = self.forwarded_at.unwrap_or(entry.at);
+            self.owing = self.is_behind(here, entry.at);
+            if self.owing {
+                let (line, since) = (&self.config.line, self.forwarded_at.unwrap_or(entry.at));
                 adjust = self.config.catch_up.forward(line, here, entry.at, since);
                 ask_again = Some(self.config.recheck);
+                let after = adjust.map_or(here, |by| here.wrapping_add(by));
+                self.owing = self.is_behind(after, entry.at);
             }
         }
         let decision = Decision {
@@ -509,6 +522,44 @@ mod tests {
             assert!(expected.contains(&by), "{round}: {by}");
             offset = offset.wrapping_add(TscDelta::new(by));
         }
+    }
+
+    #[test]
+    fn time_owed_is_given_back_on_whatever_cpu_the_guest_runs() {
+        let slew = CatchUp::Slew(Slew::new(Ppm::new(100_000).unwrap()).unwrap());
+        let mut policy = policy(slew);
+        policy.load(&Load {
+            left: None,
+            at: Nanos::ZERO,
+            ..load(0, 0, LAGS)
+        });
+        // CPU 0 counted half of 200,000 ns; the vCPU moves on to CPU 1, against which nothing is
+        // held, and which goes on from there.
+        let mut offset = TscOffset::ZERO;
+        let mut owed = 100_000;
+        let first = policy.load(&load(0, 100_000, LAGS));
+        let given = first.adjust.unwrap().get();
+        assert!((9_990..=20_000).contains(&given), "{given}");
+        offset = offset.wrapping_add(TscDelta::new(given));
+        owed -= given;
+        for round in 1..=20_u64 {
+            let entry = Entry {
+                cpu: CpuId::new(1),
+                tsc: HostTsc::new(100_000 + round * 100_000),
+                at: Nanos::new(200_000 + round * 100_000),
+                offset,
+                requested: false,
+                fault: Fault::default(),
+            };
+            let decision = policy.entry(&entry);
+            let by = decision.adjust.map_or(0, TscDelta::get);
+            // A tenth of 100,000 ns a round, until nothing is owed.
+            assert!((0..=10_000).contains(&by), "{round}: {by}");
+            offset = offset.wrapping_add(TscDelta::new(by));
+            owed -= by;
+        }
+        assert!((0..=10).contains(&owed), "{owed}");
+        assert!(!policy.owing);
     }
 
     #[test]

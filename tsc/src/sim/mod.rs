@@ -37,12 +37,18 @@ pub use scenario::{Host, Scenario, Scheduling, scenario, scenarios};
 /// assert!(report.booted());
 /// assert_eq!(report.offset_writes, 0);
 /// ```
+///
+/// # Panics
+/// When the scenario is not valid ([`Scenario::is_valid`]).
 #[must_use]
 pub fn run(scenario: &Scenario, policy: PolicyKind, seed: u64) -> Report {
     world::World::new(scenario, policy, seed).run()
 }
 
 /// Runs every policy in `scenario`.
+///
+/// # Panics
+/// When the scenario is not valid ([`Scenario::is_valid`]).
 #[must_use]
 pub fn run_all(scenario: &Scenario, seed: u64) -> Vec<Report> {
     PolicyKind::ALL

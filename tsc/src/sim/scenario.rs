@@ -59,6 +59,39 @@ pub struct Scenario {
     pub patience_ns: u64,
 }
 
+impl Scenario {
+    /// Whether it can be run: one to eight CPUs, one vCPU or two and no more than CPUs, rates above
+    /// zero, ranges that begin before they end, events on CPUs that there are.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let (host, scheduling) = (&self.host, &self.scheduling);
+        let cpus = host.cpus.len();
+        let ranges = [
+            scheduling.slice_ns,
+            scheduling.move_ns,
+            scheduling.preempted_ns,
+            scheduling.wake_ns,
+            host.message_ns,
+        ];
+        let exists = |event: &HostEvent| match *event {
+            HostEvent::Rate { cpu, .. } | HostEvent::Write { cpu, .. } => cpu < cpus,
+            HostEvent::Pause { .. } => true,
+        };
+        (1..=MAX_CPUS).contains(&cpus)
+            && (1..=2).contains(&self.vcpus)
+            && self.vcpus <= cpus
+            && host.nominal_khz > 0
+            && ranges
+                .iter()
+                .all(|(low, high)| low <= high && *high < u64::MAX)
+            && scheduling.slice_ns.0 > 0
+            && host.events.iter().all(|(_, event)| exists(event))
+    }
+}
+
+/// The most CPUs that a scenario has.
+pub(super) const MAX_CPUS: usize = 8;
+
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 /// A host of 2010.

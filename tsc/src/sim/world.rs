@@ -1,23 +1,21 @@
 //! The run itself: events in the order of true time.
 
+mod timekeeper;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::guest::{Op, Program, Shared};
-use super::host::{Clock, Clocksource, Counter, HostEvent};
+use super::host::{Clock, Counter, HostEvent};
 use super::observe::Observer;
 use super::report::{Boot, PolicyKind, Report};
 use super::rng::Rng;
-use super::scenario::Scenario;
+use super::scenario::{MAX_CPUS, Scenario};
 use crate::offset::{guest_unscaled, offset_unscaled};
-use crate::policy::{
-    CatchUp, Decision, Entry, Fault, Left, Line, Load, Policy, Svm2010, Targeted, TargetedConfig,
-    Unified2010, UnifiedCatchup2010, Vmx2010,
-};
-use crate::rate::{TickRate, ticks_exact_floor};
-use crate::skew::{SkewBounds, SkewMatrix};
-use crate::stability::{Cause, Marked, PlatformReport, Stability};
-use crate::units::{CpuId, GuestTsc, HostTsc, Khz, Nanos, Ppm, Ticks, TscOffset};
+use crate::policy::{Entry, Left, Load, Policy};
+use crate::skew::SkewMatrix;
+use crate::stability::{Cause, PlatformReport, Stability};
+use crate::units::{CpuId, GuestTsc, HostTsc, Khz, Nanos, TscOffset};
 
 /// The host's tick, at which running guests exit and halted ones are woken.
 const TICK_NS: u64 = 1_000_000;
@@ -26,8 +24,7 @@ const MEASURE_NS: u64 = 100_000_000;
 const EXCHANGES: usize = 32;
 /// From a load to the guest's first instruction.
 const ENTRY_NS: u64 = 500;
-/// The most CPUs that a scenario has, and room for the marks of all their pairs.
-const CPUS: usize = 8;
+/// Room for the marks of all CPUs and of all their pairs.
 const MARKS: usize = 36;
 /// What counters read when the host's true time begins.
 const BOOT_TICKS: u64 = 40_000_000_000_000;
@@ -89,7 +86,7 @@ pub(super) struct World<'a> {
     shared: Shared,
     observer: Observer,
     stability: Stability<MARKS>,
-    skews: Option<SkewMatrix<CPUS>>,
+    skews: Option<SkewMatrix<MAX_CPUS>>,
     offset_writes: u64,
     moves: u64,
     booted_at: Option<u64>,
@@ -101,6 +98,7 @@ fn cpu_id(cpu: usize) -> CpuId {
 
 impl<'a> World<'a> {
     pub(super) fn new(scenario: &'a Scenario, kind: PolicyKind, seed: u64) -> Self {
+        assert!(scenario.is_valid(), "{} cannot be run", scenario.name);
         let host = &scenario.host;
         let khz = Khz::new(host.nominal_khz).expect("a scenario has a rate");
         let cpus: Vec<_> = host
@@ -143,7 +141,7 @@ impl<'a> World<'a> {
         let start = world.clock.read(0, origin);
         let clock_error = world.clock_error(khz);
         for vcpu in 0..scenario.vcpus {
-            let policy = policy(kind, khz, start, clock_error);
+            let policy = timekeeper::policy(kind, khz, start, clock_error);
             world.vcpus.push(Vcpu {
                 state: if vcpu == 0 {
                     State::Coming
@@ -264,8 +262,6 @@ impl<'a> World<'a> {
         }
     }
 
-    // ---- the host ----
-
     /// The counter of `cpu` and the monotonic clock as that CPU reads them.
     fn clocks(&self, cpu: usize) -> (HostTsc, Nanos) {
         let tsc = self.cpus[cpu].read(self.now);
@@ -305,111 +301,6 @@ impl<'a> World<'a> {
         }
         self.at(self.now + TICK_NS, Event::Tick);
     }
-
-    // ---- the timekeeper ----
-
-    /// Exchanges timestamps between all CPUs, and marks the pairs that are provably apart by more
-    /// than a guest can fail to see.
-    fn measure(&mut self) {
-        let ids: Vec<_> = (0..self.cpus.len()).map(cpu_id).collect();
-        // What was proven before still is, until something contradicts it.
-        let Ok(fresh) = SkewMatrix::new(&ids) else {
-            return;
-        };
-        let mut matrix = self.skews.take().unwrap_or_else(|| fresh.clone());
-        for a in 0..self.cpus.len() {
-            for b in a + 1..self.cpus.len() {
-                let mut bounds: Option<SkewBounds> = None;
-                for _ in 0..EXCHANGES {
-                    let there = self.now + self.delays.between(self.scenario.host.message_ns);
-                    let back = there + self.delays.between(self.scenario.host.message_ns);
-                    let (sent, received) = (self.cpus[a].read(self.now), self.cpus[a].read(back));
-                    let remote = self.cpus[b].read(there);
-                    let Ok(skew) = SkewBounds::from_exchange(sent, remote, received) else {
-                        continue;
-                    };
-                    bounds = bounds.map_or(Some(skew), |known| known.intersect(skew).ok());
-                }
-                if let Some(bounds) = bounds
-                    && matrix.note(ids[a], ids[b], bounds).is_err()
-                {
-                    matrix = fresh.clone();
-                    // Cannot fail in a matrix that knows nothing.
-                    let _ = matrix.note(ids[a], ids[b], bounds);
-                }
-            }
-        }
-        self.skews = matrix.sharpen().is_ok().then_some(matrix);
-        let Some(skews) = &self.skews else { return };
-        let visible = Khz::new(self.scenario.host.nominal_khz)
-            .and_then(|khz| ticks_exact_floor(Nanos::new(self.scenario.host.message_ns.0), khz))
-            .unwrap_or(Ticks::ZERO);
-        let at = self.clocks(0).1;
-        for (index, &a) in ids.iter().enumerate() {
-            for &b in &ids[index + 1..] {
-                if let Some(bounds) = skews.between(a, b).filter(|skew| skew.is_beyond(visible)) {
-                    self.stability.mark(Cause::Skew { a, b, bounds }, at);
-                }
-            }
-        }
-    }
-
-    /// How wrong the monotonic clock can be: its resolution, or the skews that it is made of.
-    fn clock_error(&self, khz: Khz) -> Nanos {
-        match self.clock.source() {
-            Clocksource::Hpet { period_fs } => Nanos::new(period_fs.div_ceil(1_000_000)),
-            Clocksource::Tsc => {
-                let ids: Vec<_> = (0..self.cpus.len()).map(cpu_id).collect();
-                let pairs = ids.iter().flat_map(|&a| ids.iter().map(move |&b| (a, b)));
-                let skews = self.skews.as_ref();
-                let largest = pairs
-                    .filter_map(|(a, b)| skews?.between(a, b))
-                    .map(SkewBounds::largest_magnitude)
-                    .max()
-                    .unwrap_or(Ticks::ZERO);
-                let nanos = u128::from(largest.get()) * 1_000_000;
-                let nanos = nanos.div_ceil(u128::from(khz.get()));
-                Nanos::new(u64::try_from(nanos).unwrap_or(u64::MAX))
-            }
-        }
-    }
-
-    fn fault(&self, from: usize, to: usize) -> Fault {
-        let (from, to) = (cpu_id(from), cpu_id(to));
-        let host = self.stability.host().is_some();
-        Fault {
-            pair: self.stability.between(from, to).is_some(),
-            lags: self.stability.on(to).or(self.stability.on(from)).is_some(),
-            // Skews of counters that do not keep time are history.
-            skew: self
-                .skews
-                .as_ref()
-                .filter(|_| !host)
-                .and_then(|skews| skews.estimate(from, to)),
-        }
-    }
-
-    fn obey(&mut self, vcpu: usize, decision: &Decision) {
-        if let Some(by) = decision.adjust {
-            let offset = &mut self.vcpus[vcpu].offset;
-            *offset = offset.wrapping_add(by);
-            self.offset_writes += 1;
-        }
-        if let Some(cause) = decision.accuse {
-            let (tsc, at) = self.clocks(0);
-            if self.stability.mark(cause, at) == Marked::New {
-                if cause == Cause::Platform(PlatformReport::KernelMark) {
-                    // mark_tsc_unstable(): the kernel's clock leaves the TSC too.
-                    self.clock.leave_tsc(self.now, tsc);
-                }
-                if self.kind == PolicyKind::Targeted {
-                    self.measure();
-                }
-            }
-        }
-    }
-
-    // ---- vCPUs ----
 
     fn load(&mut self, vcpu: usize, wanted: usize) {
         let free = |cpu: &usize| self.occupied[*cpu].is_none();
@@ -567,23 +458,5 @@ impl<'a> World<'a> {
         if self.shared.booted && self.booted_at.is_none() {
             self.booted_at = Some(self.now);
         }
-    }
-}
-
-fn policy(kind: PolicyKind, khz: Khz, start: Nanos, clock_error: Nanos) -> Box<dyn Policy> {
-    match kind {
-        PolicyKind::Svm2010 => Box::new(Svm2010),
-        PolicyKind::Vmx2010 => Box::new(Vmx2010),
-        PolicyKind::Unified2010 => Box::new(Unified2010),
-        PolicyKind::UnifiedCatchup2010 => {
-            Box::new(UnifiedCatchup2010::new(GuestTsc::new(0), start, khz))
-        }
-        PolicyKind::Targeted => Box::new(Targeted::new(TargetedConfig {
-            line: Line::through(GuestTsc::new(0), start, TickRate::new(khz)),
-            catch_up: CatchUp::Step,
-            clock_error,
-            rate_tolerance: Ppm::new(500).unwrap_or(Ppm::KVM_TOLERANCE),
-            recheck: Nanos::new(50_000),
-        })),
     }
 }
