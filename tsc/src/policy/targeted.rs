@@ -484,6 +484,14 @@ mod tests {
     fn counter_ahead_of_the_line_goes_back_no_further_than_was_read() {
         let (reading, _) = after(load(0, 250_000, LAGS));
         assert!((199_999..=200_000).contains(&reading), "{reading}");
+        // A lead that nothing is new about: 40,000 ahead since before it left, when it read 140,000.
+        let leading = Load {
+            offset: TscOffset::new(40_000),
+            ..load(0, 200_000, LAGS)
+        };
+        let (reading, accuse) = after(leading);
+        assert!((199_999..=200_000).contains(&reading), "{reading}");
+        assert_eq!(accuse, None);
         // The guest read 300,000 already, when it was ahead.
         let ahead = Load {
             offset: TscOffset::new(200_000),
@@ -598,6 +606,17 @@ mod tests {
         let mut policy = policy(CatchUp::Step);
         policy.load(&load(0, 200_000, Fault::default()));
         assert!(!policy.is_observing());
+        let mut at_entry = policy;
+        let entry = Entry {
+            cpu: CpuId::new(0),
+            tsc: HostTsc::new(150_000),
+            at: Nanos::new(300_000),
+            offset: TscOffset::new(77),
+            requested: false,
+            fault: LAGS,
+        };
+        assert_eq!(at_entry.entry(&entry), Decision::NOTHING);
+        assert!(at_entry.is_observing());
         let theirs = Load {
             offset: TscOffset::new(77),
             ..load(1, 50_000, PAIR)
