@@ -122,7 +122,8 @@ fn clauses<F: Fixture>() -> [Clause<F>; CLAUSES.len()] {
         },
         |fixture, _| {
             let (mut probe, one) = fresh(fixture, 1)?;
-            offset::register(&mut probe, one, NEAR)
+            // Forward: a young guest's clock moved back beyond 0 would not be near.
+            offset::register(&mut probe, one, NEAR.wrapping_neg())
         },
         |fixture, effort| rate::asked(fixture, effort, Scope::Vcpu, Some),
         |fixture, effort| rate::asked(fixture, effort, Scope::Vcpu, part(1, 2)),

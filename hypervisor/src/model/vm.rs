@@ -321,10 +321,11 @@ impl<F: ModelForm> World<F> {
             Synchronisation::AfterTheFirst => self.vm.user_set,
             Synchronisation::Always => true,
         } {
-            let expected = self.vm.last_write.wrapping_advance(elapsed);
-            // data < expected + 1 s and data + 1 s > expected
-            let second = rate.hz().get();
-            data.wrapping_since(expected).magnitude().get() < second
+            let expected = self.vm.last_write.wrapping_advance(elapsed).get();
+            let (data, second) = (data.get(), rate.hz().get());
+            // Compared as numbers, as the kernel does, and not around the circle: a value that was
+            // moved back beyond 0 is far away.
+            data < expected.wrapping_add(second) && data.wrapping_add(second) > expected
         } else {
             false
         };
