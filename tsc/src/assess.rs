@@ -21,6 +21,8 @@ pub enum Effect {
     InForce,
     /// It was refused, or accepted and seen not to do what was asked.
     NoEffect,
+    /// It was accepted, and the kernel then changed it by itself: something like it is in force.
+    Overridden,
     /// Nothing was measured, or too coarsely to tell.
     Unknown,
 }
@@ -176,6 +178,8 @@ pub enum Obstacle {
     NoRate,
     /// Nobody saw an offset take effect.
     OffsetUnproven,
+    /// The kernel moves offsets by itself: what is written is where it starts from.
+    OffsetOverridden,
     /// Nobody saw a rate take effect.
     ScalingUnproven,
     /// The platform does not vouch for its TSC.
@@ -197,6 +201,10 @@ impl fmt::Display for Obstacle {
             Self::NoKvm => write!(f, "no guest runs here without KVM"),
             Self::NoRate => write!(f, "the rate of the host's TSC is not known"),
             Self::OffsetUnproven => write!(f, "no TSC offset was seen to take effect"),
+            Self::OffsetOverridden => write!(
+                f,
+                "the kernel moves TSC offsets by itself, so that what is written holds only roughly"
+            ),
             Self::ScalingUnproven => write!(f, "no TSC rate was seen to take effect"),
             Self::Platform(PlatformReport::NotInvariant) => write!(
                 f,
@@ -295,7 +303,7 @@ fn planned(
     };
     let host = HostTime {
         khz,
-        offsets: facts.offset == Effect::InForce,
+        offsets: matches!(facts.offset, Effect::InForce | Effect::Overridden),
         scaling: facts.scaling == Effect::InForce,
         tolerance: facts.tolerance,
     };
@@ -319,6 +327,9 @@ fn planned(
         clock_behind: true,
     };
     match (plan(Allow::default()), plan(everything)) {
+        (Ok(_), _) if facts.offset == Effect::Overridden => {
+            Verdict::Limited(Obstacle::OffsetOverridden)
+        }
         (Ok(_), _) => Verdict::Kept,
         (Err(Refusal::RateBelowHost { .. } | Refusal::WouldCatchUp { .. }), _)
             if facts.scaling == Effect::Unknown =>
@@ -463,6 +474,15 @@ mod tests {
                     ..facts()
                 },
                 "kkkkkrrl",
+            ),
+            // A kernel that moves offsets by itself keeps nothing that needs one exactly.
+            (
+                HostFacts {
+                    offset: Effect::Overridden,
+                    scaling: Effect::NoEffect,
+                    ..facts()
+                },
+                "kklllrll",
             ),
             (
                 HostFacts {
