@@ -16,6 +16,7 @@ use crate::config::{
     self, BootConfig, ConfigFileError, DEFAULT_CMDLINE, MachineConfig, Module, VcpuCount, VmConfig,
 };
 use crate::demo::{self, DemoError};
+use crate::doctor::{Doctor, DoctorError};
 use crate::error::one_line;
 use crate::machine::{Console, Machine, MachineError, Payload};
 use crate::outcome::Outcome;
@@ -36,6 +37,7 @@ Examples:
   keeptime demo
   keeptime run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --cpus 2 --memory 512
   keeptime --no-api --config-file vm.json
+  keeptime doctor --require offset,single-domain
   keeptime simulate seed --plot seed.svg
 
 The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x ends the microVM
@@ -65,6 +67,8 @@ enum Command {
     Run(Run),
     /// Run the guest that is compiled into this program: it reads its clock and is measured
     Demo,
+    /// Measure what this host can do for guests' time
+    Doctor(Doctor),
     /// Try policies for guest time on simulated hosts that misbehave
     Simulate(Simulate),
 }
@@ -169,6 +173,8 @@ enum CommandError {
     #[error(transparent)]
     Demo(#[from] DemoError),
     #[error(transparent)]
+    Doctor(#[from] DoctorError),
+    #[error(transparent)]
     Simulate(#[from] SimulateError),
 }
 
@@ -241,6 +247,10 @@ fn execute(cli: &Cli, started: Instant) -> Result<Outcome, CommandError> {
     }
     match &cli.command {
         Some(Command::Demo) => Ok(demo::run(&Kvm::open()?, started)?),
+        Some(Command::Doctor(doctor)) => {
+            doctor.run()?;
+            Ok(Outcome::PowerOff)
+        }
         Some(Command::Simulate(simulate)) => {
             simulate.run()?;
             // As when a guest ended by itself.

@@ -12,6 +12,7 @@
 //! | `output`, `error` | reports on standard output, and errors in one line |
 //! | `demo` | the guest that is compiled into the binary |
 //! | `simulate` | the command line of the simulator in `tsc` |
+//! | `doctor` | what this host can do for guests' time, measured |
 //!
 //! Arithmetic on time is not done here: `tsc` has it.
 
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod config;
 mod console;
 mod demo;
+mod doctor;
 mod dump;
 mod error;
 mod host_clock;

@@ -1,0 +1,193 @@
+//! `keeptime doctor`: what this host can do for guests' time, measured.
+//!
+//! Three kinds of knowledge, kept apart: what the processor, the kernel and KVM **say**; what is
+//! **measured** on the host, with bounds that the readings prove (the TSC's rate, the skew between
+//! CPUs); and what is **seen in a guest** after an offset or a rate was asked for. What follows for
+//! the user is decided by [`tsc::assess`] from the second and third kinds, and from the first only
+//! where it speaks against the host. Whatever does not need `/dev/kvm` works without it.
+//!
+//! # `--json`
+//!
+//! One object. Keys are not renamed or dropped without a new `format`; numbers have their unit at the
+//! end of the key. A part that could not be had is an object with the one key `error`.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `format` | 1 |
+//! | `processor` | `vendor`, `model`, `hypervisor` (null when this host is no guest), `invariant_tsc`, `rdtscp` |
+//! | `kernel` | `clocksource`, `available_clocksources`, `kvm_tsc_tolerance_ppm` |
+//! | `tsc_rate.measured` | `at_least_hz`, `at_most_hz`, `over_ns` |
+//! | `tsc_rate.claims[]` | `source`, `khz`, `measured_deviation_at_least_ppb`, `…_at_most_ppb` |
+//! | `cpus` | `measured[]`, `not_measured_count`, `exchanged_pairs`, `not_reached_pairs`, `rounds`, `domain_bound_ns`, `domain_bound_ticks`, `domains[][]`, `agree` (`proven`, `refuted`, `unproven`), `problem` |
+//! | `cpus.skews[]` | `a`, `b`, bounds on TSC(b) − TSC(a): `at_least_ticks`, `at_most_ticks`, `at_least_ns`, `at_most_ns` |
+//! | `cpus.failed_pairs[]` | `a`, `b`, `error` |
+//! | `kvm` | `tsc_rate_khz`, `capabilities[]` of `name`, `present`, `purpose` |
+//! | `effects` | `host_rate_khz`, `offset`, `rates[]` |
+//! | `effects.offset` | `asked`, `read_back` (register values), `effect`, `after_a_move` (null with one CPU), each with `name` (`in-force`, `ignored`, `moved-by-kernel`, `other`, `unsteady`, `undecided`), `error_at_least_ticks`, `error_at_most_ticks` |
+//! | `effects.rates[]` | `name`, `within_tolerance`, `asked_khz`, `effect` (`in-force`, `ignored`, `caught-up`, `across-entries-only`, `neither`, `undecided`, `refused`, `failed`), `reason`, `read_back`, `from_host_at_least_ppb`, `from_host_at_most_ppb`, `error_at_least_ppb`, `error_at_most_ppb` (against the rate asked for) |
+//! | `facts` | `offset`, `scaling` (`in-force`, `no-effect`, `overridden`, `unknown`), `single_domain` |
+//! | `verdicts[]` | `policy`, `verdict` (`kept`, `limited`, `refused`), `reason` |
+//! | `required`, `missing` | names given to `--require`, and those that are not met |
+//! | `took_ns` | how long it took |
+
+mod cpus;
+mod effects;
+mod exchange;
+mod guest;
+mod json;
+mod kvm;
+mod platform;
+mod probe;
+mod progress;
+mod rate;
+mod report;
+mod require;
+mod skew;
+mod text;
+
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use clap::Args;
+use hypervisor::kvm::Kvm;
+use tsc::{CpuId, Nanos, Ppm};
+
+use crate::error::one_line;
+use crate::output::{self, OutputError};
+use effects::Effects;
+use kvm::{KvmClaims, KvmError};
+use platform::{Platform, Sources};
+use probe::HostFixture;
+use progress::Progress;
+use rate::{Measured, RateMeter};
+use report::{Parts, Report};
+use require::Requirement;
+use skew::{Budget, Exchanges};
+
+/// What to report, and what a script requires.
+#[derive(Debug, Args)]
+#[command(after_help = require::help())]
+pub(crate) struct Doctor {
+    /// Print JSON, for scripts, instead of the text
+    #[arg(long)]
+    json: bool,
+    /// End with status 1 unless the host has all of these; see below
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = require::parse)]
+    require: Vec<Requirement>,
+}
+
+/// The report could not be given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DoctorError {
+    /// It could not be printed.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The host lacks what was required.
+    #[error("this host lacks what --require names: {}", names(.0))]
+    Missing(Vec<&'static str>),
+}
+
+fn names(missing: &[&'static str]) -> String {
+    missing.join(", ")
+}
+
+impl Doctor {
+    /// Examines the host and prints the report.
+    pub(crate) fn run(&self) -> Result<(), DoctorError> {
+        let report = examine();
+        output::print(&if self.json {
+            json::render(&report, &self.require)
+        } else {
+            text::render(&report, &self.require)
+        })?;
+        let missing = report.missing(&self.require);
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(DoctorError::Missing(
+                missing.into_iter().map(Requirement::name).collect(),
+            ))
+        }
+    }
+}
+
+fn examine() -> Report {
+    let started = Instant::now();
+    let mut progress = Progress::start();
+    let platform = Platform::read(&Sources {
+        cpuid: &hypervisor::host::cpuid,
+        root: Path::new("/"),
+    });
+    let allowed = cpus::allowed().map_err(|error| one_line(&error));
+    let (rate, exchanges) = match &allowed {
+        Ok(cpus) => measure_host(cpus, &mut progress),
+        Err(reason) => (Err(reason.clone()), Err(reason.clone())),
+    };
+    let khz = rate.as_ref().ok().map(|m| m.rate.at_least.khz_floor());
+    let skew = exchanges.map(|exchanges| skew::judge(exchanges, khz));
+    let tolerance = platform.tolerance.unwrap_or(Ppm::KVM_TOLERANCE);
+    let (kvm, effects) = match (Kvm::open().map_err(KvmError::from), &allowed) {
+        (Err(error), _) => {
+            let reason = one_line(&error);
+            let effects = format!("no guest runs without KVM: {reason}");
+            (Err(reason), Err(effects))
+        }
+        (Ok(kvm), Err(reason)) => (ask(&kvm), Err(reason.clone())),
+        (Ok(kvm), Ok(cpus)) => (
+            ask(&kvm),
+            measure_guest(&kvm, cpus, tolerance, &mut progress),
+        ),
+    };
+    Report::new(Parts {
+        platform,
+        rate,
+        skew,
+        kvm,
+        effects,
+        took: Nanos::new(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+    })
+}
+
+fn ask(kvm: &Kvm) -> Result<KvmClaims, String> {
+    kvm::ask(kvm).map_err(|error| one_line(&error))
+}
+
+type Measurements = (Result<Measured, String>, Result<Exchanges, String>);
+
+/// The rate of the first CPU's counter, while the skews are measured.
+fn measure_host(cpus: &[CpuId], progress: &mut Progress) -> Measurements {
+    let Some(&first) = cpus.first() else {
+        let none = || "the kernel allows this process no CPU".to_owned();
+        return (Err(none()), Err(none()));
+    };
+    let meter = RateMeter::start(first);
+    let exchanges = skew::measure(cpus, Budget::DEFAULT, progress);
+    let rate = meter
+        .and_then(RateMeter::finish)
+        .map_err(|error| one_line(&error))
+        .and_then(|measured| {
+            measured
+                .ok_or_else(|| "the readings are too coarse, or the clock stood still".to_owned())
+        });
+    (rate, Ok(exchanges))
+}
+
+/// The effects in a guest. It is measured on a thread of its own, which is kept on one CPU.
+fn measure_guest(
+    kvm: &Kvm,
+    allowed: &[CpuId],
+    tolerance: Ppm,
+    progress: &mut Progress,
+) -> Result<Effects, String> {
+    let Some(&home) = allowed.first() else {
+        return Err("the kernel allows this process no CPU".to_owned());
+    };
+    let fixture = HostFixture {
+        kvm,
+        home,
+        other: allowed.get(1).copied(),
+    };
+    let measure = || effects::measure(&fixture, tolerance, progress).map_err(|error| error.chain());
+    thread::scope(|scope| cpus::joined(scope.spawn(measure)))
+}
