@@ -74,6 +74,8 @@ pub struct HostFacts {
     pub offset: Effect,
     /// Whether a rate beyond the tolerance is scaled to.
     pub scaling: Effect,
+    /// Whether a guest faster than a host that cannot scale is pushed forward at its entries.
+    pub catch_up: Effect,
     /// Within this KVM does not scale and says nothing (`tsc_tolerance_ppm`).
     pub tolerance: Ppm,
     /// What the platform says against its TSC.
@@ -182,6 +184,8 @@ pub enum Obstacle {
     OffsetOverridden,
     /// Nobody saw a rate take effect.
     ScalingUnproven,
+    /// The host cannot scale, and the kernel accepts a rate above the host's without doing anything.
+    RateIgnored,
     /// The platform does not vouch for its TSC.
     Platform(PlatformReport),
     /// The CPUs' counters differ.
@@ -206,6 +210,10 @@ impl fmt::Display for Obstacle {
                 "the kernel moves TSC offsets by itself, so that what is written holds only roughly"
             ),
             Self::ScalingUnproven => write!(f, "no TSC rate was seen to take effect"),
+            Self::RateIgnored => write!(
+                f,
+                "the host cannot scale, and the kernel accepts a rate above the host's in vain"
+            ),
             Self::Platform(PlatformReport::NotInvariant) => write!(
                 f,
                 "the TSC is not invariant: its rate may change and it may halt"
@@ -242,6 +250,7 @@ impl fmt::Display for Obstacle {
 ///     khz: Khz::new(2_000_000),
 ///     offset: Effect::InForce,
 ///     scaling: Effect::NoEffect,
+///     catch_up: Effect::InForce,
 ///     tolerance: Ppm::KVM_TOLERANCE,
 ///     platform: None,
 ///     spread: Spread::One,
@@ -258,7 +267,11 @@ pub fn verdict(facts: &HostFacts, policy: Policy) -> Verdict {
         Policy::Move => match facts.spread {
             Spread::One => Verdict::Kept,
             Spread::Several { domains } => Verdict::Limited(Obstacle::Domains { count: domains }),
-            Spread::Unproven => Verdict::Limited(Obstacle::SkewUnproven),
+            Spread::Unproven => Verdict::Limited(
+                facts
+                    .platform
+                    .map_or(Obstacle::SkewUnproven, Obstacle::Platform),
+            ),
         },
         // The TSC goes on by itself.
         Policy::PauseAdvance => Verdict::Kept,
@@ -334,6 +347,12 @@ fn planned(
         (Err(Refusal::RateBelowHost { .. } | Refusal::WouldCatchUp { .. }), _)
             if facts.scaling == Effect::Unknown =>
         {
+            Verdict::Refused(Obstacle::ScalingUnproven)
+        }
+        (Err(Refusal::WouldCatchUp { .. }), _) if facts.catch_up == Effect::NoEffect => {
+            Verdict::Refused(Obstacle::RateIgnored)
+        }
+        (Err(Refusal::WouldCatchUp { .. }), _) if facts.catch_up == Effect::Unknown => {
             Verdict::Refused(Obstacle::ScalingUnproven)
         }
         (Err(refusal), Ok(_)) => Verdict::Limited(Obstacle::Plan(refusal)),
@@ -423,6 +442,7 @@ mod tests {
             khz: Khz::new(2_000_000),
             offset: Effect::InForce,
             scaling: Effect::InForce,
+            catch_up: Effect::InForce,
             tolerance: Ppm::KVM_TOLERANCE,
             platform: None,
             spread: Spread::One,
@@ -451,6 +471,23 @@ mod tests {
                     ..facts()
                 },
                 "kkkkkrll",
+            ),
+            // Nor is it pushed everywhere.
+            (
+                HostFacts {
+                    scaling: Effect::NoEffect,
+                    catch_up: Effect::NoEffect,
+                    ..facts()
+                },
+                "kkkkkrrl",
+            ),
+            (
+                HostFacts {
+                    scaling: Effect::NoEffect,
+                    catch_up: Effect::Unknown,
+                    ..facts()
+                },
+                "kkkkkrrl",
             ),
             // Without offsets only what needs none: moves, and pauses during which time goes on.
             (

@@ -25,7 +25,7 @@
 //! | `effects` | `host_rate_khz`, `offset`, `rates[]` |
 //! | `effects.offset` | `asked`, `read_back` (register values), `effect`, `after_a_move` (null with one CPU), each with `name` (`in-force`, `ignored`, `moved-by-kernel`, `other`, `unsteady`, `undecided`), `error_at_least_ticks`, `error_at_most_ticks` |
 //! | `effects.rates[]` | `name`, `within_tolerance`, `asked_khz`, `effect` (`in-force`, `ignored`, `caught-up`, `across-entries-only`, `neither`, `undecided`, `refused`, `failed`), `reason`, `read_back`, `from_host_at_least_ppb`, `from_host_at_most_ppb`, `error_at_least_ppb`, `error_at_most_ppb` (against the rate asked for) |
-//! | `facts` | `offset`, `scaling` (`in-force`, `no-effect`, `overridden`, `unknown`), `single_domain` |
+//! | `facts` | `offset`, `scaling`, `catch_up` (of faster guests, at entries) (`in-force`, `no-effect`, `overridden`, `unknown`), `single_domain` |
 //! | `verdicts[]` | `policy`, `verdict` (`kept`, `limited`, `refused`), `reason` |
 //! | `required`, `missing` | names given to `--require`, and those that are not met |
 //! | `took_ns` | how long it took |

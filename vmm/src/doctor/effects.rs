@@ -107,6 +107,32 @@ impl Effects {
             .is_ok_and(|trial| moved(trial.effect) || trial.after_move.is_some_and(moved))
     }
 
+    /// Whether a faster guest keeps up at least by being pushed at its entries: all faster rates that
+    /// were tried.
+    pub(super) fn catch_up_effect(&self) -> Effect {
+        let mut faster = self
+            .rates
+            .iter()
+            .filter(|trial| !trial.near && trial.asked > self.host);
+        let effect = |trial: &RateTrial| match &trial.outcome {
+            RateOutcome::Measured { effect, .. } => match effect {
+                RateEffect::InForce(_) | RateEffect::CaughtUp(_) | RateEffect::AcrossEntries(_) => {
+                    Effect::InForce
+                }
+                RateEffect::Unscaled(_) | RateEffect::Neither(_) => Effect::NoEffect,
+                RateEffect::Undecided(_) => Effect::Unknown,
+            },
+            RateOutcome::Refused(_) => Effect::NoEffect,
+            RateOutcome::Failed(_) => Effect::Unknown,
+        };
+        let first = faster.next().map_or(Effect::Unknown, effect);
+        if faster.all(|trial| effect(trial) == first) {
+            first
+        } else {
+            Effect::Unknown
+        }
+    }
+
     /// Whether rates beyond the tolerance take effect: all that were tried, or none is promised.
     pub(super) fn scaling_effect(&self) -> Effect {
         let beyond = || self.rates.iter().filter(|trial| !trial.near);
@@ -353,6 +379,7 @@ mod tests {
         for effects in both(&host(2, linux()).without_scaling()) {
             assert_eq!(effects.offset_effect(), Effect::InForce);
             assert_eq!(effects.scaling_effect(), Effect::NoEffect);
+            assert_eq!(effects.catch_up_effect(), Effect::InForce);
             let outcome = |name| {
                 let mut trials = effects.rates.iter().filter(|trial| trial.name == name);
                 &trials.next().expect("tried").outcome
@@ -385,6 +412,7 @@ mod tests {
             for effects in both(&host(2, faults)) {
                 assert_eq!(effects.offset_effect(), Effect::NoEffect);
                 assert_eq!(effects.scaling_effect(), Effect::NoEffect);
+                assert_eq!(effects.catch_up_effect(), Effect::NoEffect);
             }
         }
         let pushing = Faults {

@@ -56,6 +56,7 @@ pub(super) fn render(report: &Report, required: &[Requirement]) -> String {
         "facts": {
             "offset": effect(report.facts.offset),
             "scaling": effect(report.facts.scaling),
+            "catch_up": effect(report.facts.catch_up),
             "single_domain": report.facts.spread == Spread::One,
         },
         "verdicts": verdicts.collect::<Vec<_>>(),

@@ -110,6 +110,7 @@ fn facts(parts: &Parts) -> HostFacts {
         khz: rate(parts),
         offset: effects.map_or(Effect::Unknown, Effects::offset_effect),
         scaling: effects.map_or(Effect::Unknown, Effects::scaling_effect),
+        catch_up: effects.map_or(Effect::Unknown, Effects::catch_up_effect),
         tolerance: parts.platform.tolerance.unwrap_or(Ppm::KVM_TOLERANCE),
         platform: parts
             .platform

@@ -42,11 +42,11 @@ pub(super) struct Budget {
 
 impl Budget {
     /// 1000 rounds are a millisecond when both CPUs are free, and enough to meet the fastest transfer.
-    /// On a busy host the threads wait for each other, a scheduler's slice at a time.
+    /// On a busy host the threads wait for each other, some of the scheduler's slices long.
     pub(super) const DEFAULT: Self = Self {
         pair: Limits {
             rounds: 1_000,
-            time: Duration::from_millis(100),
+            time: Duration::from_millis(500),
         },
         total: Duration::from_secs(4),
     };
