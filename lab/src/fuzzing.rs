@@ -157,7 +157,12 @@ fn fuzz(paths: &Paths, target: &str, seconds: u64) -> Result<Fate> {
     let file = fs::File::create(&log).context("cannot write the log")?;
     let errors = file.try_clone().context("cannot share the log")?;
     let mut command = cargo_fuzz(paths, tied(cargo()))?;
-    command.args(["run", target, "--", &format!("-max_total_time={seconds}")]);
+    // What the fuzzer finds interesting stays out of the seeds, which every test replays.
+    let finds = paths.folder("fuzz-corpus")?.join(target);
+    fs::create_dir_all(&finds).with_context(|| format!("cannot create {}", finds.display()))?;
+    command.args(["run", target]).arg(&finds);
+    command.arg(paths.workspace.join("fuzz/corpus").join(target));
+    command.args(["--", &format!("-max_total_time={seconds}")]);
     command.stdin(Stdio::null()).stdout(file).stderr(errors);
     let start = Instant::now();
     let success = Running::spawn(&mut command)?.wait()?.success();

@@ -95,11 +95,21 @@ fn read(log: &Path) -> Result<String> {
 /// The counts in the output of nextest or of the standard harness, and the reasons of skips.
 fn count(log: &str) -> (Counts, Vec<String>) {
     let mut counts = Counts::default();
-    for line in log.lines().map(str::trim) {
-        let summary = line.starts_with("test result: ") || line.starts_with("Summary [");
-        if !summary {
-            continue;
-        }
+    // nextest shows each test's own output, in which the harness sums up one test; its own summary
+    // has them all.
+    let nextest = log
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("Summary ["));
+    let harness = log
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("test result: "));
+    let mut summaries: Vec<_> = nextest.collect();
+    if summaries.is_empty() {
+        summaries = harness.collect();
+    }
+    for line in summaries {
         for item in line.split([',', ';', ':', '.']) {
             let mut words = item.split_whitespace();
             let (Some(number), Some(kind)) = (words.next().map(str::parse), words.next()) else {
@@ -133,7 +143,8 @@ mod tests {
 
     #[test]
     fn count_nextest_summary() {
-        let log = "        PASS [   0.002s] tsc a\n────────────\n\
+        let log = "        PASS [   0.002s] tsc a\n  stdout ───\n    \
+                   test result: ok. 1 passed; 0 failed; 0 ignored\n────────────\n\
                    \x20    Summary [   0.070s] 7 tests run: 4 passed (1 slow), 2 failed, 1 timed out, 3 skipped\n";
         assert_eq!(
             count(log).0,
