@@ -113,11 +113,20 @@ impl CounterPeriod {
     }
 
     /// The error, in the period's own units, of a rate known to within `error`: rounded up, with
-    /// the unit that [`Self::nearest`] may lose on top. Saturates.
+    /// what [`Self::nearest`] may lose on top. A rate that is less by a share `e` has a period that is
+    /// longer by `e / (1 - e)`, which is the larger of the two sides. Saturates.
     #[must_use]
     pub const fn error_ceil(self, error: Ppb) -> PeriodError {
-        // Bit budget: 64 + 63 = 127.
-        let parts = wide::mul(self.fraction, error.get().unsigned_abs()).div_ceil(1_000_000_000);
+        const ONE: u64 = 1_000_000_000;
+        let share = error.get().unsigned_abs();
+        // OK because ONE - share is 1 to 10^9; a rate that may be 0 has a period without end.
+        let rest = match ONE.checked_sub(share) {
+            Some(rest) if rest > 0 => rest,
+            _ => return PeriodError(u64::MAX),
+        };
+        // The period before its rounding is below fraction + 1. Bit budget: 65 + 30 = 95.
+        let most = (self.fraction as u128).wrapping_add(1);
+        let parts = most.wrapping_mul(share as u128).div_ceil(rest as u128);
         match wide::narrow(parts) {
             Some(parts) => PeriodError(parts.saturating_add(1)),
             None => PeriodError(u64::MAX),
@@ -560,11 +569,16 @@ mod tests {
                 "{rate} Hz: {period:?}"
             );
         }
-        // 1 ppb of 9444732965739290427 units is 9444732965.7…: rounded up, and one.
-        let error = CounterPeriod::nearest(hz(1_000)).error_ceil(Ppb::new(-1));
-        assert_eq!(error.get(), 9_444_732_967);
-        let everything = CounterPeriod::nearest(hz(1_000)).error_ceil(Ppb::new(i64::MIN));
-        assert_eq!(everything.get(), u64::MAX);
+        // 1 ppb less of a rate is 1 / (10^9 - 1) more of its period of 9444732965739290428 units at
+        // most: 9444732975.18…, rounded up, and one.
+        let error = |ppb: i64| CounterPeriod::nearest(hz(1_000)).error_ceil(Ppb::new(ppb));
+        assert_eq!(error(-1).get(), 9_444_732_977);
+        // Half of the rate: the period twice as long.
+        assert_eq!(error(500_000_000).get(), 9_444_732_965_739_290_429);
+        assert_eq!(error(500_000_001).get(), 9_444_733_003_518_222_368);
+        for everything in [1_000_000_000, i64::MIN, i64::MAX] {
+            assert_eq!(error(everything).get(), u64::MAX);
+        }
     }
 
     #[test]
