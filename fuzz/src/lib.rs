@@ -1,4 +1,5 @@
-//! Fuzz targets: one function for each parser of bytes that a file or a hypervisor gives.
+//! Fuzz targets: one function for each parser of bytes that a file or a hypervisor gives, and for
+//! each part of the arithmetic and the policy of guest time.
 //!
 //! A target takes any bytes, asserts what must hold whatever they are, and catches nothing: a
 //! panic is a finding. The same functions serve the fuzzer (`fuzz_targets/`), the replay on stable
@@ -9,11 +10,24 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod catch_up;
 mod config;
+mod input;
+mod pages;
+mod planning;
+mod scaling;
+mod simulator;
+mod skew;
 mod tables;
 
 pub use boot::{boot_any, boot_bzimage, boot_elf, boot_multiboot};
+pub use catch_up::tsc_catchup;
 pub use config::config;
+pub use pages::{pvclock, vmclock};
+pub use planning::tsc_plan;
+pub use scaling::{tsc_nested, tsc_ratio, tsc_scale};
+pub use simulator::tsc_simulator;
+pub use skew::tsc_skew;
 pub use tables::{acpi, cpuid};
 
 /// A fuzz target: takes any bytes, panics when an invariant does not hold.
@@ -28,6 +42,15 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("boot_multiboot", boot_multiboot),
     ("config", config),
     ("cpuid", cpuid),
+    ("pvclock", pvclock),
+    ("tsc_catchup", tsc_catchup),
+    ("tsc_nested", tsc_nested),
+    ("tsc_plan", tsc_plan),
+    ("tsc_ratio", tsc_ratio),
+    ("tsc_scale", tsc_scale),
+    ("tsc_simulator", tsc_simulator),
+    ("tsc_skew", tsc_skew),
+    ("vmclock", vmclock),
 ];
 
 /// Runs `target` on each file that the command line names.

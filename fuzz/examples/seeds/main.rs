@@ -1,8 +1,10 @@
 //! Writes the seeds of the corpora: `cargo run -p fuzz --example seeds`.
 //!
-//! They are synthetic kernels, small and complete, from the builders of arch's tests.
+//! Synthetic kernels, small and complete, from the builders of arch's tests; hosts; and histories of
+//! guests' clocks.
 
-#[path = "../../arch/tests/images/mod.rs"]
+mod clocks;
+#[path = "../../../arch/tests/images/mod.rs"]
 mod images;
 
 use std::fs;
@@ -137,7 +139,10 @@ fn main() -> io::Result<()> {
     let devices = [device(0xC000_1000, 5), device(0xC000_2000, 6)].concat();
     write("acpi", "devices", &[&[2], &devices[..]].concat())?;
     write("acpi", "largest", &[255])?;
-    Ok(())
+
+    clocks::seeds()
+        .into_iter()
+        .try_for_each(|(target, name, seed)| write(target, name, &seed))
 }
 
 /// The head of an arm64 Image.
