@@ -48,8 +48,12 @@ pub enum InterruptControllers {
     /// Nobody: a guest without interrupts. Its VM is destroyed about 13 ms faster, since the kernel
     /// waits for its readers when it frees the controllers.
     None,
-    /// The kernel: two 8259 PICs, an I/O APIC, a local APIC for each vCPU, and an 8254 PIT.
-    InKernel,
+    /// The kernel: two 8259 PICs, an I/O APIC, and a local APIC for each vCPU.
+    InKernel {
+        /// Whether there is an 8254 interval timer too. At the VM's end the kernel waits for its
+        /// readers once for each of the timer's two ranges of ports: 8 ms more.
+        pit: bool,
+    },
 }
 
 /// An optional ability of the host that a guest can be run without.

@@ -380,7 +380,7 @@ fn create_vcpus<H: Hypervisor>(
         // CPUID first: what an MSR accepts depends on it.
         vcpu.set_cpuid(&cpuid::guest_cpuid(&supported, &config))?;
         vcpu.set_msrs(msrs)?;
-        if controllers == InterruptControllers::InKernel {
+        if controllers != InterruptControllers::None {
             vcpu.update_lapic(arch::lapic::wire_boot_processor)?;
         }
         // Application processors stay as reset left them and wait for their start-up interrupt.

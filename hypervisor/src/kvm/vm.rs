@@ -52,16 +52,19 @@ impl KvmVm {
             .expect("the address is below 4 GiB");
         vm.set_tss_address(tss)
             .map_err(IoctlError::new("KVM_SET_TSS_ADDR"))?;
-        if controllers == InterruptControllers::InKernel {
+        if let InterruptControllers::InKernel { pit } = controllers {
             vm.create_irq_chip()
                 .map_err(IoctlError::new("KVM_CREATE_IRQCHIP"))?;
-            // The speaker port 0x61 is answered by the kernel too: kernels time their loops with it.
-            let pit = kvm_pit_config {
-                flags: KVM_PIT_SPEAKER_DUMMY,
-                ..Default::default()
-            };
-            vm.create_pit2(pit)
-                .map_err(IoctlError::new("KVM_CREATE_PIT2"))?;
+            if pit {
+                // The speaker port 0x61 is answered by the kernel too: kernels time their loops
+                // with it.
+                let config = kvm_pit_config {
+                    flags: KVM_PIT_SPEAKER_DUMMY,
+                    ..Default::default()
+                };
+                vm.create_pit2(config)
+                    .map_err(IoctlError::new("KVM_CREATE_PIT2"))?;
+            }
         }
         Ok(Self {
             vm,

@@ -116,6 +116,11 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
         Program::new("bare", &bare, &[kernel]),
         Program::new("bare with irqchip", &bare, &["--irqchip", kernel]),
         Program::new("keeptime", workshop.launcher()?, &ours),
+        Program::new(
+            "keeptime --no-pit",
+            workshop.launcher()?,
+            &[&ours[..], &["--no-pit"]].concat(),
+        ),
     ];
     if let Some(peer) = &arguments.peer {
         let name = peer

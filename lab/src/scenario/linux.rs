@@ -19,6 +19,8 @@ const PROCESSORS: u32 = 2;
 enum Form {
     BzImage,
     Elf,
+    /// As a bzImage, on a machine without an interval timer.
+    BzImageWithoutPit,
 }
 
 /// The scenarios.
@@ -36,6 +38,7 @@ pub(super) fn all() -> Vec<Scenario> {
         };
         scenarios.push(boot(nested, Kernel::Amd64, Form::BzImage));
         scenarios.push(boot(nested, Kernel::Amd64, Form::Elf));
+        scenarios.push(boot(nested, Kernel::Amd64, Form::BzImageWithoutPit));
         scenarios.push(boot(nested, Kernel::I386, Form::BzImage));
         scenarios.push(boot(shadow, Kernel::I386Pae, Form::BzImage));
     }
@@ -48,19 +51,24 @@ fn boot(host: Host, kernel: Kernel, form: Form) -> Scenario {
     let suffix = match form {
         Form::BzImage => "",
         Form::Elf => "-pvh",
+        Form::BzImageWithoutPit => "-no-pit",
+    };
+    let option = match form {
+        Form::BzImageWithoutPit => "--no-pit",
+        Form::BzImage | Form::Elf => "",
     };
     let name = format!("{}{suffix}", kernel.name());
     let image = format!("kernel-{name}");
     let initrd = format!("initrd-{}", kernel.name());
     let script = format!(
         "exec ./{LAUNCHER} run --kernel {image} --initrd {initrd} --cmdline '{COMMAND_LINE}' \
-         --cpus {PROCESSORS} --memory {MEMORY_MIB}\n"
+         --cpus {PROCESSORS} --memory {MEMORY_MIB} {option}\n"
     );
     Scenario::new(Place::Emulated(host), name, script)
         .files(move |workshop: &Workshop| {
             let stock = workshop.stock(kernel)?;
             let contents = match form {
-                Form::BzImage => file(&stock.image),
+                Form::BzImage | Form::BzImageWithoutPit => file(&stock.image),
                 Form::Elf => file(&stock.elf()?),
             };
             let initramfs = Source::Bytes(workshop.guest_initramfs(kernel)?);

@@ -56,6 +56,7 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
             memory: MemorySize::from_mib(machine.mem_size_mib)?,
             debug_exit: false,
             boot_timer: false,
+            pit: true,
         },
     })
 }

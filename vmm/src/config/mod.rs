@@ -105,6 +105,8 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// A byte of MMIO through which the guest reports that it has booted.
     pub boot_timer: bool,
+    /// An 8254 interval timer.
+    pub pit: bool,
 }
 
 /// A whole microVM.

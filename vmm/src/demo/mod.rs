@@ -44,6 +44,7 @@ pub(crate) fn run<H: Hypervisor>(hypervisor: &H, started: Instant) -> Result<Out
         memory: MemorySize::from_mib(MEMORY_MIB).expect("2 is in bounds"),
         debug_exit: true,
         boot_timer: false,
+        pit: false,
     };
     let limit = usize::try_from(2 * guest::MARKS).expect("a small number");
     let probe = Arc::new(Mutex::new(Probe::new(limit)));
