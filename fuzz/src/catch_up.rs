@@ -89,6 +89,9 @@ struct World {
     /// No counter is anything but right, and nobody says otherwise.
     ideal: bool,
     meddled: bool,
+    /// The guest is behind since something was wrong, and a slew gives the time back little by little,
+    /// wherever the guest runs by then.
+    owed: bool,
     /// What was given at looks.
     given: i128,
 }
@@ -130,6 +133,7 @@ impl World {
             stability: Stability::new(),
             ideal: history.ahead.iter().all(|ahead| *ahead == first),
             meddled: false,
+            owed: false,
             given: 0,
         };
         let load = world.load(None, None);
@@ -266,8 +270,14 @@ impl World {
             assert_eq!(*decision, Decision::NOTHING, "two cooks");
         }
         let innocent = !fault.pair && !fault.lags && decision.accuse.is_none();
-        if innocent || self.ideal {
+        if self.ideal || (innocent && !self.owed) {
             assert_eq!(*decision, Decision::NOTHING, "nothing is wrong");
+        }
+        if innocent {
+            assert!(
+                decision.adjust.is_none_or(|by| !by.is_negative()),
+                "given back, not taken"
+            );
         }
         if let Some(cause) = decision.accuse {
             self.stability.mark(cause, self.clock());
@@ -275,6 +285,7 @@ impl World {
         if let Some(by) = decision.adjust {
             self.offset = self.offset.wrapping_add(by);
         }
+        self.owed = self.slew.is_some() && (self.owed || !innocent) && self.lead() < 0;
         assert!(decision.ask_again.is_none_or(|after| after == RECHECK));
         self.read();
     }
