@@ -115,6 +115,7 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
     let mut programs = vec![
         Program::new("bare", &bare, &[kernel]),
         Program::new("bare with irqchip", &bare, &["--irqchip", kernel]),
+        Program::new("bare, irqchip, PIT", &bare, &["--irqchip", "--pit", kernel]),
         Program::new("keeptime", workshop.launcher()?, &ours),
         Program::new(
             "keeptime --no-pit",

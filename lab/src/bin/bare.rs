@@ -1,5 +1,5 @@
 //! The least that a program can do to run a small 64-bit guest on KVM: what `cargo lab bench launch`
-//! compares the launcher with. `bare [--irqchip] KERNEL` loads an ELF64 kernel into 128 MiB of memory,
+//! compares the launcher with. `bare [--irqchip [--pit]] KERNEL` loads an ELF64 kernel into 128 MiB of memory,
 //! enters it in long mode, passes on what it writes to port 0x3f8, and ends when it writes 0xfe to port
 //! 0x64. Every KVM call here is needed, and they come in the cheapest order: memory before the irqchip,
 //! whose presence makes each later change of memory wait for the kernel's readers.
@@ -10,7 +10,9 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit};
 use object::{Object, ObjectSegment};
 
@@ -29,16 +31,18 @@ const CR4: u64 = 1 << 5;
 const EFER: u64 = 1 << 10 | 1 << 8;
 
 fn main() -> Result<()> {
-    let mut irqchip = false;
+    let (mut irqchip, mut pit) = (false, false);
     let mut path = None;
     for argument in std::env::args_os().skip(1) {
         if argument == "--irqchip" {
             irqchip = true;
+        } else if argument == "--pit" {
+            pit = true;
         } else {
             path = Some(argument);
         }
     }
-    let kernel = std::fs::read(path.context("usage: bare [--irqchip] KERNEL")?)?;
+    let kernel = std::fs::read(path.context("usage: bare [--irqchip [--pit]] KERNEL")?)?;
 
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
@@ -55,6 +59,12 @@ fn main() -> Result<()> {
     unsafe { vm.set_user_memory_region(region)? };
     if irqchip {
         vm.create_irq_chip()?;
+        if pit {
+            vm.create_pit2(kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            })?;
+        }
     }
     let mut vcpu = vm.create_vcpu(0)?;
 
