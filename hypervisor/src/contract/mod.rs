@@ -1,4 +1,4 @@
-//! The contract of [`TscOffsetControl`](crate::tsc_control::TscOffsetControl), as a suite that runs
+//! The contract of [`TscOffsetControl`], as a suite that runs
 //! against anything that can build a VM with a guest that reads its TSC: the model, and KVM on the
 //! host at hand.
 //!
