@@ -245,6 +245,22 @@ fn histories() -> Vec<Named> {
         ),
         (
             "tsc_catchup",
+            "owing",
+            history([0; 4], Some(100_000))
+                .list([
+                    run(1_000_000),
+                    rate(0, u16::MAX),
+                    run(16_000_000),
+                    look(),
+                    load(2, 70_000, None),
+                    run(50_000),
+                    look(),
+                    load(3, 9_000, None),
+                ])
+                .0,
+        ),
+        (
+            "tsc_catchup",
             "raised",
             history([0, 1_000, 0, 0], None)
                 .list([
