@@ -1,6 +1,8 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -291,11 +293,14 @@ impl FromFile {
             path: path.clone(),
             source,
         };
-        let metadata = std::fs::metadata(path).map_err(read)?;
-        if metadata.len() > MAX_CONFIG_FILE {
+        // A pipe or a device has no size to be asked for: no more is read than is allowed.
+        let mut text = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_CONFIG_FILE + 1).read_to_end(&mut text))
+            .map_err(read)?;
+        if text.len() as u64 > MAX_CONFIG_FILE {
             return Err(CommandError::LargeConfig { path: path.clone() });
         }
-        let text = std::fs::read(path).map_err(read)?;
         let mut config = config::parse(&text).map_err(|source| CommandError::Config {
             path: path.clone(),
             source,
@@ -394,6 +399,14 @@ mod tests {
             let error = execute(&cli, Instant::now()).expect_err("conflict");
             assert!(one_line(&error).contains(arguments[1]), "{error}");
         }
+    }
+
+    #[test]
+    fn configuration_file_without_end_is_refused() {
+        let arguments = ["keeptime", "--no-api", "--config-file", "/dev/zero"];
+        let cli = Cli::try_parse_from(arguments).expect("valid");
+        let error = execute(&cli, Instant::now()).expect_err("too large");
+        assert!(one_line(&error).contains("larger than"), "{error}");
     }
 
     #[test]
