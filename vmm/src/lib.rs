@@ -3,6 +3,7 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | [`cli`] | the command line: flags, `--help`, exit statuses |
+//! | [`api`] | the API: HTTP over a Unix socket |
 //! | [`config`] | what a user may ask for, validated; the JSON configuration file |
 //! | `memory` | guest memory, in a memfd |
 //! | `machine` | putting a microVM together and running its event loop |
@@ -16,6 +17,7 @@
 //!
 //! Arithmetic on time is not done here: `tsc` has it.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 mod console;
