@@ -101,6 +101,11 @@ pub const COM1_PORT: u16 = 0x3F8;
 /// Interrupt of the first serial port.
 pub const COM1_IRQ: u32 = 4;
 
+/// Interval timer: three counters and the control register (8254; a PC's convention).
+pub const PIT_PORT: u16 = 0x40;
+/// Gate of the interval timer's counter 2, and the speaker.
+pub const PIT_SPEAKER_PORT: u16 = 0x61;
+
 /// Keyboard controller, data port.
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// Keyboard controller, command and status port; command 0xFE pulses the reset line.

@@ -11,4 +11,5 @@ pub mod lapic;
 pub mod layout;
 pub mod memory;
 pub mod msr;
+pub mod pit;
 pub mod regs;

@@ -98,11 +98,18 @@ struct Slot {
     base: u64,
     /// The last address, not the one after it, so that a range may end where the space ends.
     last: u64,
+    /// What offset the device sees at `base`.
+    offset: u64,
     name: Box<str>,
     device: Arc<Mutex<dyn BusDevice>>,
 }
 
 impl Slot {
+    /// What offset the device sees at `addr`, which is in the slot.
+    fn offset_of(&self, addr: u64) -> u64 {
+        self.offset.wrapping_add(addr - self.base)
+    }
+
     /// The device, locked. A panic in a device poisons its lock but must not take the other vCPUs
     /// down: registers are plain values with no invariant that memory safety depends on, so the
     /// guest meets the device as the panic left it.
@@ -153,6 +160,23 @@ impl Bus {
         device: Arc<Mutex<dyn BusDevice>>,
         name: impl Into<Box<str>>,
     ) -> Result<(), BusError> {
+        self.insert_part(base, len, 0, device, name)
+    }
+
+    /// Puts a part of `device` at `base..base + len`: the device sees offsets from `offset` on. For a
+    /// device whose addresses enclose another's.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert`](Self::insert).
+    pub fn insert_part(
+        &mut self,
+        base: u64,
+        len: u64,
+        offset: u64,
+        device: Arc<Mutex<dyn BusDevice>>,
+        name: impl Into<Box<str>>,
+    ) -> Result<(), BusError> {
         let name = name.into();
         let Some(span) = len.checked_sub(1) else {
             return Err(BusError::Empty { name, base });
@@ -178,6 +202,7 @@ impl Bus {
             Slot {
                 base,
                 last,
+                offset,
                 name,
                 device,
             },
@@ -189,14 +214,14 @@ impl Bus {
     pub fn read(&self, addr: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((slot, len)) = self.find(addr, data.len()) {
-            slot.lock().read(addr - slot.base, &mut data[..len]);
+            slot.lock().read(slot.offset_of(addr), &mut data[..len]);
         }
     }
 
     /// Writes `data` at `addr` and returns what the device asks of the machine.
     pub fn write(&self, addr: u64, data: &[u8]) -> Reaction {
         match self.find(addr, data.len()) {
-            Some((slot, len)) => slot.lock().write(addr - slot.base, &data[..len]),
+            Some((slot, len)) => slot.lock().write(slot.offset_of(addr), &data[..len]),
             None => Reaction::None,
         }
     }
@@ -293,6 +318,24 @@ mod tests {
         bus.insert(0, u64::MAX, recorder(7), "all").unwrap();
         assert_eq!(read::<8>(&bus, 0), [7; 8]);
         assert_eq!(read::<1>(&bus, u64::MAX), [0xff]);
+    }
+
+    #[test]
+    fn parts_of_a_device_enclose_another() {
+        let mut bus = Bus::new();
+        let (outer, inner) = (recorder(1), recorder(2));
+        bus.insert(0x60, 1, outer.clone(), "i8042").unwrap();
+        bus.insert_part(0x64, 2, 4, outer.clone(), "i8042").unwrap();
+        bus.insert(0x61, 1, inner.clone(), "speaker").unwrap();
+        for port in [0x60, 0x61, 0x64, 0x65] {
+            assert_eq!(bus.write(port, &[9]), Reaction::None);
+        }
+        let offsets = |device: &Arc<Mutex<Recorder>>| -> Vec<u64> {
+            let device = device.lock().unwrap();
+            device.writes.iter().map(|write| write.0).collect()
+        };
+        assert_eq!(offsets(&outer), [0, 4, 5]);
+        assert_eq!(offsets(&inner), [0]);
     }
 
     #[test]

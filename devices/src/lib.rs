@@ -20,8 +20,8 @@
 //! | ports | what | who | why so |
 //! | --- | --- | --- | --- |
 //! | 0x20–0x21, 0xa0–0xa1, 0x4d0–0x4d1 | interrupt controllers, edge/level | kernel | |
-//! | 0x40–0x43 | interval timer | kernel | |
-//! | 0x61 | timer gate, speaker | kernel | only with `KVM_PIT_SPEAKER_DUMMY` given to `KVM_CREATE_PIT2`. Must have an owner: `pit_calibrate_tsc` (`arch/x86/kernel/tsc.c`) takes the timer's output from bit 5. With nobody there its loop ends at once and the result is rejected |
+//! | 0x40–0x43 | interval timer | [`pit::LazyPit`], then kernel | the kernel's timer is made when a guest needs one |
+//! | 0x61 | timer gate, speaker | [`pit::LazyPit`], then kernel | the kernel's only with `KVM_PIT_SPEAKER_DUMMY` given to `KVM_CREATE_PIT2`. Must have an owner: `pit_calibrate_tsc` (`arch/x86/kernel/tsc.c`) takes the timer's output from bit 5. With nobody there its loop ends at once and the result is rejected |
 //! | 0x60, 0x64 | keyboard controller | [`i8042::I8042`] | probe, Ctrl+Alt+Del, reset (`reboot=k`) |
 //! | 0x70–0x71 | clock and memory | [`cmos::Cmos`] | the date; the shutdown byte when a processor starts |
 //! | 0x80, 0xed | delay | nobody | written to pass time (`native_io_delay`) and around the 32-bit 8250 probe; the exit itself is delay enough |
@@ -39,7 +39,7 @@
 //! In memory the local APIC and the IOAPIC are the kernel's, and [`boot_timer::BootTimer`] is ours.
 //!
 //! Of these only 0x61 hangs a guest when it is answered wrongly: zeros for ever would, ones do not.
-//! [`i8042::I8042`], in whose range it lies, therefore leaves it an open bus.
+//! Without a timer (`--no-pit`) it is an open bus.
 #![forbid(unsafe_code)]
 
 pub mod boot_timer;
@@ -47,6 +47,7 @@ pub mod bus;
 pub mod cmos;
 pub mod debug_exit;
 pub mod i8042;
+pub mod pit;
 pub mod power;
 pub mod serial;
 pub mod trigger;

@@ -30,6 +30,7 @@ use std::fmt::Debug;
 use arch::cpuid::CpuidEntry;
 use arch::lapic::REGISTERS_SIZE;
 use arch::msr::Msr;
+use arch::pit::PitState;
 use arch::regs::{GeneralRegisters, SystemRegisters};
 use tsc::{Khz, VcpuId};
 use vm_memory::GuestMemoryMmap;
@@ -49,11 +50,7 @@ pub enum InterruptControllers {
     /// waits for its readers when it frees the controllers.
     None,
     /// The kernel: two 8259 PICs, an I/O APIC, and a local APIC for each vCPU.
-    InKernel {
-        /// Whether there is an 8254 interval timer too. At the VM's end the kernel waits for its
-        /// readers once for each of the timer's two ranges of ports: 8 ms more.
-        pit: bool,
-    },
+    InKernel,
 }
 
 /// An optional ability of the host that a guest can be run without.
@@ -68,7 +65,7 @@ pub struct MissingFeature {
 /// A source of virtual machines: an opened `/dev/kvm`, or a model of it.
 pub trait Hypervisor {
     /// The machines it makes.
-    type Vm: Vm;
+    type Vm: Vm + 'static;
 
     /// The optional features that this host lacks, with what follows from each.
     fn missing_features(&self) -> &[MissingFeature];
@@ -112,6 +109,15 @@ pub trait Vm: Debug + Send + Sync {
     /// # Errors
     /// The kernel's refusal; `EINVAL` for a VM without interrupt controllers.
     fn register_interrupt(&self, event: &EventFd, gsi: Gsi) -> Result<(), IoctlError>;
+
+    /// Gives the VM an 8254 interval timer in the given state, with the speaker port; its counts
+    /// begin now. At any time, but once. The call waits for the kernel's readers, some milliseconds,
+    /// and so does the VM's end with such a timer: 8 to 10 ms more.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `ENOENT` for a VM without interrupt controllers, `EEXIST` for a second
+    /// timer.
+    fn create_pit(&self, state: &PitState) -> Result<(), IoctlError>;
 }
 
 /// One virtual processor. Its calls are made from the one thread that runs it.

@@ -14,7 +14,8 @@ use devices::boot_timer::BootTimer;
 use devices::bus::{Bus, BusDevice, BusError};
 use devices::cmos::Cmos;
 use devices::debug_exit::DebugExit;
-use devices::i8042::I8042;
+use devices::i8042::{self, I8042};
+use devices::pit::{self, LazyPit};
 use devices::power::{AcpiPower, AcpiReset, SleepType};
 use devices::serial::{self, Serial};
 use devices::trigger::Unconnected;
@@ -26,6 +27,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::{BootConfig, MachineConfig, Module, VcpuCount};
 use crate::console::{self, ConsoleInput};
+use crate::error::one_line;
 use crate::host_clock;
 use crate::memory::{self, MemoryError};
 use crate::outcome::Outcome;
@@ -134,7 +136,7 @@ pub(crate) struct Machine<H: Hypervisor> {
     serial_room: EventFd,
     ending: Arc<Ending>,
     /// Dropped last: a VM outlives its vCPUs.
-    _vm: H::Vm,
+    _vm: Arc<H::Vm>,
 }
 
 impl<H: Hypervisor> Machine<H> {
@@ -163,10 +165,10 @@ impl<H: Hypervisor> Machine<H> {
                 virtio_mmio: Vec::new(),
             },
         )?;
-        let vm = hypervisor.create_vm(memory, controllers)?;
+        let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
         let vcpus = create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded)?;
         let ending = Arc::new(Ending::new().map_err(host("create an eventfd"))?);
-        let devices = Devices::create(&vm, config, controllers, extra, started)?;
+        let devices = Devices::create(&vm, &ending, config, controllers, extra, started)?;
         tracing::debug!(
             protocol = %loaded.protocol,
             entry = format_args!("{:#x}", loaded.entry.raw_value()),
@@ -401,14 +403,15 @@ struct Devices {
 }
 
 impl Devices {
-    fn create<V: Vm>(
-        vm: &V,
+    fn create<V: Vm + 'static>(
+        vm: &Arc<V>,
+        ending: &Arc<Ending>,
         config: &MachineConfig,
         controllers: InterruptControllers,
         extra: Option<PortDevice>,
         started: Instant,
     ) -> Result<Self, MachineError> {
-        let interrupt = |gsi| interrupt_line(vm, controllers, gsi);
+        let interrupt = |gsi| interrupt_line(&**vm, controllers, gsi);
         let room = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
         let room_trigger = room.try_clone().map_err(host("duplicate an eventfd"))?;
         let serial = Arc::new(Mutex::new(Serial::new(
@@ -417,18 +420,21 @@ impl Devices {
             Box::new(move || press(&room_trigger)),
         )));
         let mut port = Bus::new();
+        let keyboard = interrupt(layout::I8042_KEYBOARD_IRQ)?;
+        let keyboard = Arc::new(Mutex::new(I8042::new(keyboard)));
+        let (name, command) = ("i8042", layout::I8042_COMMAND_PORT.into());
+        port.insert(layout::I8042_DATA_PORT.into(), 1, keyboard.clone(), name)?;
+        port.insert_part(command, 1, i8042::COMMAND, keyboard, name)?;
+        if config.pit && controllers != InterruptControllers::None {
+            let timer = Arc::new(Mutex::new(lazy_pit(vm.clone(), ending.clone())));
+            let (name, speaker) = ("pit", layout::PIT_SPEAKER_PORT.into());
+            port.insert(layout::PIT_PORT.into(), pit::PORTS, timer.clone(), name)?;
+            port.insert_part(speaker, 1, pit::SPEAKER, timer, name)?;
+        }
         let mut add = |base: u16, len: u64, name, device: Arc<Mutex<dyn BusDevice>>| {
             port.insert(base.into(), len, device, name)
         };
         add(layout::COM1_PORT, serial::REGISTERS, "com1", serial.clone())?;
-        add(
-            layout::I8042_DATA_PORT,
-            5,
-            "i8042",
-            Arc::new(Mutex::new(I8042::new(interrupt(
-                layout::I8042_KEYBOARD_IRQ,
-            )?))),
-        )?;
         add(
             layout::CMOS_INDEX_PORT,
             2,
@@ -490,6 +496,17 @@ impl Devices {
             serial_room: room,
         })
     }
+}
+
+/// The interval timer, which the kernel makes when the guest uses it. A guest whose timer cannot be
+/// made is not left without one: its machine ends.
+fn lazy_pit<V: Vm + 'static>(vm: Arc<V>, ending: Arc<Ending>) -> LazyPit {
+    LazyPit::new(Box::new(move |state| {
+        tracing::debug!("the guest uses the interval timer");
+        if let Err(error) = vm.create_pit(state) {
+            ending.end(Outcome::Failure(one_line(&error)));
+        }
+    }))
 }
 
 /// The button with which a device raises `gsi`.

@@ -21,13 +21,14 @@ use crate::trigger::Trigger;
 use keyboard::Keyboard;
 use queue::Queue;
 
-/// Length of the controller's range of ports: 0x60 to 0x64.
+/// Length of the controller's range of ports: 0x60 to 0x64. The ports between belong to others, so a
+/// machine puts it on its bus in two parts: see [`COMMAND`].
 pub const PORTS: u64 = 5;
 
 /// Offset of the data port, 0x60.
 const DATA: u64 = 0;
 /// Offset of the status port when read, of the command port when written, 0x64.
-const COMMAND: u64 = 4;
+pub const COMMAND: u64 = 4;
 
 // Status register.
 /// The output buffer holds a byte for the guest.

@@ -3,6 +3,7 @@
 mod capability;
 mod clock;
 mod convert;
+mod pit;
 mod raw;
 mod run_page;
 mod tsc;

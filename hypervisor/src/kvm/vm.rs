@@ -2,12 +2,14 @@
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes a raw address")]
 
 use arch::layout;
+use arch::pit::PitState;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use tsc::VcpuId;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::pit;
 use super::run_page::RunPage;
 use super::tsc::TscCapabilities;
 use super::vcpu::KvmVcpu;
@@ -52,19 +54,9 @@ impl KvmVm {
             .expect("the address is below 4 GiB");
         vm.set_tss_address(tss)
             .map_err(IoctlError::new("KVM_SET_TSS_ADDR"))?;
-        if let InterruptControllers::InKernel { pit } = controllers {
+        if controllers == InterruptControllers::InKernel {
             vm.create_irq_chip()
                 .map_err(IoctlError::new("KVM_CREATE_IRQCHIP"))?;
-            if pit {
-                // The speaker port 0x61 is answered by the kernel too: kernels time their loops
-                // with it.
-                let config = kvm_pit_config {
-                    flags: KVM_PIT_SPEAKER_DUMMY,
-                    ..Default::default()
-                };
-                vm.create_pit2(config)
-                    .map_err(IoctlError::new("KVM_CREATE_PIT2"))?;
-            }
         }
         Ok(Self {
             vm,
@@ -89,6 +81,25 @@ impl Vm for KvmVm {
         self.vm
             .register_irqfd(event, gsi.0)
             .map_err(IoctlError::new("KVM_IRQFD"))
+    }
+
+    fn create_pit(&self, state: &PitState) -> Result<(), IoctlError> {
+        // The speaker port 0x61 is answered by the kernel too: kernels time their loops with it.
+        let config = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        self.vm
+            .create_pit2(config)
+            .map_err(IoctlError::new("KVM_CREATE_PIT2"))?;
+        let mut present = self
+            .vm
+            .get_pit2()
+            .map_err(IoctlError::new("KVM_GET_PIT2"))?;
+        pit::apply(state, &mut present);
+        self.vm
+            .set_pit2(&present)
+            .map_err(IoctlError::new("KVM_SET_PIT2"))
     }
 }
 

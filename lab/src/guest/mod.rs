@@ -51,6 +51,12 @@ pub(crate) const DEBUG_EXIT: Small = Small {
     bits: Bits::Long,
 };
 
+/// Has the interval timer count, toggle and interrupt, writes a line for each, and resets.
+pub(crate) const INTERVAL_TIMER: Small = Small {
+    source: include_str!("../../guests/interval-timer.S"),
+    bits: Bits::Long,
+};
+
 /// Runs [`LOOP_INSTRUCTIONS`], writes "loop guest" and resets.
 pub(crate) const LOOP: Small = Small {
     source: include_str!("../../guests/loop.S"),
@@ -102,7 +108,15 @@ mod tests {
 
     #[test]
     fn small_guests_are_elf_files_at_one_mebibyte() {
-        for small in [MULTIBOOT, RESET, POWER_OFF, TRIPLE_FAULT, DEBUG_EXIT, LOOP] {
+        for small in [
+            MULTIBOOT,
+            RESET,
+            POWER_OFF,
+            TRIPLE_FAULT,
+            DEBUG_EXIT,
+            INTERVAL_TIMER,
+            LOOP,
+        ] {
             let bytes = small.build().unwrap();
             let file = object::File::parse(bytes.as_slice()).unwrap();
             assert_eq!(file.is_64(), matches!(small.bits, Bits::Long));

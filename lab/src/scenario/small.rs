@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::{DEBUG_EXIT, MULTIBOOT, POWER_OFF, RESET, Small, TRIPLE_FAULT};
+use crate::guest::{DEBUG_EXIT, INTERVAL_TIMER, MULTIBOOT, POWER_OFF, RESET, Small, TRIPLE_FAULT};
 use crate::host::image::{Files, Source};
 use crate::host::{Host, Paging, Tsc};
 use crate::scenario::{LAUNCHER, Outcome, Place, Scenario};
@@ -52,6 +52,16 @@ pub(super) fn all() -> Vec<Scenario> {
             "--debug-exit",
             7,
         ));
+        let last = "counter 0 raises its interrupt";
+        scenarios.push(
+            small(place, "interval-timer", INTERVAL_TIMER, last, "", 0).check(|outcome| {
+                outcome.expect_line("counter 2 is in its mode")?;
+                outcome.expect_line("counter 2 counts down")?;
+                outcome.expect_line("refresh bit toggles")?;
+                outcome.expect_line(last)?;
+                outcome.expect_status(0)
+            }),
+        );
     }
     scenarios
 }

@@ -105,7 +105,7 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// A byte of MMIO through which the guest reports that it has booted.
     pub boot_timer: bool,
-    /// An 8254 interval timer.
+    /// An 8254 interval timer, made by the kernel when the guest uses it.
     pub pit: bool,
 }
 
