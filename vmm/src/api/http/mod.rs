@@ -226,9 +226,9 @@ mod tests {
     fn response_fault_escapes_its_message() {
         let text = encoded(&Response::fault("a \"b\"\n"), true);
         assert!(text.contains("Connection: close\r\n"), "{text}");
-        // {"fault_message":"a \"b\"\n"}: 17 + 2 + 8 + 1 bytes
+        // {"fault_message": is 17 bytes, the text 9 with its escapes, its quotes 2, } 1
         assert!(
-            text.ends_with("Content-Length: 28\r\n\r\n{\"fault_message\":\"a \\\"b\\\"\\n\"}"),
+            text.ends_with("Content-Length: 29\r\n\r\n{\"fault_message\":\"a \\\"b\\\"\\n\"}"),
             "{text}"
         );
     }

@@ -320,3 +320,6 @@ fn absolute(target: &str) -> Option<Cow<'_, str>> {
 fn shortened(text: &str) -> String {
     text.chars().take(QUOTED).collect()
 }
+
+#[cfg(test)]
+mod tests;

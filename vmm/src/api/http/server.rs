@@ -17,8 +17,6 @@ use super::{Limits, Request, Response};
 
 /// Bytes read at a time.
 const CHUNK: usize = 16 << 10;
-/// Connections accepted before the ones that are open get their turn.
-const ACCEPTS: usize = 16;
 /// Events taken from the kernel at a time; the others come next.
 const EVENTS: usize = 64;
 
@@ -296,58 +294,57 @@ impl<'a> Loop<'a> {
                 .as_ref()
                 .and_then(|client| client.connection.deadline());
             if deadline.is_some_and(|deadline| deadline <= now) {
-                *place = None;
                 count(&self.server.counts.expired);
+                *place = None;
             }
         }
     }
 
-    /// Accepts those that wait, while there is room for them.
+    /// Accepts one of those that wait, if there is room; epoll tells of the next.
     fn accept(&mut self) -> io::Result<()> {
-        for _ in 0..ACCEPTS {
-            if !self.knocking || self.paused.is_some() {
-                return Ok(());
-            }
-            let now = Instant::now();
-            let Some(slot) = self.room(now) else {
-                return self.pause(self.oldest().map_or(now, |(_, since)| since));
-            };
-            let stream = match self.server.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => {
-                        self.knocking = false;
-                        return Ok(());
-                    }
-                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => continue,
+        if !self.knocking || self.paused.is_some() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let Some(slot) = self.room(now) else {
+            return self.pause(self.oldest().map_or(now, |(_, since)| since));
+        };
+        self.knocking = false;
+        let stream = match self.server.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                return match error.kind() {
+                    ErrorKind::WouldBlock
+                    | ErrorKind::Interrupted
+                    | ErrorKind::ConnectionAborted => Ok(()),
                     // No descriptor or no memory is left: the caller waits, and others go on.
                     _ => {
                         tracing::debug!("an API connection cannot be accepted: {error}");
-                        return self.pause(now);
+                        self.pause(now)
                     }
-                },
-            };
-            let watched = stream.set_nonblocking(true).and_then(|()| {
-                let add = ControlOperation::Add;
-                watch(&self.epoll, add, &stream, EventSet::IN, slot)
-            });
-            if let Err(error) = watched {
-                tracing::debug!("an API connection cannot be watched: {error}");
-                continue;
+                };
             }
-            let Limits {
-                payload, patience, ..
-            } = self.server.limits;
-            let client = Client {
-                connection: Connection::new(stream, payload, patience, now),
-                // Most have sent their request by now.
-                ready: true,
-                watched: EventSet::IN,
-            };
-            if let Some(place) = self.clients.get_mut(slot) {
-                *place = Some(client);
-                count(&self.server.counts.accepted);
-            }
+        };
+        let watched = stream.set_nonblocking(true).and_then(|()| {
+            let add = ControlOperation::Add;
+            watch(&self.epoll, add, &stream, EventSet::IN, slot)
+        });
+        if let Err(error) = watched {
+            tracing::debug!("an API connection cannot be watched: {error}");
+            return Ok(());
+        }
+        let Limits {
+            payload, patience, ..
+        } = self.server.limits;
+        let client = Client {
+            connection: Connection::new(stream, payload, patience, now),
+            // Most have sent their request by now.
+            ready: true,
+            watched: EventSet::IN,
+        };
+        if let Some(place) = self.clients.get_mut(slot) {
+            count(&self.server.counts.accepted);
+            *place = Some(client);
         }
         Ok(())
     }
@@ -361,8 +358,8 @@ impl<'a> Loop<'a> {
         if now.saturating_duration_since(since) < self.server.limits.grace {
             return None;
         }
-        *self.clients.get_mut(slot)? = None;
         count(&self.server.counts.evicted);
+        *self.clients.get_mut(slot)? = None;
         Some(slot)
     }
 
@@ -410,3 +407,6 @@ fn watch(
     let data = u64::try_from(slot).unwrap_or(STOP - 2);
     epoll.ctl(operation, stream.as_raw_fd(), EpollEvent::new(events, data))
 }
+
+#[cfg(test)]
+mod tests;
