@@ -9,6 +9,7 @@
 //! `[[bin]]` in Cargo.toml, and seeds in `corpus/TARGET/`; the replay fails when one is missing.
 #![forbid(unsafe_code)]
 
+mod api;
 mod boot;
 mod catch_up;
 mod config;
@@ -20,6 +21,7 @@ mod simulator;
 mod skew;
 mod tables;
 
+pub use api::api_http;
 pub use boot::{boot_any, boot_bzimage, boot_elf, boot_multiboot};
 pub use catch_up::tsc_catchup;
 pub use config::config;
@@ -36,6 +38,7 @@ pub type Target = fn(&[u8]);
 /// Every target with its name, which is also that of its corpus folder and its binary.
 pub const TARGETS: &[(&str, Target)] = &[
     ("acpi", acpi),
+    ("api_http", api_http),
     ("boot_any", boot_any),
     ("boot_bzimage", boot_bzimage),
     ("boot_elf", boot_elf),
