@@ -14,6 +14,8 @@ use crate::modules;
 
 /// The first program.
 const INIT: &str = include_str!("init.sh");
+/// What is run on a step that is late, before it is killed.
+const AUTOPSY: &str = include_str!("autopsy.sh");
 
 /// A kernel module to load, with its parameters.
 #[derive(Debug, Clone)]
@@ -98,6 +100,7 @@ pub(crate) fn initramfs(
     archive.device("dev/console", 5, 1)?;
     archive.executable("bin/busybox", &stock.read_busybox()?)?;
     archive.executable("init", INIT.as_bytes())?;
+    archive.executable("bin/autopsy", AUTOPSY.as_bytes())?;
     archive.file(
         "lab/job",
         0o644,

@@ -48,13 +48,15 @@ while read -r name limit output; do
         setsid sh "/lab/steps/$name" </dev/null >/tmp/stdout 2>/tmp/stderr &
     fi
     step=$!
-    setsid sh -c "sleep $limit; touch /tmp/late; kill -KILL -$step" &
+    # When the step is late: first what it is at, then its end.
+    setsid sh -c "sleep $limit; autopsy $step >/tmp/late 2>&1; kill -KILL -$step" &
     watch=$!
     wait "$step"
     status=$?
     kill -KILL "-$watch" 2>/tmp/kill
     wait "$watch" 2>/tmp/kill
     if [ -e /tmp/late ]; then
+        if [ "$output" = live ]; then cat /tmp/late; else cat /tmp/late >>/tmp/stderr; fi
         rm /tmp/late
         status=late
     fi
