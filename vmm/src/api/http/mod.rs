@@ -6,7 +6,8 @@
 //! # What is served
 //!
 //! - Methods GET, PUT, PATCH and DELETE; any other is refused here.
-//! - Keep-alive, and pipelined requests, answered in order. `Connection: close` is obeyed.
+//! - Keep-alive, and pipelined requests, answered in order. `Connection: close` is obeyed; without it a
+//!   connection is kept, whatever the version, since clients that say HTTP/1.0 count on it.
 //! - Bodies with `Content-Length`. A body with `Transfer-Encoding` is refused: a request whose end two
 //!   readers could see at two places is what request smuggling is made of, and clients that know their
 //!   bodies do not send it. `Expect: 100-continue` is answered.

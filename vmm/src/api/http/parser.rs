@@ -210,8 +210,9 @@ impl Head {
         Ok(Some(Self {
             message: Message {
                 request,
-                // RFC 9112, section 9.3.
-                keep_alive: !fields.close && (is_1_1 || fields.keep_alive),
+                // Of HTTP/1.0 as well, as Firecracker does: firecracker-rs-sdk says 1.0 and nothing else,
+                // and sends its next request on the same connection.
+                keep_alive: !fields.close,
             },
             size,
             body,
@@ -227,7 +228,6 @@ struct Fields {
     length: u64,
     accept: Option<String>,
     close: bool,
-    keep_alive: bool,
     expects: bool,
 }
 
@@ -249,11 +249,9 @@ impl Fields {
                     fields.accept = Some(text.to_owned());
                 }
             } else if is("connection") {
-                for option in value.split(|byte| *byte == b',') {
-                    let option = option.trim_ascii();
-                    fields.close |= option.eq_ignore_ascii_case(b"close");
-                    fields.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                }
+                fields.close |= value
+                    .split(|byte| *byte == b',')
+                    .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
             } else if is("expect") {
                 fields.expects |= value.eq_ignore_ascii_case(b"100-continue");
             }
