@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::parser::{Parser, Refusal, Step};
+use super::server::{Counts, count};
 use super::{Request, Response};
 
 /// How much a refused client may still send before the connection is cut.
@@ -31,13 +32,6 @@ pub(super) enum Turn {
     Output,
     /// The end.
     Closed,
-}
-
-/// What a turn did that is worth counting.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Done {
-    pub(super) answered: bool,
-    pub(super) refused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,10 +97,10 @@ impl Connection {
         &mut self,
         handler: &mut dyn FnMut(Request) -> Response,
         chunk: &mut [u8],
+        counts: &Counts,
         now: Instant,
-    ) -> (Turn, Done) {
-        let mut done = Done::default();
-        let turn = self.advance(handler, chunk, now, &mut done);
+    ) -> Turn {
+        let turn = self.advance(handler, chunk, counts, now);
         let unfinished =
             self.parser.has_begun() || !self.output.is_empty() || self.phase != Phase::Serving;
         if !unfinished {
@@ -114,15 +108,15 @@ impl Connection {
         } else if self.deadline.is_none() {
             self.deadline = now.checked_add(self.patience);
         }
-        (turn, done)
+        turn
     }
 
     fn advance(
         &mut self,
         handler: &mut dyn FnMut(Request) -> Response,
         chunk: &mut [u8],
+        counts: &Counts,
         now: Instant,
-        done: &mut Done,
     ) -> Turn {
         if let Some(turn) = self.flush(now) {
             return turn;
@@ -130,7 +124,7 @@ impl Connection {
         if let Phase::Draining { left } = self.phase {
             return self.drain(left, chunk);
         }
-        if let Some(turn) = self.respond(handler, now, done) {
+        if let Some(turn) = self.respond(handler, counts, now) {
             return turn;
         }
         match self.stream.read(chunk) {
@@ -139,15 +133,15 @@ impl Connection {
             Ok(read) => self.parser.push(chunk.get(..read).unwrap_or_default()),
             Err(error) => return after(&error, Turn::Input),
         }
-        self.respond(handler, now, done).unwrap_or(Turn::Again)
+        self.respond(handler, counts, now).unwrap_or(Turn::Again)
     }
 
     /// Answers the next request, if it is whole.
     fn respond(
         &mut self,
         handler: &mut dyn FnMut(Request) -> Response,
+        counts: &Counts,
         now: Instant,
-        done: &mut Done,
     ) -> Option<Turn> {
         match self.parser.step() {
             Step::More => return None,
@@ -164,14 +158,14 @@ impl Connection {
                 let now = now.max(Instant::now());
                 self.since = now;
                 self.deadline = now.checked_add(self.patience);
-                done.answered = true;
+                count(&counts.answered);
             }
             Step::Refused(refusal) => {
                 tracing::debug!("API request refused: {refusal}");
                 let with_body = !matches!(refusal, Refusal::Method { head: true, .. });
                 Response::fault(&refusal.to_string()).encode(true, with_body, &mut self.output);
                 self.phase = Phase::Last;
-                done.refused = true;
+                count(&counts.refused);
             }
         }
         Some(self.flush(now).unwrap_or(Turn::Again))

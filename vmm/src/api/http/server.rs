@@ -72,7 +72,8 @@ pub struct Counts {
     pub expired: AtomicU64,
 }
 
-fn count(counter: &AtomicU64) {
+/// One more. Before the client can see what is counted.
+pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -255,15 +256,9 @@ impl<'a> Loop<'a> {
             let Some(client) = place.as_mut().filter(|client| client.ready) else {
                 continue;
             };
-            let (turn, done) = client
+            let turn = client
                 .connection
-                .turn(handler, &mut self.chunk, Instant::now());
-            if done.answered {
-                count(&counts.answered);
-            }
-            if done.refused {
-                count(&counts.refused);
-            }
+                .turn(handler, &mut self.chunk, counts, Instant::now());
             client.ready = turn == Turn::Again;
             let wanted = match turn {
                 Turn::Again => continue,
