@@ -48,7 +48,8 @@ struct History {
     /// Beyond 1 GHz.
     khz: u32,
     ahead: [i32; CPUS],
-    /// The clock ticks this often: nanoseconds beyond 8, which are more than arithmetic rounds by.
+    /// The clock ticks this often: nanoseconds beyond 1. A clock that ticks each nanosecond is said to
+    /// have no error: what it rounds by is the policy's to know.
     clock: u16,
     /// Parts per million.
     tolerance: u16,
@@ -99,7 +100,7 @@ struct World {
 impl World {
     fn new(history: &History) -> Self {
         let rate = khz(1_000_000 + history.khz % 5_000_000);
-        let clock = 8 + u64::from(history.clock);
+        let clock = 1 + u64::from(history.clock);
         let slew = history.slew.map(|ppm| 1 + ppm % 500_000);
         let catch_up = slew.map_or(CatchUp::Step, |ppm| {
             let bound = Ppm::new(ppm).and_then(Slew::new);
@@ -111,7 +112,7 @@ impl World {
         let config = TargetedConfig {
             line: Line::through(start, Nanos::ZERO, TickRate::new(rate)),
             catch_up,
-            clock_error: Nanos::new(clock),
+            clock_error: Nanos::new(if clock == 1 { 0 } else { clock }),
             rate_tolerance: Ppm::new(tolerance).expect("below the whole"),
             recheck: RECHECK,
         };
@@ -350,9 +351,10 @@ impl World {
         assert!(!load.fault.lags || decision.ask_again == Some(RECHECK));
 
         // What can pass for innocent: the tolerance of the rate, and three times the clock's error,
-        // twice in the policy's judgment and once in the clock's own two readings.
-        let tolerated = self.ticks(after + self.clock) * self.tolerance_ppm / MILLION;
-        let slack = tolerated + 3 * self.ticks(self.clock) + 8 + self.bent;
+        // twice in the policy's judgment and once in the clock's own two readings; and the roundings.
+        let allowed = 2 * self.ticks(self.clock) + self.ticks(1) + 3;
+        let tolerated = (self.ticks(after + self.clock) + allowed) * self.tolerance_ppm / MILLION;
+        let slack = tolerated + allowed + self.ticks(self.clock) + 8 + self.bent;
         let now = self.lead();
         assert!(
             now <= lead.max(0) + slack,

@@ -173,10 +173,7 @@ fn check_promises(report: &Report, scenario: &Scenario) {
         if promise.keeps_elapsed_time.holds(unstable) {
             assert!(report.erased.get() <= CLOCK_NS, "{name}");
         }
-        // A clock made of one CPU's counter has no error of its own, and the policy then takes its
-        // own rounding for one.
-        let exact_clock = host.cpus.len() == 1 && host.clocksource == Clocksource::Tsc;
-        if promise.leaves_the_innocent_alone && !unstable && !exact_clock {
+        if promise.leaves_the_innocent_alone && !unstable {
             assert_eq!(report.offset_writes, 0, "{name}");
             assert!(report.marks.is_empty() && report.host_mark.is_none());
             assert_eq!(report.across.count, 0, "{name}");

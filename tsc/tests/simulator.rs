@@ -157,6 +157,28 @@ fn ideal_host_is_left_alone_by_all() {
     }
 }
 
+/// A clock made of the one counter that there is has no error, only roundings: they are no fault.
+#[test]
+fn ideal_host_of_one_cpu_is_left_alone_by_all() {
+    let mut one = named("ideal");
+    one.host.cpus.truncate(1);
+    one.vcpus = 1;
+    one.horizon_ns = SECOND;
+    one.patience_ns = SECOND;
+    assert_eq!(one.host.clocksource, Clocksource::Tsc);
+    for seed in 0..4 {
+        for report in run_all(&one, seed) {
+            let name = report.policy.name();
+            assert_eq!(report.offset_writes, 0, "{name}");
+            assert!(
+                report.host_mark.is_none() && report.marks.is_empty(),
+                "{name}"
+            );
+            assert_eq!(report.largest_lag, Nanos::ZERO, "{name}");
+        }
+    }
+}
+
 #[test]
 fn experiment_of_the_laboratory_leaps_and_then_stands_still() {
     // A CPU set three seconds ahead under a running guest: on KVM's code the guest leaps forward,

@@ -14,7 +14,8 @@
 //! no more than it loses in between.
 //!
 //! What it sees for itself it reports: a counter that moved otherwise than the monotonic clock says,
-//! by more than that clock's own error and a tolerance for the rate. The tolerance is what separates
+//! by more than that clock's own error, a tolerance for the rate, and what whole ticks and whole
+//! nanoseconds are rounded by ([`Targeted::allowance`]). The tolerance is what separates
 //! a rate that *dropped* from one that is merely not quite the nominal one: every real TSC is, and a
 //! guest that disciplines its clock expects it to stay that way.
 //!
@@ -23,7 +24,7 @@
 
 use super::{CatchUp, Decision, Entry, Fault, Guarantees, Line, Load, Policy, When};
 use crate::offset::guest_unscaled;
-use crate::rate::TickRate;
+use crate::rate::{TickRate, ticks_exact_floor};
 use crate::stability::Cause;
 use crate::units::{CpuId, GuestTsc, HostTsc, Khz, Nanos, Ppm, Ticks, TscDelta, TscOffset};
 use crate::wide::Factor;
@@ -36,7 +37,8 @@ pub struct TargetedConfig {
     /// How time is given back.
     pub catch_up: CatchUp,
     /// How wrong a reading of the monotonic clock can be: its resolution; and where that clock is
-    /// itself made of the TSCs, the largest skew among them.
+    /// itself made of the TSCs, the largest skew among them. That a reading is in whole nanoseconds
+    /// is allowed for besides: a clock made of one counter has an error of 0.
     pub clock_error: Nanos,
     /// How far from nominal a counter's rate may be without being at fault.
     pub rate_tolerance: Ppm,
@@ -49,8 +51,11 @@ pub struct TargetedConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Targeted {
     config: TargetedConfig,
-    /// `clock_error` in ticks.
+    /// `clock_error`, or 1 ns if that is more, in ticks: nobody is behind by less than the clock's
+    /// last digit.
     clock_error: Ticks,
+    /// What two readings of the clock and two of a counter can differ by while both keep time.
+    allowance: Ticks,
     /// `rate_tolerance` as a factor; `None` for 0.
     tolerance: Option<Factor>,
     /// The last reading on the CPU that the vCPU runs on.
@@ -84,10 +89,11 @@ impl Targeted {
     /// A vCPU under this policy.
     #[must_use]
     pub fn new(config: TargetedConfig) -> Self {
-        let clock_error = config.line.rate().ticks_floor(config.clock_error);
+        let rate = config.line.rate();
         Self {
             config,
-            clock_error: clock_error.unwrap_or(Ticks::new(u64::MAX)),
+            clock_error: Self::patience(rate, config.clock_error),
+            allowance: Self::allowance(rate.khz(), config.clock_error),
             tolerance: Factor::floor(u64::from(config.rate_tolerance.get()), 1_000_000),
             last: None,
             forwarded_at: None,
@@ -108,13 +114,48 @@ impl Targeted {
         if khz > self.config.line.rate().khz() {
             let rate = TickRate::new(khz);
             self.config.line = self.config.line.bent(now, rate);
-            self.clock_error = rate
-                .ticks_floor(self.config.clock_error)
-                .unwrap_or(Ticks::new(u64::MAX));
+            self.clock_error = Self::patience(rate, self.config.clock_error);
+            self.allowance = Self::allowance(khz, self.config.clock_error);
         }
     }
 
+    /// One reading's error in ticks, at least that of a clock which tells whole nanoseconds.
+    fn patience(rate: TickRate, clock_error: Nanos) -> Ticks {
+        rate.ticks_floor(clock_error.max(Nanos::new(1)))
+            .unwrap_or(Ticks::new(u64::MAX))
+    }
+
+    /// By how many ticks an innocent counter can differ from what the clock makes expected, rates
+    /// apart: `ceil(r (2 E + 1)) + 2` at `r` ticks in a nanosecond and a clock error of `E`.
+    ///
+    /// With the true time `D` between two readings, and `passed` as the clock shows it:
+    ///
+    /// - each reading of the clock is wrong by at most `E`, and then rounded down to a nanosecond;
+    ///   of two roundings the difference is less than 1: `|passed - D| < 2 E + 1`;
+    /// - each reading of the counter is rounded down to a tick: `|counted - r D| < 1`;
+    /// - what is expected is rounded down twice at most ([`TickRate::ticks_floor`]):
+    ///   `r passed - 2 < expected <= r passed`.
+    ///
+    /// So `counted - expected < r (2 E + 1) + 3` and `expected - counted < r (2 E + 1) + 1`; both are
+    /// whole, and a whole number below `x + 3` is at most `ceil(x) + 2`.
+    fn allowance(khz: Khz, clock_error: Nanos) -> Ticks {
+        let readings = clock_error
+            .get()
+            .checked_mul(2)
+            .and_then(|e| e.checked_add(1));
+        // The floor and one more are no less than the ceiling.
+        readings
+            .and_then(|nanos| ticks_exact_floor(Nanos::new(nanos), khz))
+            .map_or(Ticks::new(u64::MAX), |ticks| {
+                Ticks::new(ticks.get().saturating_add(3))
+            })
+    }
+
     /// Compares a counter's advance with the monotonic clock's.
+    ///
+    /// A counter whose rate is off by no more than the tolerance `p` adds `p r D` to the difference.
+    /// `D` may be longer than the clock shows, so the share is one of `expected + allowance`, which is
+    /// at least `r D`; and it is rounded down twice at most, hence 2 more.
     fn stretch(&self, from: (HostTsc, Nanos), to: (HostTsc, Nanos), skew: TscDelta) -> Stretch {
         let passed = to.1.saturating_sub(from.1);
         let expected = self
@@ -123,18 +164,20 @@ impl Targeted {
             .rate()
             .ticks_floor(passed)
             .unwrap_or(Ticks::ZERO);
-        // Two readings of the clock, each wrong by the error.
-        let share = self
-            .tolerance
-            .and_then(|factor| factor.apply_floor(expected.get()));
-        let tolerance = u128::from(share.unwrap_or(0))
-            .saturating_add(u128::from(self.clock_error.get()).wrapping_mul(2));
+        let longest = expected.get().saturating_add(self.allowance.get());
+        let share = self.tolerance.map_or(0, |factor| {
+            // A share of less than the whole has no more bits than the whole.
+            factor
+                .apply_floor(longest)
+                .map_or(0, |share| share.saturating_add(2))
+        });
+        let tolerance = share.saturating_add(self.allowance.get());
         let counted = to.0.wrapping_since(from.0);
         // OK because all three are within 2^64 and i128 holds their sum.
         let error = i128::from(counted.get())
             .wrapping_sub(i128::from(skew.get()))
             .wrapping_sub(i128::from(expected.get()));
-        let error = (error.unsigned_abs() > tolerance)
+        let error = (error.unsigned_abs() > u128::from(tolerance))
             .then(|| TscDelta::new(i64::try_from(error).unwrap_or(i64::MIN)));
         Stretch { expected, error }
     }
@@ -341,6 +384,7 @@ impl Policy for Targeted {
 mod tests {
     use super::super::{Left, Slew};
     use super::*;
+    use proptest::prelude::*;
 
     /// 1 tick per ns; the guest's TSC is 0 at host TSC 0 and time 0; the clock is right to 10 ns.
     fn policy(catch_up: CatchUp) -> Targeted {
@@ -402,10 +446,16 @@ mod tests {
 
     #[test]
     fn move_between_trusted_cpus_is_left_alone() {
-        // 60 ticks of difference: within twice the clock's error and 500 ppm of 100,000 (20 + 50).
-        for tsc in [200_000, 199_940, 200_060] {
+        // 60 ticks of difference: within twice the clock's error and 500 ppm of 100,000 (20 + 50). The
+        // roundings are worth 6 more: one for a nanosecond, one for its ceiling, two for whole ticks
+        // and two for the share.
+        for tsc in [200_000, 199_940, 200_060, 199_924, 200_076] {
             let decision = policy(CatchUp::Step).load(&load(1, tsc, Fault::default()));
             assert_eq!(decision, Decision::NOTHING);
+        }
+        for tsc in [199_923, 200_077] {
+            let decision = policy(CatchUp::Step).load(&load(1, tsc, Fault::default()));
+            assert!(decision.accuse.is_some(), "{tsc}");
         }
         // Even on a host that others condemned.
         let condemned = Load {
@@ -630,5 +680,175 @@ mod tests {
             }),
             Decision::NOTHING
         );
+    }
+
+    /// A guest on a host of one CPU whose clock is made of that CPU's counter, and so has no error of
+    /// its own: 2.4 ticks in a nanosecond, which were once taken for a jump of the host.
+    #[test]
+    fn rounding_of_an_exact_clock_is_nobodys_fault() {
+        let mut policy = Targeted::new(TargetedConfig {
+            line: Line::through(
+                GuestTsc::new(0),
+                Nanos::ZERO,
+                TickRate::new(Khz::new(2_400_000).unwrap()),
+            ),
+            clock_error: Nanos::ZERO,
+            rate_tolerance: Ppm::new(500).unwrap(),
+            ..policy(CatchUp::Step).config
+        });
+        policy.load(&Load {
+            left: None,
+            at: Nanos::ZERO,
+            ..load(0, 0, Fault::default())
+        });
+        for tsc in 1..=240 {
+            let entry = Entry {
+                cpu: CpuId::new(0),
+                tsc: HostTsc::new(tsc),
+                at: Nanos::new(tsc * 10 / 24),
+                offset: TscOffset::ZERO,
+                requested: false,
+                fault: Fault::default(),
+            };
+            assert_eq!(policy.entry(&entry), Decision::NOTHING, "{tsc}");
+        }
+        // A jump that is more than rounding is one. Within one nanosecond of the clock nothing is
+        // expected; 2.4 + 3 ticks, rounded down, are allowed for, and 2 for the share.
+        let jump = |by: u64| {
+            let entry = Entry {
+                cpu: CpuId::new(0),
+                tsc: HostTsc::new(240 + by),
+                at: Nanos::new(100),
+                offset: TscOffset::ZERO,
+                requested: false,
+                fault: Fault::default(),
+            };
+            policy.clone().entry(&entry).accuse
+        };
+        assert_eq!(jump(7), None);
+        assert_eq!(jump(8), Some(Cause::HostJump { by: Ticks::new(8) }));
+    }
+
+    /// A history on a host without fault: true times in femtoseconds, what the clock is wrong by at
+    /// each, and where the vCPU is then.
+    #[derive(Clone, Debug)]
+    struct Innocent {
+        khz: u32,
+        /// The counters' rate less the nominal one, within the tolerance; in parts per million.
+        off_ppm: i64,
+        tolerance_ppm: u32,
+        clock_error: u64,
+        /// Femtoseconds between two moments, the clock's error in 1024ths of its bound, the CPU, and
+        /// whether the vCPU was put.
+        moments: Vec<(u64, i64, u32, bool)>,
+        start: u64,
+        counter: u64,
+    }
+
+    fn innocent() -> impl Strategy<Value = Innocent> {
+        let wait = prop_oneof![
+            0_u64..5_000_000,
+            0_u64..10_000_000_000_000,
+            0_u64..1_000_000_000_000_000_000
+        ];
+        let error = prop_oneof![Just(-1024_i64), Just(0), Just(1024), -1024_i64..=1024];
+        let rate = prop_oneof![
+            1_u32..=u32::MAX,
+            500_000_u32..6_000_000,
+            Just(1_000_000),
+            Just(2_400_000)
+        ];
+        (
+            rate,
+            0_u32..=2_000,
+            -2_000_i64..=2_000,
+            prop_oneof![Just(0_u64), 0_u64..8, 0_u64..2_000],
+            prop::collection::vec((wait, error, 0_u32..3, any::<bool>()), 1..40),
+            any::<(u64, u64)>(),
+        )
+            .prop_map(
+                |(khz, tolerance_ppm, off, clock_error, moments, (start, counter))| Innocent {
+                    khz,
+                    off_ppm: off.clamp(-i64::from(tolerance_ppm), tolerance_ppm.into()),
+                    tolerance_ppm,
+                    clock_error,
+                    moments,
+                    start: start % 1_000_000_000_000,
+                    counter,
+                },
+            )
+    }
+
+    impl Innocent {
+        fn policy(&self, catch_up: CatchUp) -> Targeted {
+            let rate = TickRate::new(Khz::new(self.khz).unwrap());
+            Targeted::new(TargetedConfig {
+                line: Line::through(GuestTsc::new(self.counter), Nanos::ZERO, rate),
+                catch_up,
+                clock_error: Nanos::new(self.clock_error),
+                rate_tolerance: Ppm::new(self.tolerance_ppm).unwrap(),
+                recheck: Nanos::new(50_000),
+            })
+        }
+
+        /// The counters, all of which are equal.
+        fn tsc(&self, fs: u64) -> HostTsc {
+            // Ticks in 10^18 fs: kilohertz x 10^-12 x (10^6 + off) x 10^-6.
+            let factor = u128::from(self.khz) * (1_000_000 + i128::from(self.off_ppm)) as u128;
+            let ticks = u128::from(fs) * factor / 10_u128.pow(18);
+            HostTsc::new(self.counter.wrapping_add(ticks as u64))
+        }
+
+        /// The clock: wrong by its error, and rounded down to a nanosecond.
+        fn clock(&self, fs: u64, error: i64) -> Nanos {
+            let base = i128::from(self.start) * 1_000_000 + 2_000_000_000;
+            let error = i128::from(error) * i128::from(self.clock_error) * 1_000_000 / 1_024;
+            Nanos::new(((base + i128::from(fs) + error) / 1_000_000) as u64)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Whatever the rate, the clock's error and the roundings: a host that keeps time is never
+        /// accused, and nothing is done to its guests.
+        #[test]
+        fn host_that_keeps_time_is_left_alone(history in innocent(), slew in any::<bool>()) {
+            let catch_up = if slew {
+                CatchUp::Slew(Slew::new(Ppm::new(1_000).unwrap()).unwrap())
+            } else {
+                CatchUp::Step
+            };
+            let mut policy = history.policy(catch_up);
+            let (mut now, mut left) = (0_u64, None);
+            for &(wait, error, cpu, put) in &history.moments {
+                now = now.saturating_add(wait).min(1 << 62);
+                let (tsc, at) = (history.tsc(now), history.clock(now, error));
+                let on = left.map_or(cpu, |left: Left| left.cpu.get());
+                let decision = if put || left.is_none() {
+                    policy.load(&Load {
+                        cpu: CpuId::new(cpu),
+                        tsc,
+                        at,
+                        left,
+                        offset: TscOffset::ZERO,
+                        host_unstable: false,
+                        fault: Fault::default(),
+                    })
+                } else {
+                    policy.entry(&Entry {
+                        cpu: CpuId::new(on),
+                        tsc,
+                        at,
+                        offset: TscOffset::ZERO,
+                        requested: false,
+                        fault: Fault::default(),
+                    })
+                };
+                prop_assert_eq!(decision, Decision::NOTHING);
+                let cpu = CpuId::new(if put || left.is_none() { cpu } else { on });
+                left = Some(Left { cpu, tsc, at, tsc_at_move: None });
+            }
+        }
     }
 }
