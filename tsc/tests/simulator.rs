@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use tsc::Nanos;
 use tsc::sim::{
-    Boot, Clocksource, CpuModel, HPET, HostEvent, PolicyKind, Report, Scenario, Stage, run,
-    run_all, scenario, scenarios, table,
+    Boot, Clocksource, CpuModel, HPET, HostEvent, PolicyKind, Report, SLEW_BOUND, Scenario, Stage,
+    run, run_all, scenario, scenarios, table,
 };
 use tsc::stability::{Cause, PlatformReport};
 
@@ -286,6 +286,88 @@ fn guest_on_a_slowed_cpu_lags_by_no_more_than_between_two_looks() {
             report.largest_lag
         );
         assert!(report.erased <= lasting(2 * CLOCK_NS), "{}", report.erased);
+    }
+}
+
+/// CPUs that run at half their rate for a while, one after the other, and no more in the last three
+/// seconds: time enough for a slew to give back what was lost.
+fn recovering() -> Scenario {
+    let mut scenario = named("rate-drop");
+    scenario
+        .host
+        .events
+        .retain(|(at, _)| *at < 29 * SECOND / 10);
+    let last = scenario.host.events.last().expect("drops").1;
+    assert!(matches!(last, HostEvent::Rate { hz, .. } if hz == 2_400_000_000));
+    scenario
+}
+
+/// The most that the guest's clock gained on true time between two points, beyond the slew's share of
+/// the time between them.
+fn largest_gain_beyond_slew(report: &Report) -> i128 {
+    let ppm = i128::from(SLEW_BOUND.get());
+    (0..2)
+        .map(|vcpu| {
+            // The gain from a to b less the share of b - a is f(b) - f(a), so the lowest f yet counts.
+            let (mut lowest, mut most) = (i128::MAX, 0);
+            for point in report.points.iter().filter(|point| point.vcpu == vcpu) {
+                let time = i128::from(point.true_ns);
+                let f = i128::from(point.error.get()) - time * ppm / 1_000_000;
+                lowest = lowest.min(f);
+                most = most.max(f - lowest);
+            }
+            most
+        })
+        .max()
+        .unwrap()
+}
+
+#[test]
+fn slew_gives_time_back_within_its_slope() {
+    for seed in 0..6 {
+        let slew = run(&recovering(), PolicyKind::TargetedSlew, seed);
+        assert!(slew.booted(), "{seed}: {}", slew.boot);
+        assert_eq!(slew.backwards.count, 0, "{seed}");
+        // It lagged by what a CPU lost, much more than a step would let it, and all came back.
+        let step = run(&recovering(), PolicyKind::Targeted, seed);
+        assert!(
+            slew.largest_lag.get() > 10 * step.largest_lag.get(),
+            "{seed}: {} and {}",
+            slew.largest_lag,
+            step.largest_lag
+        );
+        assert!(
+            slew.erased <= lasting(2 * CLOCK_NS),
+            "{seed}: {}",
+            slew.erased
+        );
+        assert!(
+            slew.largest_lead <= Nanos::new(2 * CLOCK_NS),
+            "{seed}: {}",
+            slew.largest_lead
+        );
+        // A tenth of the 50 us between two looks, and two readings of the clock.
+        let slack = 5_000 + 2 * i128::from(CLOCK_NS);
+        let gain = largest_gain_beyond_slew(&slew);
+        assert!(gain <= slack, "{seed}: {gain} ns beyond");
+    }
+}
+
+/// Where no counter loses time a slew has nothing to give back: it does what a step does, to the tick.
+#[test]
+fn slew_differs_from_a_step_only_where_time_is_lost() {
+    for scenario in scenarios() {
+        let keeps = ["seed", "ideal", "large-deltas", "skewed-cpu"].contains(&scenario.name);
+        for seed in 0..3 {
+            let slew = run(&scenario, PolicyKind::TargetedSlew, seed);
+            let step = run(&scenario, PolicyKind::Targeted, seed);
+            assert_eq!(slew.backwards.count, 0, "{} {seed}", scenario.name);
+            let same = Report {
+                policy: PolicyKind::Targeted,
+                ..slew
+            } == step;
+            assert!(same || !keeps, "{} {seed}", scenario.name);
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use crate::wide::Factor;
 pub enum CatchUp {
     /// At once.
     Step,
-    /// In steps that, over any stretch of time, add at most a share of it.
+    /// In steps, each at most a share of the time since the look before: from one look to any later
+    /// one the guest's clock gains no more than that share of the time between them. Each vCPU gives
+    /// back what it lost itself, so that meanwhile a guest's vCPUs differ by what they still owe.
     Slew(Slew),
 }
 

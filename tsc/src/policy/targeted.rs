@@ -60,7 +60,8 @@ pub struct Targeted {
     tolerance: Option<Factor>,
     /// The last reading on the CPU that the vCPU runs on.
     last: Option<(CpuId, HostTsc, Nanos)>,
-    /// When the guest was last brought forward.
+    /// When the guest was last brought forward, or seen to need none: what a slew's share counts
+    /// from, so that good times save nothing up for a leap.
     forwarded_at: Option<Nanos>,
     /// The guest is still behind its line, because a slew gives time back little by little; on
     /// whatever CPU it runs next.
@@ -192,7 +193,7 @@ impl Targeted {
     fn leave(&mut self, at: (CpuId, HostTsc, Nanos), offset: TscOffset, decision: &Decision) {
         self.last = Some(at);
         self.left = Some(decision.adjust.map_or(offset, |by| offset.wrapping_add(by)));
-        if decision.adjust.is_some() || self.forwarded_at.is_none() {
+        if decision.adjust.is_some() || !self.owing || self.forwarded_at.is_none() {
             self.forwarded_at = Some(at.2);
         }
     }
@@ -580,6 +581,34 @@ mod tests {
             assert!(expected.contains(&by), "{round}: {by}");
             offset = offset.wrapping_add(TscDelta::new(by));
         }
+    }
+
+    #[test]
+    fn slew_saves_nothing_up_in_good_times() {
+        let slew = CatchUp::Slew(Slew::new(Ppm::new(100_000).unwrap()).unwrap());
+        let mut policy = policy(slew);
+        let entry = |tsc: u64, at: u64| Entry {
+            cpu: CpuId::new(0),
+            tsc: HostTsc::new(tsc),
+            at: Nanos::new(at),
+            offset: TscOffset::ZERO,
+            requested: false,
+            fault: LAGS,
+        };
+        policy.load(&Load {
+            left: None,
+            at: Nanos::ZERO,
+            ..load(0, 0, LAGS)
+        });
+        // A second without a fault, looked at each millisecond; then the counter stands still for one.
+        for ms in 1..=1_000 {
+            let decision = policy.entry(&entry(ms * 1_000_000, ms * 1_000_000));
+            assert_eq!(decision.adjust, None, "{ms}");
+        }
+        // A tenth of that millisecond, and not of the second.
+        let decision = policy.entry(&entry(1_000_000_000, 1_001_000_000));
+        let by = decision.adjust.unwrap().get();
+        assert!((99_990..=100_000).contains(&by), "{by}");
     }
 
     #[test]

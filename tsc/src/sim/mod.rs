@@ -26,7 +26,7 @@ mod world;
 pub use guest::Stage;
 pub use host::{Clocksource, CpuModel, HPET, HostEvent};
 pub use plot::svg;
-pub use report::{Boot, Point, PolicyKind, Report, Steps, table};
+pub use report::{Boot, Point, PolicyKind, Report, SLEW_BOUND, Steps, table};
 pub use scenario::{Host, Scenario, Scheduling, scenario, scenarios};
 
 /// Runs `policy` in `scenario`; the same seed gives the same report.
@@ -45,7 +45,7 @@ pub fn run(scenario: &Scenario, policy: PolicyKind, seed: u64) -> Report {
     world::World::new(scenario, policy, seed).run()
 }
 
-/// Runs every policy in `scenario`.
+/// Runs each of the five policies in `scenario`.
 ///
 /// # Panics
 /// When the scenario is not valid ([`Scenario::is_valid`]).

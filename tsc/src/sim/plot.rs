@@ -24,6 +24,7 @@ const fn colour(policy: PolicyKind) -> &'static str {
         PolicyKind::Unified2010 => "#d55e00",
         PolicyKind::UnifiedCatchup2010 => "#56b4e9",
         PolicyKind::Targeted => "#00684a",
+        PolicyKind::TargetedSlew => "#0072b2",
     }
 }
 
@@ -172,7 +173,7 @@ fn draw(
     )?;
     for (report, first, all) in curves {
         let colour = colour(report.policy);
-        let width = if report.policy == PolicyKind::Targeted {
+        let width = if report.policy.is_targeted() {
             3.0
         } else {
             2.0

@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 use super::guest::Stage;
 use crate::policy::{Guarantees, Svm2010, Targeted, Unified2010, UnifiedCatchup2010, Vmx2010};
 use crate::stability::Mark;
-use crate::units::{Nanos, NanosDelta, TscDelta};
+use crate::units::{Nanos, NanosDelta, Ppm, TscDelta};
 
 /// The policies to choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,12 +18,24 @@ pub enum PolicyKind {
     Unified2010,
     /// [`crate::policy::UnifiedCatchup2010`].
     UnifiedCatchup2010,
-    /// [`crate::policy::Targeted`].
+    /// [`crate::policy::Targeted`], which gives time back at once.
     Targeted,
+    /// [`crate::policy::Targeted`], which gives time back by running a tenth faster at most
+    /// ([`SLEW_BOUND`]).
+    TargetedSlew,
 }
 
+/// By how much a guest's clock runs faster under [`PolicyKind::TargetedSlew`], at most. Much for a
+/// guest that disciplines its clock (Linux lets its own be slewed by 500 ppm, MAXFREQ in
+/// include/linux/timex.h), and enough to make up, within a scenario, for a CPU that ran at half its
+/// rate.
+pub const SLEW_BOUND: Ppm = match Ppm::new(100_000) {
+    Some(bound) => bound,
+    None => panic!("a tenth is less than the whole"),
+};
+
 impl PolicyKind {
-    /// All of them, oldest first.
+    /// The five policies, oldest first.
     pub const ALL: [Self; 5] = [
         Self::Svm2010,
         Self::Vmx2010,
@@ -31,6 +43,22 @@ impl PolicyKind {
         Self::UnifiedCatchup2010,
         Self::Targeted,
     ];
+
+    /// The five, and the variant that is run when somebody asks for it.
+    pub const SELECTABLE: [Self; 6] = [
+        Self::Svm2010,
+        Self::Vmx2010,
+        Self::Unified2010,
+        Self::UnifiedCatchup2010,
+        Self::Targeted,
+        Self::TargetedSlew,
+    ];
+
+    /// Whether it is [`crate::policy::Targeted`], however that gives time back.
+    #[must_use]
+    pub const fn is_targeted(self) -> bool {
+        matches!(self, Self::Targeted | Self::TargetedSlew)
+    }
 
     /// The name, as on the command line.
     #[must_use]
@@ -41,6 +69,7 @@ impl PolicyKind {
             Self::Unified2010 => "unified-2010",
             Self::UnifiedCatchup2010 => "unified-catchup-2010",
             Self::Targeted => "targeted",
+            Self::TargetedSlew => "targeted-slew",
         }
     }
 
@@ -52,14 +81,16 @@ impl PolicyKind {
             Self::Vmx2010 => Vmx2010::GUARANTEES,
             Self::Unified2010 => Unified2010::GUARANTEES,
             Self::UnifiedCatchup2010 => UnifiedCatchup2010::GUARANTEES,
-            Self::Targeted => Targeted::GUARANTEES,
+            Self::Targeted | Self::TargetedSlew => Targeted::GUARANTEES,
         }
     }
 
     /// The policy of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+        Self::SELECTABLE
+            .into_iter()
+            .find(|kind| kind.name() == name)
     }
 }
 

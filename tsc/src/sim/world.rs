@@ -134,7 +134,7 @@ impl<'a> World<'a> {
                 .stability
                 .mark(Cause::Platform(PlatformReport::NotInvariant), Nanos::ZERO);
         }
-        if kind == PolicyKind::Targeted {
+        if kind.is_targeted() {
             world.measure();
         }
         // Both vCPUs' TSCs are set to 0 on CPU 0 at time 0, with the same offset.
@@ -150,7 +150,7 @@ impl<'a> World<'a> {
                 },
                 epoch: 0,
                 // Ours is told where the offset was set; those of 2010 did not ask.
-                left: (kind == PolicyKind::Targeted).then_some((0, origin, start)),
+                left: kind.is_targeted().then_some((0, origin, start)),
                 offset: offset_unscaled(origin, GuestTsc::new(0)),
                 policy,
                 program: Program::new(vcpu == 0),
@@ -201,7 +201,7 @@ impl<'a> World<'a> {
             match self.slots[slot] {
                 Event::Tick => self.tick(),
                 Event::Measure => {
-                    if self.kind == PolicyKind::Targeted {
+                    if self.kind.is_targeted() {
                         self.measure();
                     }
                     self.at(self.now + MEASURE_NS, Event::Measure);

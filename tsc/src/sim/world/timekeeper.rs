@@ -3,12 +3,12 @@
 
 use super::{EXCHANGES, World, cpu_id};
 use crate::policy::{
-    CatchUp, Decision, Fault, Line, Policy, Svm2010, Targeted, TargetedConfig, Unified2010,
+    CatchUp, Decision, Fault, Line, Policy, Slew, Svm2010, Targeted, TargetedConfig, Unified2010,
     UnifiedCatchup2010, Vmx2010,
 };
 use crate::rate::{TickRate, ticks_exact_floor};
 use crate::sim::host::Clocksource;
-use crate::sim::report::PolicyKind;
+use crate::sim::report::{PolicyKind, SLEW_BOUND};
 use crate::skew::{SkewBounds, SkewMatrix};
 use crate::stability::{Cause, Marked, PlatformReport};
 use crate::units::{GuestTsc, Khz, Nanos, Ppm, Ticks};
@@ -108,7 +108,7 @@ impl World<'_> {
                     // mark_tsc_unstable(): the kernel's clock leaves the TSC too.
                     self.clock.leave_tsc(self.now, tsc);
                 }
-                if self.kind == PolicyKind::Targeted {
+                if self.kind.is_targeted() {
                     self.measure();
                 }
             }
@@ -130,12 +130,17 @@ pub(super) fn policy(
         PolicyKind::UnifiedCatchup2010 => {
             Box::new(UnifiedCatchup2010::new(GuestTsc::new(0), start, khz))
         }
-        PolicyKind::Targeted => Box::new(Targeted::new(TargetedConfig {
-            line: Line::through(GuestTsc::new(0), start, TickRate::new(khz)),
-            catch_up: CatchUp::Step,
-            clock_error,
-            rate_tolerance: Ppm::new(500).unwrap_or(Ppm::KVM_TOLERANCE),
-            recheck: Nanos::new(50_000),
-        })),
+        PolicyKind::Targeted | PolicyKind::TargetedSlew => {
+            Box::new(Targeted::new(TargetedConfig {
+                line: Line::through(GuestTsc::new(0), start, TickRate::new(khz)),
+                catch_up: match (kind, Slew::new(SLEW_BOUND)) {
+                    (PolicyKind::TargetedSlew, Some(slew)) => CatchUp::Slew(slew),
+                    _ => CatchUp::Step,
+                },
+                clock_error,
+                rate_tolerance: Ppm::new(500).unwrap_or(Ppm::KVM_TOLERANCE),
+                recheck: Nanos::new(50_000),
+            }))
+        }
     }
 }
