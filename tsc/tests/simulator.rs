@@ -198,60 +198,78 @@ fn experiment_of_the_laboratory_leaps_and_then_stands_still() {
     assert_eq!(targeted.marks.len(), 3);
 }
 
-/// Over several seeds, since single coincidences are nobody's merit: in every scenario the targeted
-/// policy is at least as good as each other one, to within two readings of the clock, one for the
-/// line's anchor and one for the correction.
+/// How far a guest's clock was from true time at any reading, to either side. A clock that leads is
+/// wrong by as much as one that lags.
+fn largest_error(report: &Report) -> Nanos {
+    report.largest_lag.max(report.largest_lead)
+}
+
+/// What is claimed of the targeted policy, against each other one, in every scenario and for every
+/// seed by itself, with no policy left out:
+///
+/// 1. Its guest boots, and no vCPU reads less than it read before.
+/// 2. Its guest sees no more backwards steps, on one vCPU and from one to the other together, and none
+///    that is larger. Only in `rate-drop`, where the vCPUs of every policy differ for moments, how often
+///    they do is chance in one run, and the number is compared over all seeds together.
+/// 3. Its guest's clock is no further from true time at its worst reading ([`largest_error`]).
+/// 4. No more time is erased for good.
+/// 5. It lags no more; or the other one leads at some reading by a thousand times what ours lags. Such
+///    a clock does not keep time: ahead of the truth there is always less to lag.
+/// 6. It writes no more offsets; or the other one shows more backwards steps, or is further from true
+///    time. So it writes the fewest of all that keep time as well.
+///
+/// Times are compared to within two readings of the hosts' clock, one for the line's anchor and one
+/// for the correction; counts exactly.
 #[test]
 fn targeted_is_at_least_as_good_as_any_in_every_scenario() {
+    let slack = Nanos::new(2 * CLOCK_NS);
     for scenario in scenarios() {
-        let runs: Vec<_> = (0..12).map(|seed| run_all(&scenario, seed)).collect();
-        let total = |policy: PolicyKind, what: &dyn Fn(&Report) -> u64| {
-            runs.iter()
-                .map(|reports| what(of(reports, policy)))
-                .sum::<u64>()
-        };
-        let worst = |policy: PolicyKind, what: &dyn Fn(&Report) -> Nanos| {
-            runs.iter()
-                .map(|reports| what(of(reports, policy)))
-                .max()
-                .unwrap()
-        };
-        let ours = PolicyKind::Targeted;
-        for other in PolicyKind::ALL.into_iter().filter(|&other| other != ours) {
-            let who = format!("{} in {}", other.name(), scenario.name);
-            let steps = |policy| total(policy, &Report::backwards_steps);
-            assert!(
-                steps(ours) <= steps(other),
-                "{who}: {} > {}",
-                steps(ours),
-                steps(other)
-            );
-            let slack = Nanos::new(2 * CLOCK_NS);
-            for (name, what) in [
-                (
-                    "erased",
-                    &(|r: &Report| r.erased) as &dyn Fn(&Report) -> Nanos,
-                ),
-                ("lag", &|r: &Report| r.largest_lag),
-            ] {
-                let (us, them) = (worst(ours, what), worst(other, what));
-                // A guest that leads by as much or more does not count as lagging less.
-                let leads = worst(other, &|r| r.largest_lead).max(Nanos::ZERO);
+        let mut steps = [0; PolicyKind::ALL.len()];
+        for seed in 0..12 {
+            let reports = run_all(&scenario, seed);
+            let ours = of(&reports, PolicyKind::Targeted);
+            let place = format!("{} {seed}", scenario.name);
+            assert!(ours.booted() && ours.backwards.count == 0, "{place}");
+            for (other, steps) in reports.iter().zip(&mut steps) {
+                let who = format!("{} in {place}", other.policy.name());
+                let (us, them) = (ours.backwards_steps(), other.backwards_steps());
                 assert!(
-                    us <= them.saturating_add(slack) || leads > us,
-                    "{who}: {name} {us} > {them}"
+                    us <= them || scenario.name == "rate-drop",
+                    "{who}: {us} steps and {them}"
                 );
-            }
-            // Among those that keep time nobody writes fewer offsets.
-            let keeps = |policy| {
-                runs.iter()
-                    .all(|reports| of(reports, policy).keeps_time(slack))
-            };
-            if keeps(ours) && keeps(other) {
-                let writes = |policy| total(policy, &|r| r.offset_writes);
-                assert!(writes(ours) <= writes(other), "{who}: {}", writes(ours));
+                *steps += them;
+                let (us, them) = (ours.across.largest, other.across.largest);
+                assert!(us <= them, "{who}: back by {us} and {them}");
+                let (us, them) = (largest_error(ours), largest_error(other));
+                assert!(
+                    us <= them.saturating_add(slack),
+                    "{who}: wrong by {us} and {them}"
+                );
+                let (us, them) = (ours.erased, other.erased);
+                assert!(
+                    us <= them.saturating_add(slack),
+                    "{who}: erased {us} and {them}"
+                );
+                let (us, them) = (ours.largest_lag, other.largest_lag);
+                assert!(
+                    us <= them.saturating_add(slack)
+                        || other.largest_lead.get() >= us.get() * 1_000,
+                    "{who}: lags {us} and {them}, leads {}",
+                    other.largest_lead
+                );
+                let (us, them) = (ours.offset_writes, other.offset_writes);
+                let worse = other.backwards_steps() > ours.backwards_steps()
+                    || largest_error(other) > largest_error(ours).saturating_add(slack);
+                assert!(us <= them || worse, "{who}: {us} writes and {them}");
             }
         }
+        let ours = steps[steps.len() - 1];
+        assert_eq!(PolicyKind::ALL.last(), Some(&PolicyKind::Targeted));
+        assert!(
+            steps.iter().all(|&them| ours <= them),
+            "{}: {steps:?}",
+            scenario.name
+        );
     }
 }
 
