@@ -39,6 +39,8 @@ struct Restore {
     allow: (bool, bool, bool),
     register: u64,
     readings: Vec<u32>,
+    /// Whether the host was seen to push a guest that is faster than it.
+    catch_up: bool,
 }
 
 /// A guest, a host and a policy: a plan whose clocks are exact, or the refusal that fits.
@@ -75,6 +77,7 @@ enum Why {
     NoOffset,
     WithinTolerance,
     RateBelowHost,
+    RateAboveHost,
     WouldCatchUp,
     Ratio,
     ClockBehind,
@@ -87,6 +90,7 @@ fn why(refusal: &Refusal) -> Why {
         Refusal::NoOffset => Why::NoOffset,
         Refusal::WithinTolerance { .. } => Why::WithinTolerance,
         Refusal::RateBelowHost { .. } => Why::RateBelowHost,
+        Refusal::RateAboveHost { .. } => Why::RateAboveHost,
         Refusal::WouldCatchUp { .. } => Why::WouldCatchUp,
         Refusal::Ratio(_) => Why::Ratio,
         Refusal::ClockBehind { .. } => Why::ClockBehind,
@@ -129,6 +133,7 @@ fn rate(input: &Restore, guest: Khz, host: Khz, fraction: u32, limit: u128) -> R
     }
     match (guest < host, catch_up) {
         (true, _) => Err(Why::RateBelowHost),
+        (false, _) if !input.catch_up => Err(Why::RateAboveHost),
         (false, true) => Ok(Rate::CatchUp),
         (false, false) => Err(Why::WouldCatchUp),
     }
@@ -193,6 +198,7 @@ fn check_plan<F: RatioFormat>(input: &Restore, fraction: u32, limit: u128) {
         khz: host,
         offsets: input.offsets,
         scaling: input.scaling,
+        catch_up: input.catch_up,
         tolerance,
     };
     let policy = match input.advance {

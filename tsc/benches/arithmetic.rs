@@ -138,6 +138,7 @@ fn plans(c: &mut Criterion) {
         khz: khz(3_500_000),
         offsets: true,
         scaling: true,
+        catch_up: false,
         tolerance: Ppm::KVM_TOLERANCE,
     };
     let deadlines: Vec<_> = (0..32)

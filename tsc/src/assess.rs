@@ -74,7 +74,8 @@ pub struct HostFacts {
     pub offset: Effect,
     /// Whether a rate beyond the tolerance is scaled to.
     pub scaling: Effect,
-    /// Whether a guest faster than a host that cannot scale is pushed forward at its entries.
+    /// Whether a guest faster than a host that cannot scale is pushed forward at its entries: of
+    /// kernels that accept such a rate some do and some do not ([`HostTime::catch_up`]).
     pub catch_up: Effect,
     /// Within this KVM does not scale and says nothing (`tsc_tolerance_ppm`).
     pub tolerance: Ppm,
@@ -184,8 +185,9 @@ pub enum Obstacle {
     OffsetOverridden,
     /// Nobody saw a rate take effect.
     ScalingUnproven,
-    /// The host cannot scale, and the kernel accepts a rate above the host's without doing anything.
-    RateIgnored,
+    /// The host cannot scale, and nobody measured whether a guest faster than it is pushed forward:
+    /// kernels differ in that, and accept the rate either way.
+    CatchUpUnproven,
     /// The platform does not vouch for its TSC.
     Platform(PlatformReport),
     /// The CPUs' counters differ.
@@ -210,9 +212,9 @@ impl fmt::Display for Obstacle {
                 "the kernel moves TSC offsets by itself, so that what is written holds only roughly"
             ),
             Self::ScalingUnproven => write!(f, "no TSC rate was seen to take effect"),
-            Self::RateIgnored => write!(
+            Self::CatchUpUnproven => write!(
                 f,
-                "the host cannot scale, and the kernel accepts a rate above the host's in vain"
+                "the host cannot scale, and a guest faster than it was not seen to be pushed forward"
             ),
             Self::Platform(PlatformReport::NotInvariant) => write!(
                 f,
@@ -318,6 +320,7 @@ fn planned(
         khz,
         offsets: matches!(facts.offset, Effect::InForce | Effect::Overridden),
         scaling: facts.scaling == Effect::InForce,
+        catch_up: facts.catch_up == Effect::InForce,
         tolerance: facts.tolerance,
     };
     let saved = Saved {
@@ -344,16 +347,16 @@ fn planned(
             Verdict::Limited(Obstacle::OffsetOverridden)
         }
         (Ok(_), _) => Verdict::Kept,
-        (Err(Refusal::RateBelowHost { .. } | Refusal::WouldCatchUp { .. }), _)
-            if facts.scaling == Effect::Unknown =>
-        {
-            Verdict::Refused(Obstacle::ScalingUnproven)
-        }
-        (Err(Refusal::WouldCatchUp { .. }), _) if facts.catch_up == Effect::NoEffect => {
-            Verdict::Refused(Obstacle::RateIgnored)
-        }
-        (Err(Refusal::WouldCatchUp { .. }), _) if facts.catch_up == Effect::Unknown => {
-            Verdict::Refused(Obstacle::ScalingUnproven)
+        (
+            Err(
+                Refusal::RateBelowHost { .. }
+                | Refusal::RateAboveHost { .. }
+                | Refusal::WouldCatchUp { .. },
+            ),
+            _,
+        ) if facts.scaling == Effect::Unknown => Verdict::Refused(Obstacle::ScalingUnproven),
+        (Err(Refusal::RateAboveHost { .. }), _) if facts.catch_up == Effect::Unknown => {
+            Verdict::Refused(Obstacle::CatchUpUnproven)
         }
         (Err(refusal), Ok(_)) => Verdict::Limited(Obstacle::Plan(refusal)),
         (Err(refusal), Err(_)) => Verdict::Refused(Obstacle::Plan(refusal)),
@@ -574,6 +577,32 @@ mod tests {
                 Verdict::Refused(Obstacle::ScalingUnproven)
             );
         }
+    }
+
+    #[test]
+    fn catch_up_is_what_was_measured_and_else_refused_with_the_reason() {
+        let refusal = |catch_up| {
+            let facts = HostFacts {
+                scaling: Effect::NoEffect,
+                catch_up,
+                ..facts()
+            };
+            verdict(&facts, Policy::RestoreFaster)
+        };
+        let khz = |khz| Khz::new(khz).unwrap();
+        let (guest, host) = (khz(4_000_000), khz(2_000_000));
+        assert_eq!(
+            refusal(Effect::NoEffect),
+            Verdict::Refused(Obstacle::Plan(Refusal::RateAboveHost { guest, host }))
+        );
+        assert_eq!(
+            refusal(Effect::Unknown),
+            Verdict::Refused(Obstacle::CatchUpUnproven)
+        );
+        assert_eq!(
+            refusal(Effect::InForce),
+            Verdict::Limited(Obstacle::Plan(Refusal::WouldCatchUp { guest, host }))
+        );
     }
 
     #[test]

@@ -90,6 +90,7 @@ mod tests {
             khz: rate,
             offsets: true,
             scaling: false,
+            catch_up: false,
             tolerance: Ppm::KVM_TOLERANCE,
         };
         let advance = TimePolicy::Advance { cap: None };

@@ -64,8 +64,16 @@ pub struct HostTime {
     pub khz: Khz,
     /// Whether an offset takes effect.
     pub offsets: bool,
-    /// Whether it scales in hardware (`KVM_CAP_TSC_CONTROL`).
+    /// Whether a rate beyond the tolerance is scaled to in hardware. `KVM_CAP_TSC_CONTROL` claims
+    /// so; it counts when it was seen.
     pub scaling: bool,
+    /// Whether a guest faster than a host that cannot scale was *seen* to be pushed forward at its
+    /// entries. No vendor, no capability and no return code says so: Linux accepts the rate on every
+    /// host that cannot scale and reads it back (`set_tsc_khz` in arch/x86/kvm/x86.c sets
+    /// `tsc_always_catchup`), but under the master clock it then compares with a time that stands still
+    /// between two updates of that clock, and pushes nobody (`kvm_guest_time_update`; seen with Linux
+    /// 6.1 on AMD without a TSC ratio MSR, at 1.7 times the host's rate).
+    pub catch_up: bool,
     /// Within this KVM does not scale and says nothing (`tsc_tolerance_ppm`).
     pub tolerance: Ppm,
 }
@@ -87,7 +95,8 @@ pub enum TimePolicy {
 pub struct Allow {
     /// The guest's TSC at the host's rate instead of its own, within KVM's tolerance.
     pub unscaled: bool,
-    /// KVM's catch-up: in steps, at VM entry.
+    /// KVM's catch-up: in steps, at VM entry. Only where it was seen to happen
+    /// ([`HostTime::catch_up`]).
     pub catch_up: bool,
     /// Real time before that of the snapshot: as if none had passed.
     pub clock_behind: bool,
@@ -146,7 +155,8 @@ pub struct Plan<F: RatioFormat> {
 ///     real: Nanos::new(1_500),
 ///     pairing_error: Nanos::ZERO,
 /// };
-/// let host = HostTime { khz: host, offsets: true, scaling: true, tolerance: Ppm::KVM_TOLERANCE };
+/// let tolerance = Ppm::KVM_TOLERANCE;
+/// let host = HostTime { khz: host, offsets: true, scaling: true, catch_up: false, tolerance };
 /// let advance = TimePolicy::Advance { cap: None };
 /// let plan = plan::<Vmx>(saved, present, host, advance, Allow::default())?;
 /// // 500 ns at 2 GHz are 1000 ticks.
@@ -247,6 +257,14 @@ pub enum Refusal {
         /// The host's.
         host: Khz,
     },
+    /// The guest's rate is above the host's, the host cannot scale, and nobody saw KVM catch up: it
+    /// would accept the rate, read it back, and do nothing. No permission helps.
+    RateAboveHost {
+        /// The guest's rate.
+        guest: Khz,
+        /// The host's.
+        host: Khz,
+    },
     /// The guest's rate is above the host's, the host cannot scale, and KVM would catch up in steps
     /// ([`Allow::catch_up`]).
     WouldCatchUp {
@@ -297,6 +315,11 @@ impl fmt::Display for Refusal {
                 f,
                 "the guest's TSC rate of {guest} is below the host's {host}, and the host cannot \
                  scale"
+            ),
+            Self::RateAboveHost { guest, host } => write!(
+                f,
+                "the guest's TSC rate of {guest} is above the host's {host}, the host cannot scale, \
+                 and KVM was not seen to make up for it: it accepts such a rate without an effect"
             ),
             Self::WouldCatchUp { guest, host } => write!(
                 f,
@@ -368,6 +391,7 @@ mod tests {
             khz: khz(rate),
             offsets: true,
             scaling,
+            catch_up: false,
             tolerance: Ppm::KVM_TOLERANCE,
         }
     }

@@ -19,7 +19,7 @@ pub enum RateOutcome {
         /// What the guest's clock is wrong by.
         error: Ppb,
     },
-    /// At the host's rate, and pushed forward by KVM at its entries: degraded.
+    /// At the host's rate, and pushed forward by KVM at its entries, where it was seen to: degraded.
     CatchUp {
         /// What it is wrong by between two pushes.
         error: Ppb,
@@ -85,9 +85,11 @@ pub(super) fn choose<F: RatioFormat>(
             },
         ));
     }
-    let host = host.khz;
+    let (pushed, host) = (host.catch_up, host.khz);
     if guest < host {
         Err(Refusal::RateBelowHost { guest, host })
+    } else if !pushed {
+        Err(Refusal::RateAboveHost { guest, host })
     } else if allow.catch_up {
         Ok((TscRatio::ONE, RateOutcome::CatchUp { error: unscaled }))
     } else {
@@ -114,6 +116,7 @@ mod tests {
             khz: khz(2_000_000),
             offsets: true,
             scaling,
+            catch_up: true,
             tolerance,
         };
         choose(khz(guest), host, allow)
@@ -188,6 +191,19 @@ mod tests {
                 error: Ppb::new(-500_000_000)
             }
         );
+        // The same host, on which nobody saw a guest pushed: permission does not make it so.
+        let host = HostTime {
+            khz: khz(2_000_000),
+            offsets: true,
+            scaling: false,
+            catch_up: false,
+            tolerance: Ppm::KVM_TOLERANCE,
+        };
+        for allow in [Allow::default(), allowed] {
+            let refused = choose::<Svm>(khz(3_400_000), host, allow);
+            let (guest, host) = (khz(3_400_000), khz(2_000_000));
+            assert_eq!(refused, Err(Refusal::RateAboveHost { guest, host }));
+        }
         // 8.32 ends below 256.
         assert!(matches!(
             choice(600_000_000, true, Allow::default()),
