@@ -46,7 +46,7 @@ pub(super) fn all() -> Vec<Scenario> {
             guarded(&row.command),
         )
         .files(bad_files)
-        .check(move |outcome| check(outcome, row.culprits))
+        .check(move |outcome| check(outcome, row.parts))
         .needs(row.needs)
     }));
     scenarios
@@ -57,20 +57,21 @@ struct Row {
     name: &'static str,
     /// The shell's command; `L` stands for the launcher.
     command: String,
-    /// What the message must hold.
-    culprits: &'static [&'static str],
+    /// What the message must hold: the culprit's name, and a word of the cure or of the reason that no
+    /// other message about this culprit has.
+    parts: &'static [&'static str],
     needs: Needs,
 }
 
 fn rows() -> Vec<Row> {
-    let row = |name, command: &str, culprits| Row {
+    let row = |name, command: &str, parts| Row {
         name,
         command: command.to_owned(),
-        culprits,
+        parts,
         needs: Needs::Kvm,
     };
     let long = |letters: usize| format!("L run --kernel KERNEL --cmdline {}", "x".repeat(letters));
-    let in_namespace = |name, prepare: &str, culprits| Row {
+    let in_namespace = |name, prepare: &str, parts| Row {
         name,
         // As root of a namespace of its own, which may mount; without capabilities, so that the
         // permissions of files hold for root too.
@@ -78,66 +79,99 @@ fn rows() -> Vec<Row> {
             "unshare --map-root-user --mount sh -ec '{prepare}; \
              exec setpriv --bounding-set=-all --inh-caps=-all ./{LAUNCHER} run --kernel guest'"
         ),
-        culprits,
+        parts,
         needs: Needs::MountNamespace,
     };
     vec![
-        row("kernel-missing", "L run --kernel missing", &["missing"]),
-        row("kernel-folder", "L run --kernel /proc", &["/proc"]),
-        row("kernel-empty", "L run --kernel empty", &["empty"]),
-        row("kernel-text", "L run --kernel text", &["text"]),
-        row("kernel-aarch64", "L run --kernel aarch64", &["aarch64"]),
+        row(
+            "kernel-missing",
+            "L run --kernel missing",
+            &["kernel", "missing", "check its path"],
+        ),
+        row(
+            "kernel-folder",
+            "L run --kernel /proc",
+            &["/proc", "plain file"],
+        ),
+        row(
+            "kernel-empty",
+            "L run --kernel empty",
+            &["empty", "one with content"],
+        ),
+        row(
+            "kernel-text",
+            "L run --kernel text",
+            &["text", "known format"],
+        ),
+        row(
+            "kernel-aarch64",
+            "L run --kernel aarch64",
+            &["aarch64", "built for x86"],
+        ),
         row(
             "kernel-elf-too-large",
             "L run --kernel huge --memory 128",
-            &["huge", "1025 MiB"],
+            &["huge", "at least 1025 MiB"],
         ),
         row(
             "kernel-bzimage-too-large",
             "L run --kernel bzimage --memory 16",
-            &["bzimage"],
+            &["bzimage", "at least"],
         ),
         row(
             "initrd-missing",
             "L run --kernel guest --initrd missing",
-            &["missing"],
+            &["initrd", "missing", "check its path"],
         ),
+        // It fits into the memory, but not beside the kernel.
         row(
             "initrd-too-large",
-            "truncate -s 200M large; L run --kernel bzimage --initrd large --memory 128",
-            &["large"],
+            "truncate -s 100M large; L run --kernel bzimage --initrd large --memory 128",
+            &["large", "more memory"],
         ),
         row(
             "cmdline-too-long",
             &long(3000).replace("KERNEL", "bzimage"),
-            &["command line", "2047"],
+            &["command line", "2047", "shorten"],
         ),
+        // More than any kernel takes: than the room between the boot tables.
         row(
             "cmdline-beyond-room",
             &long(70_000).replace("KERNEL", "guest"),
-            &["command line"],
+            &["command line", "65535", "shorten"],
         ),
         row(
             "cpus-0",
             "L run --kernel guest --cpus 0",
-            &["0 vCPUs", "32"],
+            &["--cpus", "0 vCPUs", "1 to 32"],
         ),
         row(
             "cpus-1000",
             "L run --kernel guest --cpus 1000",
-            &["1000", "32"],
+            &["--cpus", "1000 vCPUs", "1 to 32"],
         ),
-        row("memory-0", "L run --kernel guest --memory 0", &["0 MiB"]),
+        row(
+            "memory-0",
+            "L run --kernel guest --memory 0",
+            &["--memory", " 0 MiB", "between 1 and"],
+        ),
+        row(
+            "memory-beyond-address-space",
+            "L run --kernel guest --memory 100000000",
+            &["--memory", "100000000 MiB", "between 1 and"],
+        ),
+        // The least that is more than the host has.
         row(
             "memory-beyond-host",
-            "L run --kernel guest --memory 100000000",
-            &["100000000"],
+            "L run --kernel guest \
+             --memory $(awk '/^MemTotal:/ { print int($2 / 1024) + 1 }' /proc/meminfo)",
+            &["MiB of guest memory", "this host has", "ask for less"],
         ),
-        row("kernel-option-missing", "L run", &["--kernel"]),
+        row("kernel-option-missing", "L run", &["--kernel", "--help"]),
         row(
             "config-missing",
             "L --no-api --config-file missing",
-            &["missing"],
+            &["configuration file", "missing", "check its path"],
         ),
         row(
             "config-malformed",
@@ -147,13 +181,18 @@ fn rows() -> Vec<Row> {
         row(
             "config-unknown-key",
             "L --no-api --config-file unknown.json",
-            &["unknown.json", "boots"],
+            &["unknown.json", "boots", "line 1", "column"],
         ),
-        in_namespace("kvm-missing", "mount -t tmpfs none /dev", &["/dev/kvm"]),
+        // These hide /dev alone: the working folder and the launcher may lie anywhere else.
+        in_namespace(
+            "kvm-missing",
+            "mount -t tmpfs none /dev",
+            &["/dev/kvm", "kvm_intel or kvm_amd"],
+        ),
         in_namespace(
             "kvm-forbidden",
-            "mount -t tmpfs none /tmp; touch /tmp/kvm; chmod 0 /tmp/kvm; mount --bind /tmp/kvm /dev/kvm",
-            &["/dev/kvm", "permission"],
+            "mount -t tmpfs none /dev; touch /dev/kvm; chmod 0 /dev/kvm",
+            &["/dev/kvm", "permission", "group"],
         ),
     ]
 }
@@ -199,23 +238,23 @@ fn bad_files(workshop: &crate::workshop::Workshop) -> Result<Files> {
     Ok(files.map(|(name, source)| (name.to_owned(), source)).into())
 }
 
-fn check(outcome: &Outcome, culprits: &[&str]) -> Result<()> {
+fn check(outcome: &Outcome, parts: &[&str]) -> Result<()> {
     outcome.expect_status(1)?;
     let printed = outcome.stdout_text();
     ensure!(
         printed.is_empty(),
         "printed, or left behind in its folder: {printed:?}"
     );
-    check_message(&outcome.stderr_text(), culprits)
+    check_message(&outcome.stderr_text(), parts)
 }
 
-fn check_message(message: &str, culprits: &[&str]) -> Result<()> {
+fn check_message(message: &str, parts: &[&str]) -> Result<()> {
     ensure!(message.lines().count() == 1, "not one line: {message:?}");
     let lower = message.to_lowercase();
-    for culprit in culprits {
+    for part in parts {
         ensure!(
-            lower.contains(&culprit.to_lowercase()),
-            "{message:?} does not name {culprit:?}"
+            lower.contains(&part.to_lowercase()),
+            "{message:?} does not say {part:?}"
         );
     }
     Ok(())
@@ -229,12 +268,16 @@ enum Victim {
     Elf32,
 }
 
+/// What the messages about the pieces of a kernel say: the file's name, and what is wrong with it.
+const PIECE: &str = "stump";
+const CUT_SHORT: &str = "cut short";
+
 /// Cuts a kernel at each of `sizes` and tries to boot each piece.
 fn truncated(name: &str, sizes: &'static [u32], victim: Victim) -> Scenario {
     let list: Vec<String> = sizes.iter().map(u32::to_string).collect();
     let script = format!(
-        "for size in {}; do\n  head -c $size whole >cut\n  \
-         ./{LAUNCHER} run --kernel cut >out 2>err\n  \
+        "for size in {}; do\n  head -c $size whole >{PIECE}\n  \
+         ./{LAUNCHER} run --kernel {PIECE} >out 2>err\n  \
          echo \"$size $? $(wc -l <err) $(wc -c <out) $(cat err)\"\ndone\n",
         list.join(" ")
     );
@@ -260,8 +303,11 @@ fn check_truncated(outcome: &Outcome, sizes: &[u32]) -> Result<()> {
         let line = lines.next().unwrap_or_default();
         let message = line.strip_prefix(&wanted);
         ensure!(
-            message.is_some_and(|message| message.contains("cut")),
-            "{size} bytes: {line:?} is not {wanted:?} (size, status, lines, output) and a message"
+            message.is_some_and(|message| [PIECE, CUT_SHORT]
+                .iter()
+                .all(|part| message.contains(part))),
+            "{size} bytes: {line:?} is not {wanted:?} (size, status, lines, output) and a message with \
+             {PIECE:?} and {CUT_SHORT:?}"
         );
     }
     ensure!(lines.next().is_none(), "more output than sizes");
@@ -297,11 +343,13 @@ mod tests {
                 &[7],
             )
         };
-        judged("7 1 1 0 cut is too short\n").unwrap();
+        judged("7 1 1 0 stump is cut short\n").unwrap();
         for text in [
-            "7 2 1 0 cut\n",
-            "7 1 2 0 cut\n",
-            "7 1 1 3 cut\n",
+            "7 2 1 0 stump is cut short\n",
+            "7 1 2 0 stump is cut short\n",
+            "7 1 1 3 stump is cut short\n",
+            "7 1 1 0 the kernel is cut short\n",
+            "7 1 1 0 cannot read stump\n",
             "7 1 1 0 \n",
             "",
         ] {
