@@ -91,7 +91,8 @@ fn small(
         })
 }
 
-/// The demo's own verdict is its status; a demo that measured nothing must not pass.
+/// The demo's own verdict is its status; a demo that measured nothing must not pass. Without TSC scaling a
+/// guest's TSC runs as its host's does, so the proven bounds of their ratio must hold 1 : 1.
 fn check_demo(outcome: &Outcome) -> Result<()> {
     let text = outcome.stdout_text();
     let number = |label: &str| {
@@ -109,7 +110,24 @@ fn check_demo(outcome: &Outcome) -> Result<()> {
     let steps = number("backwards steps ")?;
     ensure!(steps == 0, "{steps} backwards steps");
     ensure!(number("smallest step ")? > 0, "the clock stood still");
+    let (at_least, at_most) = deviation(&text).context("no bounds of \"guest : host TSC\"")?;
+    ensure!(
+        at_least <= 0 && at_most >= 0,
+        "the guest's TSC runs {at_least} to {at_most} ppb off the host's"
+    );
     outcome.expect_status(0)
+}
+
+/// The bounds in the demo's line "guest : host TSC  A to B ppb from 1 : 1".
+fn deviation(text: &str) -> Option<(i64, i64)> {
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("guest : host TSC "))?;
+    let (at_least, at_most) = line
+        .trim()
+        .strip_suffix(" ppb from 1 : 1")?
+        .split_once(" to ")?;
+    Some((at_least.parse().ok()?, at_most.parse().ok()?))
 }
 
 fn multiboot(place: Place, name: &str, option: &str, status: u8) -> Scenario {
@@ -214,7 +232,8 @@ mod tests {
 
     #[test]
     fn check_demo_each_fault_fails() {
-        let text = "Demo\n  readings          5000\n  backwards steps   0\n  smallest step     5265 ticks\n";
+        let text = "Demo\n  readings          5000\n  backwards steps   0\n  smallest step     5265 ticks\n\
+                    \x20 guest : host TSC  -43 to 42 ppb from 1 : 1\n";
         let judged = |text: &str, status| {
             check_demo(&Outcome {
                 status,
@@ -229,6 +248,9 @@ mod tests {
             ("steps   0", "steps   1"),
             ("5265", "0"),
             ("backwards", "sideways"),
+            ("-43 to 42", "1 to 42"),
+            ("-43 to 42", "-43 to -1"),
+            ("guest : host", "guest"),
         ] {
             assert!(judged(&text.replace(good, bad), Some(0)).is_err(), "{bad}");
         }
