@@ -2,7 +2,7 @@
 //! entry, the 32-bit kernels through the 32-bit boot protocol. On a host whose TSC is unstable they are
 //! the guests that 2.6.37 could not boot.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::guest::linux::{COMMAND_LINE, MEMORY_MIB, Report};
 use crate::host::image::{Files, Source};
@@ -89,8 +89,20 @@ fn clocksource(host: Host) -> &'static str {
     }
 }
 
+/// How far a guest came that did not report. Without a line it hardly got beyond its entry; status 0 is that
+/// of a triple fault, and of the reset when its kernel panicked.
+fn how_far(outcome: &Outcome) -> String {
+    let lines = outcome.stdout_text().lines().count();
+    match outcome.status {
+        Some(status) => {
+            format!("the launcher ended with status {status} after {lines} lines of its guest")
+        }
+        None => format!("the launcher did not end in time, after {lines} lines of its guest"),
+    }
+}
+
 fn check(host: Host, kernel: Kernel, outcome: &Outcome) -> Result<()> {
-    let report = Report::parse(&outcome.stdout)?;
+    let report = Report::parse(&outcome.stdout).with_context(|| how_far(outcome))?;
     let expect = |key: &str, wanted: &str| {
         let found = report.value(key).map(str::to_owned)?;
         ensure!(found == wanted, "the guest's {key}: {found}, not {wanted}");
@@ -161,12 +173,15 @@ mod tests {
             ("--- user space ---", "", "user space"),
         ];
         for (good, bad, word) in rows {
-            let error = judged(&GOOD.replace(good, bad), Some(0))
-                .unwrap_err()
-                .to_string();
+            let error = judged(&GOOD.replace(good, bad), Some(0)).unwrap_err();
+            let error = format!("{error:#}");
             assert!(error.contains(word), "{bad}: {error}");
         }
         assert!(judged(GOOD, Some(2)).is_err());
         assert!(judged(GOOD, None).is_err());
+        let error = judged("", Some(0)).unwrap_err().to_string();
+        assert!(error.contains("status 0 after 0 lines"), "{error}");
+        let error = judged("one\r\ntwo\r\n", None).unwrap_err().to_string();
+        assert!(error.contains("after 2 lines"), "{error}");
     }
 }
