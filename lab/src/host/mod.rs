@@ -110,10 +110,10 @@ impl Host {
         let own = match self {
             Self::Svm {
                 tsc: Tsc::Unstable, ..
-            } => "",
+            } => svm::OPTIONS,
             Self::Svm {
                 tsc: Tsc::Stable, ..
-            } => "tsc=reliable",
+            } => svm::OPTIONS_STABLE,
             Self::Vmx => vmx::OPTIONS,
         };
         // Without a rate the kernel sets the port to 9600 baud, which Bochs takes seriously.

@@ -15,6 +15,13 @@ pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "seabios"];
 /// learn of a guest's XCR0, and every guest would warn that the sizes in CPUID leaf 0xd are wrong.
 const CPU: &str = "EPYC-Milan,+svm,+npt,-xsave";
 
+/// The kernel's options. Without this one it looks whether the interval timer interrupts often enough within
+/// ten ticks (arch/x86/kernel/apic/io_apic.c, `check_timer`), and panics when a busy machine kept the
+/// emulator from it.
+pub(crate) const OPTIONS: &str = "no_timer_check";
+/// The same with a TSC that the kernel trusts.
+pub(crate) const OPTIONS_STABLE: &str = "no_timer_check tsc=reliable";
+
 /// What KVM shall use for a guest's physical memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Paging {
