@@ -9,6 +9,10 @@ clock=/sys/devices/system/clocksource/clocksource0
 echo "--- user space ---"
 echo "kernel: $(/bin/busybox uname -r) $(/bin/busybox uname -m)"
 echo "processors online: $(/bin/busybox grep -c ^processor /proc/cpuinfo)"
+# 32-bit kernels differ in it, and one that is entered behind its setup code does not insist on it.
+case "$(/bin/busybox uname -m)" in
+i686) echo "pae: $(/bin/busybox grep -qw pae /proc/cpuinfo && echo yes || echo no)" ;;
+esac
 echo "memory: $(/bin/busybox sed -n 's/^MemTotal: *//p' /proc/meminfo)"
 echo "clocksource: $(/bin/busybox cat $clock/current_clocksource)"
 echo "clocksources available: $(/bin/busybox cat $clock/available_clocksource)"

@@ -120,6 +120,9 @@ fn check(host: Host, kernel: Kernel, outcome: &Outcome) -> Result<()> {
         machine.ends_with(architecture),
         "the guest is {machine}, not{architecture}"
     );
+    if kernel == Kernel::I386Pae {
+        expect("pae", "yes")?;
+    }
     let troubles: Vec<&str> = report.all("trouble").collect();
     ensure!(
         troubles.is_empty(),
@@ -137,6 +140,10 @@ mod tests {
                         processors online: 2\r\nclocksource: kvm-clock\r\n--- power off ---\r\n";
 
     fn judged(serial: &str, status: Option<u8>) -> Result<()> {
+        judged_as(Kernel::Amd64, serial, status)
+    }
+
+    fn judged_as(kernel: Kernel, serial: &str, status: Option<u8>) -> Result<()> {
         let host = Host::Svm {
             tsc: Tsc::Unstable,
             paging: Paging::Nested,
@@ -144,7 +151,7 @@ mod tests {
         let stdout = serial.as_bytes().to_vec();
         check(
             host,
-            Kernel::Amd64,
+            kernel,
             &Outcome {
                 status,
                 stdout,
@@ -156,6 +163,18 @@ mod tests {
     #[test]
     fn check_good_guest_passes() {
         judged(GOOD, Some(0)).unwrap();
+    }
+
+    #[test]
+    fn check_pae_guest_without_pae_fails() {
+        let good = GOOD
+            .replace("x86_64", "i686")
+            .replace("clocksource:", "pae: yes\r\nclocksource:");
+        judged_as(Kernel::I386Pae, &good, Some(0)).unwrap();
+        for text in [good.replace("yes", "no"), good.replace("pae", "")] {
+            assert!(judged_as(Kernel::I386Pae, &text, Some(0)).is_err());
+            judged_as(Kernel::I386, &text, Some(0)).unwrap();
+        }
     }
 
     #[test]
