@@ -125,7 +125,7 @@ impl Server {
     }
 
     /// Serves clients until `stop` is readable: calls `handler` for each request, one at a time.
-    /// Then closes every connection and removes the socket.
+    /// Then removes the socket and closes every connection.
     ///
     /// # Errors
     /// When the kernel does not let it wait for events.
@@ -134,16 +134,25 @@ impl Server {
         mut handler: impl FnMut(Request) -> Response,
         stop: &EventFd,
     ) -> Result<(), ServeError> {
-        Ok(Loop::new(&self, stop)?.run(&mut handler)?)
+        let mut clients = Loop::new(&self, stop)?;
+        let ended = clients.run(&mut handler);
+        // Before its connections are closed: a client that sees its own end may use the path again.
+        self.remove();
+        Ok(ended?)
+    }
+
+    fn remove(&self) {
+        // As long as our socket is open, no other file has its inode.
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            // A socket that stays is told of at the next start.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            // A socket that stays is told of at the next start.
-            let _ = std::fs::remove_file(&self.path);
-        }
+        self.remove();
     }
 }
 
@@ -196,7 +205,7 @@ impl<'a> Loop<'a> {
         })
     }
 
-    fn run(mut self, handler: &mut dyn FnMut(Request) -> Response) -> io::Result<()> {
+    fn run(&mut self, handler: &mut dyn FnMut(Request) -> Response) -> io::Result<()> {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             let timeout = self.timeout(Instant::now());
