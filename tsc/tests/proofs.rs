@@ -106,7 +106,7 @@ fn every_theorem_is_proven() {
     }
 }
 
-/// One false theorem for each true one: the last answer must become "sat".
+/// A false theorem for each true one, and for each lemma: an "unsat" must become "sat".
 #[test]
 fn every_broken_theorem_is_refuted() {
     let broken = [
@@ -128,6 +128,8 @@ fn every_broken_theorem_is_refuted() {
             "(bvule (bvshl q48 (_ bv48 128)) product)",
             "(= (bvshl q48 (_ bv48 128)) product)",
         ),
+        // The lemma, with another factor.
+        ("compose_error", "(* h d3)", "(* r2 d3)"),
         // Without the second step's own rounding.
         (
             "compose_error",
@@ -163,11 +165,15 @@ fn every_broken_theorem_is_refuted() {
         ("skew_middle_possible", "(<= ura (+ urb uba))", "true"),
     ];
     let proofs = proofs();
-    assert_eq!(
-        broken.len(),
-        proofs.len(),
-        "a broken theorem for each proof"
-    );
+    for proof in &proofs {
+        assert!(
+            broken
+                .iter()
+                .any(|(name, ..)| proof.file_stem() == Some(name.as_ref())),
+            "{}: no broken theorem",
+            proof.display()
+        );
+    }
     if !z3_is_installed(proofs.len()) {
         return;
     }
@@ -176,9 +182,9 @@ fn every_broken_theorem_is_refuted() {
         let script = std::fs::read_to_string(file).expect("a readable proof");
         assert_eq!(script.matches(from).count(), 1, "{name}: {from}");
         let answers = answers(&script.replace(from, to));
-        assert_eq!(
-            answers.last().map(String::as_str),
-            Some("sat"),
+        let mut pairs = answers.iter().zip(expected(&script));
+        assert!(
+            pairs.any(|(got, expected)| got == "sat" && expected == "unsat"),
             "{name}: {answers:?}"
         );
     }
