@@ -5,6 +5,19 @@
 //!   product right 48 bits and loads EAX/EDX with the sum of that shifted value and the TSC offset".
 //! - APM vol. 2, 15.30.5: the ratio is 8.32 fixed point; the guest's TSC is P0 TSC x ratio + offset.
 //! - Nested: the fields of L0 are what L1's processor would have computed, multiplied out.
+//!
+//! # Errors that the oracles were seen to notice
+//!
+//! Each was put into the code once, by itself; these are the tests of `tests/` that failed:
+//!
+//! | error | put into | `scaling_oracle` | `plan_oracle` | `exhaustive` | `pages_oracle` |
+//! | --- | --- | --- | --- | --- | --- |
+//! | a shift by N - 1 instead of N | `scale_floor` | scale (both vendors) | plan (both) | scaling | |
+//! | floor for nearest | `from_rates_nearest`, `inverse_nearest` | ratio, inverse (both) | | rates, scaling | |
+//! | signed for unsigned | `wide::mul` | scale, nested (both) | plan (both), conversions | | pvclock, vmclock |
+//! | a product wrapped at 64 bits | `wide::mul` | scale, nested (both), quantisation, composition | plan (both), conversions, catch-up | | pvclock, vmclock |
+//!
+//! The exhaustive runs cannot notice the last two: their products fit in 16 bits.
 
 #![allow(
     clippy::cast_possible_truncation,
