@@ -76,7 +76,8 @@
 //!   rounding is in a name, every error bound in a doc comment.
 //! - **Offsets** are exact: a plan's guest reads the planned value at the planned host reading.
 //! - **[`policy::Targeted`]**: on a vCPU the clock never goes backwards as long as no counter does by
-//!   itself while the vCPU runs on it. Catching up never takes it past its line. Offsets of vCPUs on CPUs
+//!   itself while the vCPU runs on it. A host that keeps time, to within the clock's error and the rate's
+//!   tolerance as stated and what readings are rounded by, is never accused. Catching up never takes it past its line. Offsets of vCPUs on CPUs
 //!   that nothing is held against are not touched, unless a slew still owes them time. A lag lasts no longer than until the next
 //!   look ([`policy::TargetedConfig::recheck`]), with a slew until its bound has let it pass.
 //! - **In every scenario** of the simulator and for each of many seeds, [`policy::Targeted`] compares with
@@ -88,7 +89,10 @@
 //!   true time. Times are compared to within two readings of the host's clock (`tests/simulator.rs`).
 //! - **Skew bounds** hold whatever the messages' delays were. Domains are proven pair by pair.
 //! - Nothing panics on any input; hostile bytes of clock pages are errors.
-//! - No path that runs at each exit divides: [`TickRate`] carries its factors.
+//! - No path that runs at each exit divides: loads and entries of every policy, scaling, offsets and
+//!   [`TickRate`]'s conversions multiply by factors that were divided out when the rate or the policy was
+//!   made (`tests/no_division.rs` reads the assembly). Ratios from rates, plans, verdicts, measurements
+//!   and new clock pages divide.
 //!
 //! They are held by oracles of big integers that know the manuals and not this code, by exhaustive runs
 //! at widths where every input can be tried (the arithmetic is generic over them: [`RatioFormat`]), by
