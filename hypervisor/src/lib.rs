@@ -195,13 +195,20 @@ pub trait Vcpu: Debug + Send {
     /// [`Kick::request_exit`] is not an error but [`Exit::Interrupted`].
     fn run(&mut self) -> Result<Exit<'_>, IoctlError>;
 
+    /// Withdraws the requests of [`Kick::request_exit`] made so far, so that [`Vcpu::run`] enters the
+    /// guest again. Whoever calls it looks only afterwards at what it was asked for: a request that
+    /// falls between the two is then seen there, and one made later makes `run` return again. None is
+    /// lost.
+    fn acknowledge_exit_request(&mut self);
+
     /// After a failed exit: what the kernel left in the run page about it.
     fn failure_details(&self) -> FailureDetails;
 }
 
 /// Makes one vCPU's [`Vcpu::run`] return, from another thread.
 pub trait Kick: Debug + Send + Sync {
-    /// From now on `run` returns at once with [`Exit::Interrupted`]. A vCPU that is inside the guest
+    /// From now on, until [`Vcpu::acknowledge_exit_request`], `run` returns at once with
+    /// [`Exit::Interrupted`], having finished the access that it returned for last. A vCPU that is inside the guest
     /// at the moment notices at its next exit; send its thread a signal to bring that about.
     fn request_exit(&self);
 }

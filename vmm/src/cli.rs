@@ -1,31 +1,37 @@
 //! The command line.
 
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
+mod ctl;
+mod flags;
+mod serve;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use arch::memory::MemorySize;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use hypervisor::kvm::Kvm;
 use hypervisor::{Hypervisor, InterruptControllers, OpenError};
-use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{
-    self, BootConfig, ConfigFileError, DEFAULT_CMDLINE, MachineConfig, Module, VcpuCount, VmConfig,
-};
+use crate::api::COMPATIBLE_VERSION;
+use crate::config::{BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, VcpuCount, VmConfig};
 use crate::demo::{self, DemoError};
 use crate::doctor::{Doctor, DoctorError};
 use crate::error::one_line;
-use crate::machine::{Console, Machine, MachineError, Payload};
+use crate::logging::{self, Change, Level, log};
+use crate::machine::{Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
 use crate::simulate::{Simulate, SimulateError};
 
-/// The largest configuration file that is read. A full one is a few kilobytes.
-const MAX_CONFIG_FILE: u64 = 1 << 20;
+use ctl::{Ctl, CtlError};
+use flags::Flags;
+use serve::ServeError;
+
+/// The name under which clients look for the program that they know.
+const COMPATIBLE_NAME: &str = "firecracker";
 
 const AFTER_HELP: &str = "\
 Exit status:
@@ -39,8 +45,13 @@ Examples:
   keeptime demo
   keeptime run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --cpus 2 --memory 512
   keeptime --no-api --config-file vm.json
+  keeptime --api-sock vm.socket --id vm-1
+  keeptime ctl --api-sock vm.socket status
   keeptime doctor --require offset,single-domain
   keeptime simulate seed --plot seed.svg
+
+Without a command, and with flags of the API (or under the name firecracker), the program serves
+Firecracker's API on a Unix socket: see docs/compatibility.md.
 
 The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x ends the microVM
 and Ctrl-A Ctrl-A sends Ctrl-A.";
@@ -57,8 +68,8 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    file: FromFile,
-    /// The least important messages that are logged to standard error
+    flags: Box<Flags>,
+    /// The least important messages that are logged
     #[arg(long, global = true, value_enum, default_value_t = Level::Info, ignore_case = true)]
     level: Level,
 }
@@ -73,20 +84,8 @@ enum Command {
     Doctor(Doctor),
     /// Try policies for guest time on simulated hosts that misbehave
     Simulate(Simulate),
-}
-
-/// A microVM from a configuration file, with the flags of Firecracker.
-#[derive(Debug, Args)]
-struct FromFile {
-    /// Run without an API server, from a configuration file
-    #[arg(long, requires = "config_file")]
-    no_api: bool,
-    /// The microVM's configuration: JSON with `boot-source` and `machine-config`
-    #[arg(long, value_name = "FILE")]
-    config_file: Option<PathBuf>,
-    /// Log the time until the guest writes 123 to physical address 0xc0000000
-    #[arg(long)]
-    boot_timer: bool,
+    /// Ask a microVM's API, or tell it what to do
+    Ctl(Ctl),
 }
 
 #[derive(Debug, Args)]
@@ -117,31 +116,6 @@ struct Run {
     no_pit: bool,
 }
 
-/// Log levels by the names that Firecracker has for them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Level {
-    Off,
-    Error,
-    #[value(alias = "warn")]
-    Warning,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl From<Level> for LevelFilter {
-    fn from(level: Level) -> Self {
-        match level {
-            Level::Off => Self::OFF,
-            Level::Error => Self::ERROR,
-            Level::Warning => Self::WARN,
-            Level::Info => Self::INFO,
-            Level::Debug => Self::DEBUG,
-            Level::Trace => Self::TRACE,
-        }
-    }
-}
-
 fn parse_vcpus(text: &str) -> Result<VcpuCount, String> {
     let count = text
         .parse()
@@ -159,18 +133,6 @@ fn parse_memory(text: &str) -> Result<MemorySize, String> {
 enum CommandError {
     #[error("{0}")]
     Usage(String),
-    #[error("cannot read the configuration file {path:?}; check its path and permissions")]
-    ReadConfig {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("configuration file {path:?} is larger than {MAX_CONFIG_FILE} bytes")]
-    LargeConfig { path: PathBuf },
-    #[error("configuration file {path:?}")]
-    Config {
-        path: PathBuf,
-        source: ConfigFileError,
-    },
     #[error(transparent)]
     Kvm(#[from] OpenError),
     #[error(transparent)]
@@ -181,17 +143,23 @@ enum CommandError {
     Doctor(#[from] DoctorError),
     #[error(transparent)]
     Simulate(#[from] SimulateError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Ctl(#[from] CtlError),
 }
 
 /// Runs the program with `arguments`, the first of which is its own name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = Instant::now();
-    let cli = match parse(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let compatible = arguments.first().is_some_and(|name| is_compatible(name));
+    let cli = match parse(&arguments, compatible) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
     start_logging(cli.level);
-    match execute(&cli, started) {
+    match execute(&cli, compatible, started) {
         Ok(outcome) => {
             match &outcome {
                 Outcome::Failure(report) => eprintln!("keeptime: {report}"),
@@ -206,11 +174,20 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
+/// Whether the program was started under the name that clients know.
+fn is_compatible(name: &OsStr) -> bool {
+    Path::new(name).file_name() == Some(OsStr::new(COMPATIBLE_NAME))
+}
+
+fn parse(arguments: &[OsString], compatible: bool) -> Result<Cli, ExitCode> {
     Cli::command()
         .try_get_matches_from(arguments)
         .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
         .map_err(|error| match error.kind() {
+            ErrorKind::DisplayVersion if compatible => {
+                println!("Firecracker v{COMPATIBLE_VERSION}");
+                ExitCode::SUCCESS
+            }
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 // Nothing can be done about a closed standard output.
                 let _ = error.print();
@@ -237,82 +214,41 @@ fn first_paragraph(message: &str) -> String {
 }
 
 fn start_logging(level: Level) {
-    tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::from(level))
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+    logging::install();
+    let change = Change {
+        level: Some(level),
+        ..Change::default()
+    };
+    // Nothing is opened, so nothing fails.
+    let _ = log().change(&change);
 }
 
-fn execute(cli: &Cli, started: Instant) -> Result<Outcome, CommandError> {
-    if let Some(flag) = cli.command.as_ref().and_then(|_| cli.file.given()) {
+fn execute(cli: &Cli, compatible: bool, started: Instant) -> Result<Outcome, CommandError> {
+    if let Some(flag) = cli.command.as_ref().and_then(|_| cli.flags.given()) {
         return Err(CommandError::Usage(format!(
-            "{flag} goes with a configuration file, not before a command"
+            "{flag} goes without a command, or after it where the command has such a flag"
         )));
     }
+    // As when a guest ended by itself.
+    let told = |()| Outcome::PowerOff;
     match &cli.command {
         Some(Command::Demo) => Ok(demo::run(&Kvm::open()?, started)?),
-        Some(Command::Doctor(doctor)) => {
-            doctor.run()?;
-            Ok(Outcome::PowerOff)
-        }
-        Some(Command::Simulate(simulate)) => {
-            simulate.run()?;
-            // As when a guest ended by itself.
-            Ok(Outcome::PowerOff)
-        }
+        Some(Command::Doctor(doctor)) => Ok(doctor.run().map(told)?),
+        Some(Command::Simulate(simulate)) => Ok(simulate.run().map(told)?),
+        Some(Command::Ctl(ctl)) => Ok(ctl.run().map(told)?),
         Some(Command::Run(run)) => boot(&VmConfig::from(run), started),
-        None => boot(&cli.file.config()?, started),
-    }
-}
-
-impl FromFile {
-    /// A flag of this group that was given.
-    fn given(&self) -> Option<&'static str> {
-        [
-            (self.no_api, "--no-api"),
-            (self.config_file.is_some(), "--config-file"),
-            (self.boot_timer, "--boot-timer"),
-        ]
-        .into_iter()
-        .find_map(|(given, flag)| given.then_some(flag))
-    }
-
-    fn config(&self) -> Result<VmConfig, CommandError> {
-        let usage = |text: &str| CommandError::Usage(text.to_owned());
-        let Some(path) = &self.config_file else {
-            return Err(usage(
-                "nothing to run: give run, demo, or --no-api --config-file FILE",
-            ));
-        };
-        if !self.no_api {
-            return Err(usage("this version has no API server: add --no-api"));
-        }
-        let read = |source| CommandError::ReadConfig {
-            path: path.clone(),
-            source,
-        };
-        // A pipe or a device has no size to be asked for: no more is read than is allowed.
-        let mut text = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_CONFIG_FILE + 1).read_to_end(&mut text))
-            .map_err(read)?;
-        if text.len() as u64 > MAX_CONFIG_FILE {
-            return Err(CommandError::LargeConfig { path: path.clone() });
-        }
-        let mut config = config::parse(&text).map_err(|source| CommandError::Config {
-            path: path.clone(),
-            source,
-        })?;
-        config.machine.boot_timer = self.boot_timer;
-        Ok(config)
+        None if !compatible && cli.flags.given().is_none() => Err(CommandError::Usage(
+            "nothing to run: give run, demo, --no-api --config-file FILE, or --api-sock SOCKET"
+                .to_owned(),
+        )),
+        None => Ok(serve::run(&cli.flags, started)?),
     }
 }
 
 impl From<&Run> for VmConfig {
     fn from(run: &Run) -> Self {
-        Self {
-            boot: BootConfig {
+        Self::new(
+            BootConfig {
                 kernel: run.kernel.clone(),
                 modules: run
                     .initrd
@@ -321,14 +257,14 @@ impl From<&Run> for VmConfig {
                     .collect(),
                 cmdline: run.cmdline.clone(),
             },
-            machine: MachineConfig {
+            MachineConfig {
                 vcpus: run.cpus,
                 memory: run.memory,
                 debug_exit: run.debug_exit,
                 boot_timer: run.boot_timer,
                 pit: !run.no_pit,
             },
-        }
+        )
     }
 }
 
@@ -340,8 +276,14 @@ fn boot(config: &VmConfig, started: Instant) -> Result<Outcome, CommandError> {
         InterruptControllers::InKernel,
         &Payload::Files(&config.boot),
         None,
-        started,
+        &Surroundings::new(started)?,
     )?;
+    tell_missing(&kvm);
+    Ok(machine.run(Console::StandardInput)?)
+}
+
+/// Logs what this host lacks.
+fn tell_missing(kvm: &Kvm) {
     for feature in kvm.missing_features() {
         tracing::info!(
             "this host's KVM lacks {}: {}",
@@ -349,7 +291,6 @@ fn boot(config: &VmConfig, started: Instant) -> Result<Outcome, CommandError> {
             feature.consequence
         );
     }
-    Ok(machine.run(Console::StandardInput)?)
 }
 
 #[cfg(test)]
@@ -386,24 +327,60 @@ mod tests {
         }
     }
 
+    fn one_line_of(arguments: &[&str]) -> String {
+        let cli = Cli::try_parse_from(arguments).expect("clap allows it");
+        one_line(&execute(&cli, false, Instant::now()).expect_err("refused"))
+    }
+
     #[test]
-    fn configuration_file_flags_do_not_mix_with_commands() {
+    fn flags_of_the_api_do_not_mix_with_commands() {
         for arguments in [
             &["keeptime", "--no-api", "--config-file", "f", "demo"][..],
             &["keeptime", "--boot-timer", "run", "--kernel", "k"],
+            &["keeptime", "--id", "a", "demo"],
         ] {
-            let cli = Cli::try_parse_from(arguments).expect("clap allows it");
-            let error = execute(&cli, Instant::now()).expect_err("conflict");
-            assert!(one_line(&error).contains(arguments[1]), "{error}");
+            let line = one_line_of(arguments);
+            assert!(line.contains(arguments[1]), "{line}");
         }
+        assert!(one_line_of(&["keeptime"]).contains("nothing to run"));
     }
 
     #[test]
     fn configuration_file_without_end_is_refused() {
-        let arguments = ["keeptime", "--no-api", "--config-file", "/dev/zero"];
-        let cli = Cli::try_parse_from(arguments).expect("valid");
-        let error = execute(&cli, Instant::now()).expect_err("too large");
-        assert!(one_line(&error).contains("larger than"), "{error}");
+        let line = one_line_of(&["keeptime", "--no-api", "--config-file", "/dev/zero"]);
+        assert!(line.contains("larger than"), "{line}");
+    }
+
+    #[test]
+    fn flags_that_cannot_be_obeyed_are_refused_by_name() {
+        for arguments in [
+            &["--enable-pci"][..],
+            &["--seccomp-filter", "f"],
+            &["--snapshot-version"],
+            &["--describe-snapshot", "f"],
+            &["--id", "a_b"],
+            &["--id", ""],
+        ] {
+            let all: Vec<_> = std::iter::once(&"keeptime")
+                .chain(arguments)
+                .copied()
+                .collect();
+            let line = one_line_of(&all);
+            assert!(line.contains(arguments[0]), "{line}");
+        }
+    }
+
+    #[test]
+    fn name_is_the_last_part_of_the_path() {
+        for (name, compatible) in [
+            ("firecracker", true),
+            ("/usr/bin/firecracker", true),
+            ("keeptime", false),
+            ("/firecracker/keeptime", false),
+            ("firecracker-1", false),
+        ] {
+            assert_eq!(is_compatible(OsStr::new(name)), compatible, "{name}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::stdio::stdin;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::metrics::ConsoleCounters;
 use crate::outcome::Outcome;
 use crate::vcpu::Ending;
 
@@ -58,6 +59,7 @@ pub(crate) struct ConsoleInput {
     serial: Arc<Mutex<Serial>>,
     /// Signalled when the guest has emptied the port's buffer.
     room: EventFd,
+    counters: Arc<ConsoleCounters>,
     ending: Arc<Ending>,
     /// Present only when a person types: bytes of a pipe or file are the guest's alone.
     escape: Option<EscapeFilter>,
@@ -82,12 +84,14 @@ impl ConsoleInput {
     pub(crate) fn new(
         serial: Arc<Mutex<Serial>>,
         room: EventFd,
+        counters: Arc<ConsoleCounters>,
         ending: Arc<Ending>,
         interactive: bool,
     ) -> Self {
         Self {
             serial,
             room,
+            counters,
             ending,
             escape: interactive.then(EscapeFilter::default),
             source: Source::Watched,
@@ -107,6 +111,7 @@ impl ConsoleInput {
     fn flush(&mut self) {
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = serial.enqueue(&self.pending);
+        self.counters.received.add(taken as u64);
         self.pending.drain(..taken);
     }
 

@@ -13,7 +13,8 @@ pub(crate) fn sample() -> HostSample {
     }
 }
 
-fn monotonic_raw() -> Nanos {
+/// CLOCK_MONOTONIC_RAW.
+pub(crate) fn monotonic_raw() -> Nanos {
     let now = clock_gettime(ClockId::MonotonicRaw);
     nanos(now.tv_sec, now.tv_nsec)
 }

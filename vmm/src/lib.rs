@@ -3,11 +3,16 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | [`cli`] | the command line: flags, `--help`, exit statuses |
-//! | [`api`] | the API: HTTP over a Unix socket |
+//! | [`api`] | requests over HTTP on a Unix socket, checked and handed to the main thread |
+//! | `controller` | who applies them: configuration before the start, the machine after it |
 //! | [`config`] | what a user may ask for, validated; the JSON configuration file |
 //! | `memory` | guest memory, in a memfd |
 //! | `machine` | putting a microVM together and running its event loop |
-//! | `vcpu` | vCPU threads: enter, serve exits, leave |
+//! | `event_loop` | what the main thread waits for |
+//! | `vcpu`, `gate` | vCPU threads: enter, serve exits, wait while paused, leave |
+//! | [`logging`], `metrics`, `line_sink` | what is told while it runs, without blocking anyone |
+//! | `mmds` | the store of the guest's metadata |
+//! | `time_report` | what is known of a guest's time |
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
 //! | `outcome`, `dump` | how a microVM ended, and the report when a vCPU cannot go on |
 //! | `output`, `error` | reports on standard output, and errors in one line |
@@ -21,18 +26,26 @@ pub mod api;
 pub mod cli;
 pub mod config;
 mod console;
+mod controller;
 mod demo;
 mod doctor;
 mod dump;
 mod error;
+mod event_loop;
+mod gate;
 mod host_clock;
+mod line_sink;
+pub mod logging;
 mod machine;
 mod memory;
+mod metrics;
+mod mmds;
 mod outcome;
 mod output;
 mod signals;
 mod simulate;
 mod terminal;
+mod time_report;
 mod vcpu;
 
 pub use error::one_line;

@@ -1,42 +1,39 @@
 //! Putting a microVM together, and running it to its end.
 
-use std::fs::File;
-use std::io::{self, Cursor};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+mod devices;
+mod payload;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use ::devices::bus::BusError;
+use ::devices::i8042::{I8042, KeyboardError};
+use ::devices::serial::Serial;
 use arch::acpi::{self, AcpiConfig, AcpiError};
-use arch::boot::{self, BootSource, Image, LoadError, Loaded, Subject};
+use arch::boot::{LoadError, Loaded};
 use arch::cpuid::{self, CpuidConfig};
-use arch::layout;
-use devices::boot_timer::BootTimer;
-use devices::bus::{Bus, BusDevice, BusError};
-use devices::cmos::Cmos;
-use devices::debug_exit::DebugExit;
-use devices::i8042::{self, I8042};
-use devices::pit::{self, LazyPit};
-use devices::power::{AcpiPower, AcpiReset, SleepType};
-use devices::serial::{self, Serial};
-use devices::trigger::Unconnected;
-use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use hypervisor::{Gsi, Hypervisor, InterruptControllers, IoctlError, MsrError, Vcpu, Vm};
-use tsc::VcpuId;
-use vm_memory::{Address, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use hypervisor::guest_clock::PauseNotice;
+use hypervisor::{Hypervisor, InterruptControllers, IoctlError, MsrError, Vcpu, Vm};
+use tsc::{Khz, VcpuId};
+use vm_memory::Address;
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{BootConfig, MachineConfig, Module, VcpuCount};
+use crate::config::{MachineConfig, VcpuCount};
 use crate::console::{self, ConsoleInput};
-use crate::error::one_line;
-use crate::host_clock;
+use crate::event_loop::EventLoop;
+use crate::gate::Gate;
 use crate::memory::{self, MemoryError};
+use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::outcome::Outcome;
-use crate::signals;
 use crate::terminal::RawMode;
-use crate::vcpu::{Buses, Ending, VcpuThread};
+use crate::vcpu::{Ending, Shared, VcpuThread};
 
-// The tables tell the guest where the clock has the century.
-const _: () = assert!(layout::CMOS_CENTURY_REGISTER == devices::cmos::CENTURY);
+pub(crate) use devices::PortDevice;
+pub(crate) use payload::{Payload, check_files};
+
+use devices::Devices;
 
 /// A microVM cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -102,44 +99,51 @@ pub(crate) enum MachineError {
     },
 }
 
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Host { what, source }
 }
 
-/// What is loaded into a machine's memory.
-#[derive(Debug)]
-pub(crate) enum Payload<'a> {
-    /// A kernel and its modules, from files.
-    Files(&'a BootConfig),
-    /// A kernel that is part of the program.
-    Builtin(&'static [u8]),
+/// What a machine is put together for, besides its configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    /// Who is told how the machine ended.
+    pub(crate) ending: Arc<Ending>,
+    /// Who counts what it does.
+    pub(crate) metrics: Arc<Metrics>,
+    /// From when the boot timer counts.
+    pub(crate) started: Instant,
 }
 
-/// A device at I/O ports, beyond those that every machine has.
-pub(crate) struct PortDevice {
-    /// First port.
-    pub(crate) base: u16,
-    /// Number of ports.
-    pub(crate) len: u16,
-    /// What messages call it.
-    pub(crate) name: &'static str,
-    /// The device.
-    pub(crate) device: Arc<Mutex<dyn BusDevice>>,
+impl Surroundings {
+    /// For a machine that is the process's only task.
+    pub(crate) fn new(started: Instant) -> Result<Self, MachineError> {
+        Ok(Self {
+            ending: Arc::new(Ending::new().map_err(host("create an eventfd"))?),
+            metrics: Arc::new(Metrics::default()),
+            started,
+        })
+    }
 }
 
 /// A microVM, ready to run.
 #[derive(Debug)]
 pub(crate) struct Machine<H: Hypervisor> {
     vcpus: Vec<<H::Vm as Vm>::Vcpu>,
-    buses: Arc<Buses>,
+    shared: Arc<Shared>,
+    counters: Vec<Arc<VcpuCounters>>,
     serial: Arc<Mutex<Serial>>,
     serial_room: EventFd,
-    ending: Arc<Ending>,
+    console_counters: Arc<ConsoleCounters>,
+    keyboard: Arc<Mutex<I8042>>,
+    host_rate: Option<Khz>,
     /// Dropped last: a VM outlives its vCPUs.
-    _vm: Arc<H::Vm>,
+    vm: Arc<H::Vm>,
 }
 
-impl<H: Hypervisor> Machine<H> {
+impl<H: Hypervisor> Machine<H>
+where
+    <H::Vm as Vm>::Vcpu: PauseNotice,
+{
     /// Creates the VM with its memory, loads the payload, and sets up processors and devices.
     pub(crate) fn assemble(
         hypervisor: &H,
@@ -147,8 +151,13 @@ impl<H: Hypervisor> Machine<H> {
         controllers: InterruptControllers,
         payload: &Payload<'_>,
         extra: Option<PortDevice>,
-        started: Instant,
+        surroundings: &Surroundings,
     ) -> Result<Self, MachineError> {
+        let Surroundings {
+            ending,
+            metrics,
+            started,
+        } = surroundings;
         let asked = config.vcpus.get();
         let limit = hypervisor.max_vcpus();
         if usize::from(asked) > limit {
@@ -157,7 +166,7 @@ impl<H: Hypervisor> Machine<H> {
         memory::check_against_host(config.memory)?;
         let memory = memory::create(config.memory)?;
         // Before the VM exists: a file that cannot be booted is found in microseconds.
-        let loaded = load(&memory, payload)?;
+        let loaded = payload::load(&memory, payload)?;
         acpi::write_tables(
             &memory,
             &AcpiConfig {
@@ -167,8 +176,13 @@ impl<H: Hypervisor> Machine<H> {
         )?;
         let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
         let vcpus = create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded)?;
-        let ending = Arc::new(Ending::new().map_err(host("create an eventfd"))?);
-        let devices = Devices::create(&vm, &ending, config, controllers, extra, started)?;
+        let devices = Devices::create(&vm, ending, config, controllers, extra, *started)?;
+        let host_rate = vcpus.first().and_then(|vcpu| vcpu.tsc_khz().ok());
+        let counters = metrics.watch_machine(
+            vcpus.len(),
+            devices.keyboard_counters,
+            devices.console_counters.clone(),
+        );
         tracing::debug!(
             protocol = %loaded.protocol,
             entry = format_args!("{:#x}", loaded.entry.raw_value()),
@@ -176,28 +190,38 @@ impl<H: Hypervisor> Machine<H> {
             started.elapsed()
         );
         Ok(Self {
+            shared: Arc::new(Shared {
+                buses: devices.buses,
+                ending: ending.clone(),
+                gate: Gate::new(vcpus.len()),
+            }),
             vcpus,
-            buses: Arc::new(devices.buses),
+            counters,
             serial: devices.serial,
             serial_room: devices.serial_room,
-            ending,
-            _vm: vm,
+            console_counters: devices.console_counters,
+            keyboard: devices.keyboard,
+            host_rate,
+            vm,
         })
     }
 
     /// Runs the machine until it ends, with `console` on the process's standard input.
     pub(crate) fn run(self, console: Console) -> Result<Outcome, MachineError> {
-        let wake = signals::install().map_err(host("install signal handlers"))?;
-        let mut events: EventManager<Box<dyn MutEventSubscriber>> =
-            EventManager::new().map_err(|error| MachineError::Host {
-                what: "create the event loop",
-                source: io::Error::other(format!("{error:?}")),
-            })?;
-        events.add_subscriber(Box::new(WakeUps {
-            ending: self.ending.clone(),
-            signal: wake,
-        }));
-        let raw = match console {
+        let mut events = EventLoop::new(self.shared.ending.clone())?;
+        let running = self.start(console, &mut events)?;
+        let outcome = events.run_to_the_end();
+        drop(running);
+        Ok(outcome)
+    }
+
+    /// Lets the guest go. What the guest and the operator cause from now on comes through `events`.
+    pub(crate) fn start(
+        self,
+        console: Console,
+        events: &mut EventLoop,
+    ) -> Result<Running<H>, MachineError> {
+        let terminal = match console {
             Console::None => None,
             Console::StandardInput => {
                 let raw = RawMode::enter().map_err(|error| MachineError::Host {
@@ -208,40 +232,98 @@ impl<H: Hypervisor> Machine<H> {
                     eprintln!("{}\r", console::HELP);
                 }
                 let interactive = raw.is_some();
-                events.add_subscriber(Box::new(ConsoleInput::new(
+                events.add(Box::new(ConsoleInput::new(
                     self.serial,
                     self.serial_room,
-                    self.ending.clone(),
+                    self.console_counters,
+                    self.shared.ending.clone(),
                     interactive,
                 )));
                 raw
             }
         };
-        let threads = (0..)
-            .zip(self.vcpus)
-            .map(|(index, vcpu)| {
-                let (buses, ending) = (self.buses.clone(), self.ending.clone());
-                VcpuThread::start(VcpuId::new(index), vcpu, buses, ending)
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(host("start a vCPU thread"))?;
-        let outcome = loop {
-            if let Some(outcome) = self.ending.outcome() {
-                break outcome;
-            }
-            if let Err(error) = events.run() {
-                break Outcome::Failure(format!("the event loop failed: {error:?}"));
-            }
+        let mut running = Running {
+            threads: Vec::with_capacity(self.vcpus.len()),
+            shared: self.shared,
+            keyboard: self.keyboard,
+            host_rate: self.host_rate,
+            _terminal: terminal,
+            _vm: self.vm,
         };
-        // Whoever ended the machine, all threads are to leave the guest; kicked together, they leave
-        // side by side before they are joined one by one.
-        self.ending.end(outcome.clone());
-        for thread in &threads {
+        let mut waiting = self.vcpus.into_iter().zip(self.counters);
+        for index in 0.. {
+            let Some((vcpu, counters)) = waiting.next() else {
+                break;
+            };
+            let shared = running.shared.clone();
+            match VcpuThread::start(VcpuId::new(index), vcpu, shared, counters) {
+                Ok(thread) => running.threads.push(thread),
+                Err(error) => {
+                    // Neither this one nor those after it are waited for.
+                    for _ in 0..=waiting.len() {
+                        running.shared.gate.leave();
+                    }
+                    return Err(host("start a vCPU thread")(error));
+                }
+            }
+        }
+        Ok(running)
+    }
+}
+
+/// A microVM whose guest runs. Dropped, it is stopped.
+#[derive(Debug)]
+pub(crate) struct Running<H: Hypervisor> {
+    threads: Vec<VcpuThread<<<H::Vm as Vm>::Vcpu as Vcpu>::Kick>>,
+    shared: Arc<Shared>,
+    keyboard: Arc<Mutex<I8042>>,
+    host_rate: Option<Khz>,
+    _terminal: Option<RawMode>,
+    /// Dropped last: a VM outlives its vCPUs.
+    _vm: Arc<H::Vm>,
+}
+
+impl<H: Hypervisor> Running<H> {
+    fn kick(&self) {
+        for thread in &self.threads {
             thread.kick();
         }
-        drop(threads);
-        drop(raw);
-        Ok(outcome)
+    }
+
+    /// Brings all vCPUs to a halt between two instructions, and returns when they are.
+    pub(crate) fn pause(&self) {
+        self.shared.gate.close(|| self.kick());
+    }
+
+    /// Lets them go on.
+    pub(crate) fn resume(&self) {
+        self.shared.gate.open();
+    }
+
+    /// Types Ctrl+Alt+Del on the guest's keyboard.
+    pub(crate) fn ctrl_alt_del(&self) -> Result<(), KeyboardError> {
+        let mut keyboard = self.keyboard.lock().unwrap_or_else(PoisonError::into_inner);
+        keyboard.trigger_ctrl_alt_del()
+    }
+
+    /// The rate of the guest's TSC, which is the host's, as the kernel reports it.
+    pub(crate) fn tsc_rate(&self) -> Option<Khz> {
+        self.host_rate
+    }
+}
+
+impl<H: Hypervisor> Drop for Running<H> {
+    fn drop(&mut self) {
+        // Counts only if nobody has ended the machine before.
+        self.shared.ending.end(Outcome::Failure(
+            "the launcher gave the microVM up".to_owned(),
+        ));
+        // All are to leave the guest; kicked together, they leave side by side before they are joined
+        // one by one.
+        self.shared.gate.wait_until_left(|| self.kick());
+        for thread in self.threads.drain(..) {
+            thread.join();
+        }
     }
 }
 
@@ -252,113 +334,6 @@ pub(crate) enum Console {
     None,
     /// The process's standard input.
     StandardInput,
-}
-
-/// Wakes the event loop when the microVM or the process is to end.
-struct WakeUps {
-    ending: Arc<Ending>,
-    signal: &'static EventFd,
-}
-
-impl MutEventSubscriber for WakeUps {
-    fn init(&mut self, ops: &mut event_manager::EventOps<'_>) {
-        use event_manager::{EventSet, Events};
-        for event in [self.ending.event(), self.signal] {
-            if let Err(error) = ops.add(Events::new(event, EventSet::IN)) {
-                self.ending.end(Outcome::Failure(format!(
-                    "the event loop failed: {error:?}"
-                )));
-            }
-        }
-    }
-
-    fn process(&mut self, _: event_manager::Events, _: &mut event_manager::EventOps<'_>) {
-        if let Some(signal) = signals::received() {
-            self.ending.end(Outcome::Signal(signal));
-        }
-    }
-}
-
-fn open(what: &'static str, path: &Path) -> Result<File, MachineError> {
-    let file = File::open(path).map_err(|source| MachineError::Open {
-        what,
-        path: path.to_owned(),
-        source,
-    })?;
-    let kind = file
-        .metadata()
-        .map_err(|source| MachineError::Open {
-            what,
-            path: path.to_owned(),
-            source,
-        })?
-        .file_type();
-    if kind.is_file() {
-        return Ok(file);
-    }
-    let kind = if kind.is_dir() {
-        "directory"
-    } else {
-        "device or pipe"
-    };
-    Err(MachineError::NotAFile {
-        what,
-        path: path.to_owned(),
-        kind,
-    })
-}
-
-fn load(memory: &GuestMemoryMmap, payload: &Payload<'_>) -> Result<Loaded, MachineError> {
-    match payload {
-        Payload::Files(config) => {
-            let mut kernel = open("kernel", &config.kernel)?;
-            let mut modules = config
-                .modules
-                .iter()
-                .map(|module| open("initrd", &module.path))
-                .collect::<Result<Vec<_>, _>>()?;
-            let modules = modules
-                .iter_mut()
-                .zip(&config.modules)
-                .map(|(image, module)| boot::Module {
-                    image,
-                    command: &module.command,
-                })
-                .collect();
-            load_from(memory, &mut kernel, modules, &config.cmdline).map_err(|source| {
-                let subject = match source.subject() {
-                    Subject::Kernel => format!("kernel {:?}", config.kernel),
-                    Subject::Module(index) => config.modules.get(index).map_or_else(
-                        || format!("module {index}"),
-                        |Module { path, .. }| format!("initrd {path:?}"),
-                    ),
-                    other => other.to_string(),
-                };
-                MachineError::Load { subject, source }
-            })
-        }
-        Payload::Builtin(image) => load_from(memory, &mut Cursor::new(*image), Vec::new(), "")
-            .map_err(|source| MachineError::Load {
-                subject: "the built-in guest".to_owned(),
-                source,
-            }),
-    }
-}
-
-fn load_from<F: Image>(
-    memory: &GuestMemoryMmap,
-    kernel: &mut F,
-    modules: Vec<boot::Module<'_, F>>,
-    cmdline: &str,
-) -> Result<Loaded, LoadError> {
-    boot::load(
-        memory,
-        BootSource {
-            kernel,
-            modules,
-            cmdline,
-        },
-    )
 }
 
 fn create_vcpus<H: Hypervisor>(
@@ -394,143 +369,4 @@ fn create_vcpus<H: Hypervisor>(
         vcpus.push(vcpu);
     }
     Ok(vcpus)
-}
-
-struct Devices {
-    buses: Buses,
-    serial: Arc<Mutex<Serial>>,
-    serial_room: EventFd,
-}
-
-impl Devices {
-    fn create<V: Vm + 'static>(
-        vm: &Arc<V>,
-        ending: &Arc<Ending>,
-        config: &MachineConfig,
-        controllers: InterruptControllers,
-        extra: Option<PortDevice>,
-        started: Instant,
-    ) -> Result<Self, MachineError> {
-        let interrupt = |gsi| interrupt_line(&**vm, controllers, gsi);
-        let room = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
-        let room_trigger = room.try_clone().map_err(host("duplicate an eventfd"))?;
-        let serial = Arc::new(Mutex::new(Serial::new(
-            interrupt(layout::COM1_IRQ)?,
-            Box::new(standard_output()?),
-            Box::new(move || press(&room_trigger)),
-        )));
-        let mut port = Bus::new();
-        let keyboard = interrupt(layout::I8042_KEYBOARD_IRQ)?;
-        let keyboard = Arc::new(Mutex::new(I8042::new(keyboard)));
-        let (name, command) = ("i8042", layout::I8042_COMMAND_PORT.into());
-        port.insert(layout::I8042_DATA_PORT.into(), 1, keyboard.clone(), name)?;
-        port.insert_part(command, 1, i8042::COMMAND, keyboard, name)?;
-        if config.pit && controllers != InterruptControllers::None {
-            let timer = Arc::new(Mutex::new(lazy_pit(vm.clone(), ending.clone())));
-            let (name, speaker) = ("pit", layout::PIT_SPEAKER_PORT.into());
-            port.insert(layout::PIT_PORT.into(), pit::PORTS, timer.clone(), name)?;
-            port.insert_part(speaker, 1, pit::SPEAKER, timer, name)?;
-        }
-        let mut add = |base: u16, len: u64, name, device: Arc<Mutex<dyn BusDevice>>| {
-            port.insert(base.into(), len, device, name)
-        };
-        add(layout::COM1_PORT, serial::REGISTERS, "com1", serial.clone())?;
-        add(
-            layout::CMOS_INDEX_PORT,
-            2,
-            "cmos",
-            Arc::new(Mutex::new(Cmos::new(Box::new(host_clock::real_time)))),
-        )?;
-        add(
-            layout::PM1A_EVENT_PORT,
-            6,
-            "acpi-power",
-            Arc::new(Mutex::new(AcpiPower::new(
-                SleepType::new(layout::SLEEP_TYPE_S5).expect("S5's type fits three bits"),
-                interrupt(layout::SCI_IRQ)?,
-            ))),
-        )?;
-        add(
-            layout::ACPI_RESET_PORT,
-            1,
-            "acpi-reset",
-            Arc::new(Mutex::new(AcpiReset::new(layout::ACPI_RESET_VALUE))),
-        )?;
-        if config.debug_exit {
-            add(
-                layout::DEBUG_EXIT_PORT,
-                4,
-                "debug-exit",
-                Arc::new(Mutex::new(DebugExit)),
-            )?;
-        }
-        if let Some(PortDevice {
-            base,
-            len,
-            name,
-            device,
-        }) = extra
-        {
-            add(base, len.into(), name, device)?;
-        }
-        let mut mmio = Bus::new();
-        if config.boot_timer {
-            let timer = BootTimer::new(Box::new(move || {
-                let elapsed = started.elapsed();
-                tracing::info!(
-                    "Guest-boot-time = {:>6} us {} ms",
-                    elapsed.as_micros(),
-                    elapsed.as_millis()
-                );
-            }));
-            mmio.insert(
-                layout::BOOT_TIMER.raw_value(),
-                1,
-                Arc::new(Mutex::new(timer)),
-                "boot-timer",
-            )?;
-        }
-        Ok(Self {
-            buses: Buses { port, mmio },
-            serial,
-            serial_room: room,
-        })
-    }
-}
-
-/// The interval timer, which the kernel makes when the guest uses it. A guest whose timer cannot be
-/// made is not left without one: its machine ends.
-fn lazy_pit<V: Vm + 'static>(vm: Arc<V>, ending: Arc<Ending>) -> LazyPit {
-    LazyPit::new(Box::new(move |state| {
-        tracing::debug!("the guest uses the interval timer");
-        if let Err(error) = vm.create_pit(state) {
-            ending.end(Outcome::Failure(one_line(&error)));
-        }
-    }))
-}
-
-/// The button with which a device raises `gsi`.
-fn interrupt_line<V: Vm>(
-    vm: &V,
-    controllers: InterruptControllers,
-    gsi: u32,
-) -> Result<Box<dyn devices::trigger::Trigger>, MachineError> {
-    if controllers == InterruptControllers::None {
-        return Ok(Box::new(Unconnected));
-    }
-    let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
-    vm.register_interrupt(&event, Gsi(gsi))?;
-    Ok(Box::new(move || press(&event)))
-}
-
-/// Writing to an eventfd fails only when its counter is full, and then it is pressed already.
-fn press(event: &EventFd) {
-    let _ = event.write(1);
-}
-
-/// Standard output without the buffer and the lock of [`io::stdout`].
-fn standard_output() -> Result<File, MachineError> {
-    rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0)
-        .map(File::from)
-        .map_err(|error| host("use standard output")(error.into()))
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::bus::{Bus, Reaction};
+use hypervisor::guest_clock::PauseNotice;
 use hypervisor::{Direction, Exit, Kick, PortAccess, SystemEvent, Vcpu};
 use tsc::VcpuId;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -15,6 +16,8 @@ use vmm_sys_util::signal::Killable;
 
 use crate::dump;
 use crate::error::one_line;
+use crate::gate::Gate;
+use crate::metrics::VcpuCounters;
 use crate::outcome::Outcome;
 use crate::signals;
 
@@ -49,7 +52,7 @@ impl Ending {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(outcome);
-        self.stop.store(true, Ordering::Release);
+        self.stop.store(true, Ordering::SeqCst);
         // A full counter is as readable as one more.
         let _ = self.event.write(1);
     }
@@ -65,12 +68,20 @@ impl Ending {
         &self.event
     }
 
-    fn is_ending(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+    pub(crate) fn is_ending(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
     }
 }
 
-/// A running vCPU, stopped and joined when dropped.
+/// What the vCPU threads of one machine share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) buses: Buses,
+    pub(crate) ending: Arc<Ending>,
+    pub(crate) gate: Gate,
+}
+
+/// A running vCPU's thread. It ends when the microVM does, and whoever owns this value sees to that.
 #[derive(Debug)]
 pub(crate) struct VcpuThread<K: Kick> {
     handle: Option<JoinHandle<()>>,
@@ -82,23 +93,24 @@ impl<K: Kick> VcpuThread<K> {
     pub(crate) fn start<V>(
         id: VcpuId,
         mut vcpu: V,
-        buses: Arc<Buses>,
-        ending: Arc<Ending>,
+        shared: Arc<Shared>,
+        counters: Arc<VcpuCounters>,
     ) -> io::Result<Self>
     where
-        V: Vcpu<Kick = K> + 'static,
+        V: Vcpu<Kick = K> + PauseNotice + 'static,
     {
         let kick = vcpu.kick_handle().map_err(io::Error::other)?;
         let handle = std::thread::Builder::new()
             .name(format!("vcpu{}", id.get()))
             .spawn(move || {
                 // A panic in a device must end the microVM, not leave it with one processor less.
-                let run = AssertUnwindSafe(|| run(id, &mut vcpu, &buses, &ending));
+                let run = AssertUnwindSafe(|| run(id, &mut vcpu, &shared, &counters));
                 if catch_unwind(run).is_err() {
-                    ending.end(Outcome::Failure(format!(
+                    shared.ending.end(Outcome::Failure(format!(
                         "{id}: this launcher failed while it served an exit (see above)"
                     )));
                 }
+                shared.gate.leave();
             })?;
         Ok(Self {
             handle: Some(handle),
@@ -106,7 +118,7 @@ impl<K: Kick> VcpuThread<K> {
         })
     }
 
-    /// Makes the thread leave the guest. It ends if the microVM is ending.
+    /// Makes the thread leave the guest, or a system call that blocks, and look at what is asked of it.
     pub(crate) fn kick(&self) {
         self.kick.request_exit();
         if let Some(handle) = &self.handle
@@ -116,11 +128,9 @@ impl<K: Kick> VcpuThread<K> {
             tracing::debug!("kick of thread {:?}: {error}", handle.as_pthread_t());
         }
     }
-}
 
-impl<K: Kick> Drop for VcpuThread<K> {
-    fn drop(&mut self) {
-        self.kick();
+    /// Waits for the end of a thread that has left the gate.
+    pub(crate) fn join(mut self) {
         if let Some(handle) = self.handle.take() {
             // The thread caught its panics; there is nothing left to learn from it.
             let _ = handle.join();
@@ -128,12 +138,22 @@ impl<K: Kick> Drop for VcpuThread<K> {
     }
 }
 
-fn run(id: VcpuId, vcpu: &mut impl Vcpu, buses: &Buses, ending: &Ending) {
+fn run(id: VcpuId, vcpu: &mut (impl Vcpu + PauseNotice), shared: &Shared, counters: &VcpuCounters) {
+    let ending = &shared.ending;
     while !ending.is_ending() {
-        match serve_one_exit(vcpu, buses) {
+        match serve_one_exit(vcpu, &shared.buses, counters) {
             Served::Continue => {}
+            Served::Interrupted => {
+                // First the request is withdrawn, then it is looked what was requested: what comes
+                // later makes the vCPU return once more.
+                vcpu.acknowledge_exit_request();
+                if shared.gate.pass(ending) {
+                    notify_pause(id, vcpu);
+                }
+            }
             Served::End(outcome) => return ending.end(outcome),
             Served::Failed(reason) => {
+                counters.failures.add(1);
                 let report = dump::failure_report(id, &reason, vcpu);
                 return ending.end(Outcome::Failure(report));
             }
@@ -141,10 +161,22 @@ fn run(id: VcpuId, vcpu: &mut impl Vcpu, buses: &Buses, ending: &Ending) {
     }
 }
 
+/// Before a paused vCPU goes on: the guest's watchdog must not take the pause for a lockup.
+fn notify_pause(id: VcpuId, vcpu: &impl PauseNotice) {
+    if let Err(error) = vcpu.notify_pause() {
+        tracing::debug!(
+            "{id}: the guest is not told of the pause: {}",
+            one_line(&error)
+        );
+    }
+}
+
 /// What follows from one exit.
 #[derive(Debug, PartialEq, Eq)]
 enum Served {
     Continue,
+    /// Somebody wants this vCPU to look at what is asked of it.
+    Interrupted,
     End(Outcome),
     /// The vCPU cannot go on; the reason in words.
     Failed(String),
@@ -161,15 +193,25 @@ impl From<Reaction> for Served {
     }
 }
 
-fn serve_one_exit(vcpu: &mut impl Vcpu, buses: &Buses) -> Served {
+fn serve_one_exit(vcpu: &mut impl Vcpu, buses: &Buses, counters: &VcpuCounters) -> Served {
     match vcpu.run() {
-        Ok(Exit::Port(access)) => serve_port(access, &buses.port),
+        Ok(Exit::Port(access)) => {
+            match access.direction {
+                Direction::In(_) => counters.port_reads.add(1),
+                Direction::Out(_) => counters.port_writes.add(1),
+            }
+            serve_port(access, &buses.port)
+        }
         Ok(Exit::MmioRead { address, data }) => {
+            counters.mmio_reads.add(1);
             buses.mmio.read(address, data);
             Served::Continue
         }
-        Ok(Exit::MmioWrite { address, data }) => buses.mmio.write(address, data).into(),
-        Ok(Exit::Interrupted) => Served::Continue,
+        Ok(Exit::MmioWrite { address, data }) => {
+            counters.mmio_writes.add(1);
+            buses.mmio.write(address, data).into()
+        }
+        Ok(Exit::Interrupted) => Served::Interrupted,
         Ok(Exit::Halt) => Served::End(Outcome::Halted),
         Ok(Exit::Shutdown) => Served::End(Outcome::TripleFault),
         Ok(Exit::SystemEvent(SystemEvent::PowerOff)) => Served::End(Outcome::PowerOff),

@@ -76,6 +76,13 @@ impl RunPage {
         }
     }
 
+    /// Withdraws a request of [`KvmKick`]. Sequentially consistent, as the request is: the withdrawal is
+    /// never delayed past what its caller reads next, where it would erase a request that the caller
+    /// has not seen.
+    pub(super) fn clear_immediate_exit(&self) {
+        self.immediate_exit().store(0, Ordering::SeqCst);
+    }
+
     fn immediate_exit(&self) -> &AtomicU8 {
         // SAFETY: the byte is inside the mapping for our lifetime; the kernel only reads it, and we
         // only access it atomically.
@@ -97,6 +104,6 @@ pub struct KvmKick(pub(super) RunPage);
 
 impl Kick for KvmKick {
     fn request_exit(&self) {
-        self.0.immediate_exit().store(1, Ordering::Release);
+        self.0.immediate_exit().store(1, Ordering::SeqCst);
     }
 }

@@ -208,6 +208,10 @@ impl Vcpu for KvmVcpu {
         })
     }
 
+    fn acknowledge_exit_request(&mut self) {
+        self.page.clear_immediate_exit();
+    }
+
     fn failure_details(&self) -> FailureDetails {
         self.page.failure_details()
     }

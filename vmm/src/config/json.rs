@@ -6,15 +6,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::path::PathBuf;
 
 use arch::memory::{MemorySize, MemorySizeError};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::{
-    BootConfig, DEFAULT_CMDLINE, InvalidVcpuCount, MachineConfig, Module, VcpuCount, VmConfig,
-};
+use super::{InvalidVcpuCount, MachineConfig, VcpuCount, VmConfig};
+use crate::api::body::{BootSource, LoggerBody, MetricsBody};
 
 /// A configuration file that cannot be obeyed.
 #[derive(Debug, thiserror::Error)]
@@ -38,26 +36,14 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     let file: ConfigFile = serde_json::from_slice(text)?;
     let machine = file.machine_config;
     Ok(VmConfig {
-        boot: BootConfig {
-            kernel: file.boot_source.kernel_image_path,
-            modules: file
-                .boot_source
-                .initrd_path
-                .iter()
-                .map(|path| Module::from_path(path))
-                .collect(),
-            cmdline: file
-                .boot_source
-                .boot_args
-                .unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
-        },
+        boot: file.boot_source.into(),
         machine: MachineConfig {
             vcpus: VcpuCount::new(machine.vcpu_count)?,
             memory: MemorySize::from_mib(machine.mem_size_mib)?,
-            debug_exit: false,
-            boot_timer: false,
-            pit: true,
+            ..MachineConfig::default()
         },
+        logger: file.logger,
+        metrics_path: file.metrics.map(|metrics| metrics.metrics_path),
     })
 }
 
@@ -77,10 +63,8 @@ struct ConfigFile {
     _cpu_config: NotYet<CpuConfig>,
     #[serde(default, rename = "vsock")]
     _vsock: NotYet<Vsock>,
-    #[serde(default, rename = "logger")]
-    _logger: NotYet<Logger>,
-    #[serde(default, rename = "metrics")]
-    _metrics: NotYet<Metrics>,
+    logger: Option<LoggerBody>,
+    metrics: Option<MetricsBody>,
     #[serde(default, rename = "mmds-config")]
     _mmds_config: NotYet<MmdsConfig>,
     #[serde(default, rename = "balloon")]
@@ -91,14 +75,6 @@ struct ConfigFile {
     _serial: NotYet<SerialOutput>,
     #[serde(default, rename = "memory-hotplug")]
     _memory_hotplug: NotYet<MemoryHotplug>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BootSource {
-    kernel_image_path: PathBuf,
-    boot_args: Option<String>,
-    initrd_path: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -153,8 +129,6 @@ features! {
     Pmem: "`pmem` (persistent memory devices)",
     CpuConfig: "`cpu-config` (custom CPU templates)",
     Vsock: "`vsock` (the socket device)",
-    Logger: "`logger` (log configuration; use --level)",
-    Metrics: "`metrics`",
     MmdsConfig: "`mmds-config` (the metadata service)",
     Balloon: "`balloon` (the balloon device)",
     Entropy: "`entropy` (the entropy device)",
@@ -249,7 +223,9 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::{DEFAULT_CMDLINE, Module};
     use crate::error::one_line;
+    use crate::logging::Level;
 
     fn message(text: &str) -> String {
         one_line(&parse(text.as_bytes()).expect_err(text))
@@ -284,6 +260,23 @@ mod tests {
         assert_eq!(config.machine.memory.mib(), 128);
         assert_eq!(config.boot.cmdline, DEFAULT_CMDLINE);
         assert!(config.boot.modules.is_empty());
+    }
+
+    #[test]
+    fn parse_takes_the_log_and_the_metrics() {
+        let config = parse(
+            br#"{"boot-source": {"kernel_image_path": "k"},
+                "logger": {"log_path": "l", "level": "warning", "show_level": true},
+                "metrics": {"metrics_path": "m"}}"#,
+        )
+        .expect("valid");
+        let logger = config.logger.expect("given");
+        assert_eq!(logger.level, Some(Level::Warning));
+        assert_eq!(logger.log_path.as_deref(), Some(Path::new("l")));
+        assert_eq!(config.metrics_path.as_deref(), Some(Path::new("m")));
+        let unknown = br#"{"boot-source":{"kernel_image_path":"k"},"logger":{"path":"l"}}"#;
+        let message = one_line(&parse(unknown).expect_err("unknown"));
+        assert!(message.contains("unknown field `path`"), "{message}");
     }
 
     #[test]
@@ -354,8 +347,6 @@ mod tests {
             "pmem",
             "cpu-config",
             "vsock",
-            "logger",
-            "metrics",
             "mmds-config",
             "balloon",
             "entropy",

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use arch::cpuid::CpuCount;
 use arch::memory::MemorySize;
 
+use crate::api::body::LoggerBody;
+
 pub use json::{ConfigFileError, parse};
 
 /// The largest number of vCPUs of one microVM, as in the configuration that we are compatible with.
@@ -109,6 +111,19 @@ pub struct MachineConfig {
     pub pit: bool,
 }
 
+impl Default for MachineConfig {
+    /// What there is when nothing is said: one processor and 128 MiB.
+    fn default() -> Self {
+        Self {
+            vcpus: VcpuCount::new(1).expect("1 is in bounds"),
+            memory: MemorySize::from_mib(128).expect("128 is in bounds"),
+            debug_exit: false,
+            boot_timer: false,
+            pit: true,
+        }
+    }
+}
+
 /// A whole microVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {
@@ -116,6 +131,23 @@ pub struct VmConfig {
     pub boot: BootConfig,
     /// On which machine.
     pub machine: MachineConfig,
+    /// How the log is changed.
+    pub logger: Option<LoggerBody>,
+    /// Where metrics are written.
+    pub metrics_path: Option<PathBuf>,
+}
+
+impl VmConfig {
+    /// With the log and the metrics as they are.
+    #[must_use]
+    pub fn new(boot: BootConfig, machine: MachineConfig) -> Self {
+        Self {
+            boot,
+            machine,
+            logger: None,
+            metrics_path: None,
+        }
+    }
 }
 
 #[cfg(test)]

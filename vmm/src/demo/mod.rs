@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arch::memory::MemorySize;
-use hypervisor::{Hypervisor, InterruptControllers};
+use hypervisor::guest_clock::PauseNotice;
+use hypervisor::{Hypervisor, InterruptControllers, Vm};
 use tsc::measure::{self, GuestSample};
 
 use crate::config::{MachineConfig, VcpuCount};
-use crate::machine::{Console, Machine, MachineError, Payload, PortDevice};
+use crate::machine::{Console, Machine, MachineError, Payload, PortDevice, Surroundings};
 use crate::outcome::Outcome;
 use crate::output::{self, OutputError};
 use probe::Probe;
@@ -38,7 +39,10 @@ const MEMORY_MIB: u64 = 2;
 ///
 /// Its outcome is [`Outcome::PowerOff`] when the guest's clock never stepped backwards and kept the
 /// host's pace, and a failure that says what was seen otherwise.
-pub(crate) fn run<H: Hypervisor>(hypervisor: &H, started: Instant) -> Result<Outcome, DemoError> {
+pub(crate) fn run<H: Hypervisor>(hypervisor: &H, started: Instant) -> Result<Outcome, DemoError>
+where
+    <H::Vm as Vm>::Vcpu: PauseNotice,
+{
     let config = MachineConfig {
         vcpus: VcpuCount::new(1).expect("1 is in bounds"),
         memory: MemorySize::from_mib(MEMORY_MIB).expect("2 is in bounds"),
@@ -59,7 +63,7 @@ pub(crate) fn run<H: Hypervisor>(hypervisor: &H, started: Instant) -> Result<Out
             name: "demo-probe",
             device: probe.clone(),
         }),
-        started,
+        &Surroundings::new(started)?,
     )?;
     let outcome = machine.run(Console::None)?;
     Ok(match outcome {

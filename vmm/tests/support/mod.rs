@@ -1,6 +1,8 @@
 //! Guests of a few bytes, as 64-bit ELF files, for tests on this machine's KVM.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+pub(crate) mod api;
+
 use std::io::Write;
 
 use tempfile::NamedTempFile;

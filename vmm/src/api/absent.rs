@@ -1,0 +1,472 @@
+//! The bodies of requests to devices that this version does not have.
+//!
+//! They are checked like all others, and then answered with what is missing: a client learns of its own
+//! mistakes first, and nothing that it asks for is accepted and dropped. A module moves out of here
+//! with its device.
+#![allow(
+    dead_code,
+    missing_docs,
+    reason = "the fields are those of Firecracker's API, read only to be checked"
+)]
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::request::Fault;
+
+/// Something that this version does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    Balloon,
+    CpuConfig,
+    Drives,
+    Entropy,
+    MemoryHotplug,
+    NetworkInterfaces,
+    Pmem,
+    Serial,
+    Snapshots,
+    Vsock,
+}
+
+impl Missing {
+    /// What a client is told.
+    #[must_use]
+    pub fn fault(self) -> Fault {
+        let what = match self {
+            Self::Balloon => "balloon device",
+            Self::CpuConfig => "custom CPU templates",
+            Self::Drives => "block devices",
+            Self::Entropy => "entropy device",
+            Self::MemoryHotplug => "memory hotplug",
+            Self::NetworkInterfaces => "network devices",
+            Self::Pmem => "persistent memory devices",
+            Self::Serial => "serial output to a file: it goes to standard output",
+            Self::Snapshots => "snapshots",
+            Self::Vsock => "vsock device",
+        };
+        Fault::new(format!("this version of keeptime has no {what} yet"))
+    }
+}
+
+/// What serde does not check.
+pub trait Check {
+    /// `id` is the identifier in the path.
+    ///
+    /// # Errors
+    /// The field at fault.
+    fn check(&self, id: &str) -> Result<(), Fault>;
+}
+
+fn same_id(field: &str, in_body: &str, in_path: &str) -> Result<(), Fault> {
+    if in_body == in_path {
+        return Ok(());
+    }
+    let shown: String = in_body.chars().take(64).collect();
+    Err(Fault::new(format!(
+        "{field}: the body has {shown:?} and the path {in_path:?}"
+    )))
+}
+
+/// Bodies that their types check wholly.
+macro_rules! checked_by_their_types {
+    ($($body:ty),*) => {
+        $(impl Check for $body {
+            fn check(&self, _: &str) -> Result<(), Fault> {
+                Ok(())
+            }
+        })*
+    };
+}
+
+checked_by_their_types!(
+    Balloon,
+    BalloonPatch,
+    BalloonStatistics,
+    CpuConfig,
+    Entropy,
+    MemoryHotplugPatch,
+    Serial,
+    SnapshotCreate
+);
+
+/// Bodies whose identifier is also in the path.
+macro_rules! identified_by {
+    ($($body:ty: $field:ident),*) => {
+        $(impl Check for $body {
+            fn check(&self, id: &str) -> Result<(), Fault> {
+                same_id(stringify!($field), &self.$field, id)
+            }
+        })*
+    };
+}
+
+identified_by!(
+    DrivePatch: drive_id,
+    Pmem: id,
+    PmemPatch: id,
+    NetworkInterfacePatch: iface_id
+);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    size: u64,
+    one_time_burst: Option<u64>,
+    refill_time: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimiter {
+    bandwidth: Option<TokenBucket>,
+    ops: Option<TokenBucket>,
+}
+
+#[derive(Debug, Deserialize)]
+pub enum CacheType {
+    Unsafe,
+    Writeback,
+}
+
+#[derive(Debug, Deserialize)]
+pub enum IoEngine {
+    Sync,
+    Async,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    drive_id: String,
+    is_root_device: bool,
+    partuuid: Option<String>,
+    cache_type: Option<CacheType>,
+    is_read_only: Option<bool>,
+    path_on_host: Option<String>,
+    rate_limiter: Option<RateLimiter>,
+    io_engine: Option<IoEngine>,
+    socket: Option<String>,
+}
+
+impl Check for Drive {
+    fn check(&self, id: &str) -> Result<(), Fault> {
+        same_id("drive_id", &self.drive_id, id)?;
+        match (&self.path_on_host, &self.socket) {
+            (Some(_), None) | (None, Some(_)) => Ok(()),
+            _ => Err(Fault::new(
+                "a drive has either a path_on_host or a socket, and not both",
+            )),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrivePatch {
+    drive_id: String,
+    path_on_host: Option<String>,
+    rate_limiter: Option<RateLimiter>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pmem {
+    id: String,
+    path_on_host: String,
+    root_device: Option<bool>,
+    read_only: Option<bool>,
+    rate_limiter: Option<RateLimiter>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemPatch {
+    id: String,
+    rate_limiter: Option<RateLimiter>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    iface_id: String,
+    host_dev_name: String,
+    guest_mac: Option<String>,
+    mtu: Option<u16>,
+    rx_rate_limiter: Option<RateLimiter>,
+    tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// The smallest unit that IPv4 lets a link have (RFC 791, section 3.2).
+const MIN_MTU: u16 = 68;
+
+impl Check for NetworkInterface {
+    fn check(&self, id: &str) -> Result<(), Fault> {
+        same_id("iface_id", &self.iface_id, id)?;
+        if let Some(mac) = &self.guest_mac
+            && !is_mac(mac)
+        {
+            return Err(Fault::new(
+                "guest_mac is not six bytes such as AA:FC:00:00:00:01",
+            ));
+        }
+        if self.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
+            return Err(Fault::new(format!("mtu is less than {MIN_MTU}")));
+        }
+        Ok(())
+    }
+}
+
+fn is_mac(text: &str) -> bool {
+    let is_byte =
+        |byte: &str| byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit());
+    text.split(':').count() == 6 && text.split(':').all(is_byte)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfacePatch {
+    iface_id: String,
+    rx_rate_limiter: Option<RateLimiter>,
+    tx_rate_limiter: Option<RateLimiter>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    guest_cid: u32,
+    uds_path: String,
+    vsock_id: Option<String>,
+}
+
+impl Check for Vsock {
+    fn check(&self, _: &str) -> Result<(), Fault> {
+        // 0, 1 and 2 are the hypervisor, the loopback and the host (vsock(7)).
+        if self.guest_cid < 3 {
+            return Err(Fault::new(
+                "guest_cid is less than 3, which is a guest's first",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    amount_mib: u32,
+    deflate_on_oom: bool,
+    stats_polling_interval_s: Option<u16>,
+    free_page_hinting: Option<bool>,
+    free_page_reporting: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonPatch {
+    amount_mib: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatistics {
+    stats_polling_interval_s: u16,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonHinting {
+    acknowledge_on_stop: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {
+    rate_limiter: Option<RateLimiter>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    serial_out_path: Option<String>,
+    rate_limiter: Option<TokenBucket>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryHotplug {
+    total_size_mib: u64,
+    slot_size_mib: Option<u64>,
+    block_size_mib: Option<u64>,
+}
+
+impl Check for MemoryHotplug {
+    fn check(&self, _: &str) -> Result<(), Fault> {
+        if self.slot_size_mib.is_some_and(|size| size < 128) {
+            return Err(Fault::new("slot_size_mib is less than 128"));
+        }
+        if self.block_size_mib.is_some_and(|size| size < 2) {
+            return Err(Fault::new("block_size_mib is less than 2"));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryHotplugPatch {
+    requested_size_mib: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub enum SnapshotType {
+    Full,
+    Diff,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    snapshot_path: String,
+    mem_file_path: String,
+    snapshot_type: Option<SnapshotType>,
+}
+
+#[derive(Debug, Deserialize)]
+pub enum BackendType {
+    File,
+    Uffd,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryBackend {
+    backend_type: BackendType,
+    backend_path: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkOverride {
+    iface_id: String,
+    host_dev_name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    uds_path: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    snapshot_path: String,
+    mem_file_path: Option<String>,
+    mem_backend: Option<MemoryBackend>,
+    enable_diff_snapshots: Option<bool>,
+    track_dirty_pages: Option<bool>,
+    resume_vm: Option<bool>,
+    #[serde(default)]
+    network_overrides: Vec<NetworkOverride>,
+    vsock_override: Option<VsockOverride>,
+    clock_realtime: Option<bool>,
+}
+
+impl Check for SnapshotLoad {
+    fn check(&self, _: &str) -> Result<(), Fault> {
+        match (&self.mem_backend, &self.mem_file_path) {
+            (Some(_), None) | (None, Some(_)) => Ok(()),
+            _ => Err(Fault::new(
+                "give either a mem_backend or a mem_file_path, and not both",
+            )),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuidRegister {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuidRegisterModifier {
+    register: CpuidRegister,
+    bitmap: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuidModifier {
+    leaf: String,
+    subleaf: String,
+    flags: u32,
+    modifiers: Vec<CpuidRegisterModifier>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MsrModifier {
+    addr: String,
+    bitmap: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuConfig {
+    #[serde(default)]
+    kvm_capabilities: Vec<String>,
+    #[serde(default)]
+    cpuid_modifiers: Vec<CpuidModifier>,
+    #[serde(default)]
+    msr_modifiers: Vec<MsrModifier>,
+    /// Of another architecture.
+    #[serde(default)]
+    reg_modifiers: Vec<BTreeMap<String, String>>,
+    /// Of another architecture.
+    #[serde(default)]
+    vcpu_features: Vec<BTreeMap<String, serde_json::Value>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_is_six_bytes() {
+        for (text, valid) in [
+            ("AA:FC:00:00:00:01", true),
+            ("aa:fc:00:00:00:0g", false),
+            ("AA:FC:00:00:00", false),
+            ("AA:FC:00:00:00:01:02", false),
+            ("AAFC00000001", false),
+            ("A:FC:00:00:00:011", false),
+        ] {
+            assert_eq!(is_mac(text), valid, "{text}");
+        }
+    }
+
+    #[test]
+    fn drive_has_one_kind_of_backend() {
+        for (fields, valid) in [
+            (r#""path_on_host":"f""#, true),
+            (r#""socket":"s""#, true),
+            (r#""path_on_host":"f","socket":"s""#, false),
+            (r#""partuuid":"p""#, false),
+        ] {
+            let text = format!(r#"{{"drive_id":"a","is_root_device":false,{fields}}}"#);
+            let drive: Drive = serde_json::from_str(&text).expect("well-formed");
+            assert_eq!(drive.check("a").is_ok(), valid, "{fields}");
+        }
+    }
+}

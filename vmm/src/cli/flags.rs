@@ -1,0 +1,168 @@
+//! Firecracker's flags.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Where the API's socket is when nobody says.
+pub(super) const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
+
+/// The id of a microVM that was given none.
+pub(super) const DEFAULT_ID: &str = "anonymous-instance";
+
+/// The longest id.
+const MAX_ID: usize = 64;
+
+/// A microVM that is configured by clients of the API, by a configuration file, or by both.
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    /// The API's Unix socket [default: /run/firecracker.socket]
+    #[arg(long, value_name = "SOCKET", conflicts_with = "no_api")]
+    pub(super) api_sock: Option<PathBuf>,
+    /// The microVM's name: 1 to 64 letters, digits and hyphens [default: anonymous-instance]
+    #[arg(long, value_name = "ID")]
+    pub(super) id: Option<String>,
+    /// Run without an API server, from a configuration file
+    #[arg(long, requires = "config_file")]
+    pub(super) no_api: bool,
+    /// The microVM's configuration: JSON with `boot-source` and `machine-config`. It is started at
+    /// once
+    #[arg(long, value_name = "FILE")]
+    pub(super) config_file: Option<PathBuf>,
+    /// Log the time until the guest writes 123 to physical address 0xc0000000
+    #[arg(long)]
+    pub(super) boot_timer: bool,
+    /// The file or named pipe that the log goes to [default: standard error]
+    #[arg(long, value_name = "FILE")]
+    pub(super) log_path: Option<PathBuf>,
+    /// Let each line of the log tell its level
+    #[arg(long)]
+    pub(super) show_level: bool,
+    /// Let each line of the log tell the source file and line that it comes from
+    #[arg(long)]
+    pub(super) show_log_origin: bool,
+    /// Log only what comes from this module, such as vmm::controller
+    #[arg(long, value_name = "MODULE")]
+    pub(super) module: Option<String>,
+    /// The file or named pipe that metrics are written to, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub(super) metrics_path: Option<PathBuf>,
+    /// A JSON file whose object is put into the guest's metadata
+    #[arg(long, value_name = "FILE")]
+    pub(super) metadata: Option<PathBuf>,
+    /// The largest size of the metadata in bytes [default: that of a request's body]
+    #[arg(long, value_name = "BYTES")]
+    pub(super) mmds_size_limit: Option<usize>,
+    /// The largest body of a request in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 51_200)]
+    pub(super) http_api_max_payload_size: usize,
+    /// CLOCK_MONOTONIC in microseconds when the process was started, for the metrics
+    #[arg(long, value_name = "US")]
+    pub(super) start_time_us: Option<u64>,
+    /// The process's CPU time in microseconds when it was started, for the metrics
+    #[arg(long, value_name = "US")]
+    pub(super) start_time_cpu_us: Option<u64>,
+    /// The CPU time in microseconds that a parent spent for this process, for the metrics
+    #[arg(long, value_name = "US")]
+    pub(super) parent_cpu_time_us: Option<u64>,
+    /// Run without seccomp filters, as this version always does
+    #[arg(long)]
+    pub(super) no_seccomp: bool,
+    /// Refused: this version has no seccomp filters yet
+    #[arg(long, value_name = "FILE")]
+    pub(super) seccomp_filter: Option<PathBuf>,
+    /// Refused: this version has no PCI yet
+    #[arg(long)]
+    pub(super) enable_pci: bool,
+    /// Refused: this version has no snapshots yet
+    #[arg(long)]
+    pub(super) snapshot_version: bool,
+    /// Refused: this version has no snapshots yet
+    #[arg(long, value_name = "FILE")]
+    pub(super) describe_snapshot: Option<PathBuf>,
+}
+
+impl Flags {
+    /// A flag of these that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        [
+            (self.api_sock.is_some(), "--api-sock"),
+            (self.id.is_some(), "--id"),
+            (self.no_api, "--no-api"),
+            (self.config_file.is_some(), "--config-file"),
+            (self.boot_timer, "--boot-timer"),
+            (self.log_path.is_some(), "--log-path"),
+            (self.show_level, "--show-level"),
+            (self.show_log_origin, "--show-log-origin"),
+            (self.module.is_some(), "--module"),
+            (self.metrics_path.is_some(), "--metrics-path"),
+            (self.metadata.is_some(), "--metadata"),
+            (self.mmds_size_limit.is_some(), "--mmds-size-limit"),
+            (
+                self.http_api_max_payload_size != 51_200,
+                "--http-api-max-payload-size",
+            ),
+            (self.start_time_us.is_some(), "--start-time-us"),
+            (self.start_time_cpu_us.is_some(), "--start-time-cpu-us"),
+            (self.parent_cpu_time_us.is_some(), "--parent-cpu-time-us"),
+            (self.no_seccomp, "--no-seccomp"),
+        ]
+        .into_iter()
+        .chain(self.refused().map(|(given, flag, _)| (given, flag)))
+        .find_map(|(given, flag)| given.then_some(flag))
+    }
+
+    fn refused(&self) -> [(bool, &'static str, &'static str); 4] {
+        [
+            (
+                self.seccomp_filter.is_some(),
+                "--seccomp-filter",
+                "seccomp filters",
+            ),
+            (self.enable_pci, "--enable-pci", "PCI"),
+            (self.snapshot_version, "--snapshot-version", "snapshots"),
+            (
+                self.describe_snapshot.is_some(),
+                "--describe-snapshot",
+                "snapshots",
+            ),
+        ]
+    }
+
+    /// Checks what clap does not.
+    ///
+    /// # Errors
+    /// The flag at fault.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (given, flag, what) in self.refused() {
+            if given {
+                return Err(format!(
+                    "{flag}: this version of keeptime has no {what} yet"
+                ));
+            }
+        }
+        let id = self.id();
+        let valid = (1..=MAX_ID).contains(&id.len())
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if valid {
+            Ok(())
+        } else {
+            Err(format!(
+                "--id {id:?} is not 1 to {MAX_ID} letters, digits and hyphens"
+            ))
+        }
+    }
+
+    /// The microVM's name.
+    pub(super) fn id(&self) -> &str {
+        self.id.as_deref().unwrap_or(DEFAULT_ID)
+    }
+
+    /// The largest size of the metadata.
+    pub(super) fn metadata_limit(&self) -> usize {
+        self.mmds_size_limit
+            .unwrap_or(self.http_api_max_payload_size)
+    }
+}

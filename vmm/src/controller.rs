@@ -1,0 +1,365 @@
+//! Who applies the API's requests: one at a time, on the main thread.
+//!
+//! Before the start it holds the configuration, in the same types that a configuration file is read
+//! into; afterwards the running machine. Which requests are taken before the start and which after it is
+//! Firecracker's rule.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use devices::i8042::KeyboardError;
+use hypervisor::{Hypervisor, MissingFeature};
+use serde::Serialize;
+use serde_json::json;
+use tsc::Khz;
+
+use crate::api::body::{
+    Action, BootSource, LoggerBody, MachinePatch, MetricsBody, MmdsConfig, TimeBody, TimePolicy,
+    VmState,
+};
+use crate::api::http::{Response, Status};
+use crate::api::request::{ApiRequest, Fault};
+use crate::api::{COMPATIBLE_VERSION, server};
+use crate::config::{BootConfig, MachineConfig, VmConfig};
+use crate::error::one_line;
+use crate::logging::{Change, log};
+use crate::machine::{self, Running};
+use crate::metrics::{Metrics, prometheus};
+use crate::mmds::Metadata;
+use crate::time_report::TimeReport;
+
+/// A running guest, as far as requests have to do with it.
+pub(crate) trait Instance {
+    /// Brings the vCPUs to a halt.
+    fn pause(&self);
+    /// Lets them go on.
+    fn resume(&self);
+    /// Types Ctrl+Alt+Del.
+    fn ctrl_alt_del(&self) -> Result<(), KeyboardError>;
+    /// The rate of the guest's TSC.
+    fn tsc_rate(&self) -> Option<Khz>;
+}
+
+impl<H: Hypervisor> Instance for Running<H> {
+    fn pause(&self) {
+        Running::pause(self);
+    }
+
+    fn resume(&self) {
+        Running::resume(self);
+    }
+
+    fn ctrl_alt_del(&self) -> Result<(), KeyboardError> {
+        Running::ctrl_alt_del(self)
+    }
+
+    fn tsc_rate(&self) -> Option<Khz> {
+        Running::tsc_rate(self)
+    }
+}
+
+enum Phase {
+    NotStarted,
+    Running(Box<dyn Instance>),
+    Paused(Box<dyn Instance>),
+}
+
+/// Puts a machine together from its configuration and lets it go.
+pub(crate) type Start<'a> = &'a mut dyn FnMut(&VmConfig) -> Result<Box<dyn Instance>, Fault>;
+
+/// What a request leads to.
+type Answer = Result<Response, Fault>;
+
+/// The control plane's state.
+pub(crate) struct Controller {
+    id: String,
+    boot: Option<BootConfig>,
+    machine: MachineConfig,
+    logger: Option<LoggerBody>,
+    metadata: Metadata,
+    metrics: Arc<Metrics>,
+    /// What the host lacks.
+    missing: Vec<MissingFeature>,
+    phase: Phase,
+}
+
+impl Controller {
+    /// Before the start, with the configuration that there is when nothing is said.
+    pub(crate) fn new(id: &str, metadata: Metadata, metrics: Arc<Metrics>) -> Self {
+        Self {
+            id: id.to_owned(),
+            boot: None,
+            machine: MachineConfig::default(),
+            logger: None,
+            metadata,
+            metrics,
+            missing: Vec::new(),
+            phase: Phase::NotStarted,
+        }
+    }
+
+    /// What the time report tells as lacking.
+    pub(crate) fn set_missing(&mut self, missing: &[MissingFeature]) {
+        self.missing = missing.to_vec();
+    }
+
+    /// Adds what a machine has by a flag of the command line.
+    pub(crate) fn set_boot_timer(&mut self, boot_timer: bool) {
+        self.machine.boot_timer = boot_timer;
+    }
+
+    /// Takes a configuration file's settings over.
+    ///
+    /// # Errors
+    /// The setting that cannot be had.
+    pub(crate) fn configure(&mut self, config: VmConfig) -> Result<(), Fault> {
+        let boot_timer = self.machine.boot_timer;
+        self.boot = Some(config.boot);
+        self.machine = MachineConfig {
+            boot_timer,
+            ..config.machine
+        };
+        if let Some(logger) = config.logger {
+            self.put_logger(logger)?;
+        }
+        if let Some(metrics_path) = config.metrics_path {
+            self.put_metrics(&MetricsBody { metrics_path })?;
+        }
+        Ok(())
+    }
+
+    /// Applies a request and answers it. `start` is called for `InstanceStart` alone.
+    pub(crate) fn apply(&mut self, request: ApiRequest, start: Start<'_>) -> Response {
+        self.answer(request, start)
+            .unwrap_or_else(|fault| server::fault(&fault))
+    }
+
+    fn answer(&mut self, request: ApiRequest, start: Start<'_>) -> Answer {
+        match request {
+            ApiRequest::GetInstance => Ok(json(&json!({
+                "app_name": "Keeptime",
+                "id": self.id,
+                "state": self.state(),
+                "vmm_version": COMPATIBLE_VERSION,
+            }))),
+            ApiRequest::GetVersion => Ok(json(&json!({
+                "firecracker_version": COMPATIBLE_VERSION,
+            }))),
+            ApiRequest::GetVmConfig => Ok(json(&self.vm_config())),
+            ApiRequest::GetMachineConfig => Ok(json(&machine_config(&self.machine))),
+            ApiRequest::GetMmds => Ok(json(&self.metadata.get())),
+            ApiRequest::GetTime => Ok(json(&TimeReport::new(
+                self.instance().and_then(Instance::tsc_rate),
+                &self.missing,
+            ))),
+            ApiRequest::GetMetrics => Ok(Response {
+                status: Status::Ok,
+                content_type: prometheus::CONTENT_TYPE,
+                body: self.metrics.prometheus().into_bytes(),
+            }),
+            ApiRequest::Act(Action::InstanceStart) => done(self.start_now(start)),
+            ApiRequest::Act(Action::SendCtrlAltDel) => {
+                let keys = self.started()?.ctrl_alt_del();
+                done(keys.map_err(|error| Fault::new(error.to_string())))
+            }
+            ApiRequest::Act(Action::FlushMetrics) => {
+                self.started()?;
+                let flushed = self.metrics.flush();
+                done(flushed.map_err(|error| Fault::new(one_line(&error))))
+            }
+            ApiRequest::PutBootSource(body) => done(self.put_boot_source(body)),
+            ApiRequest::PutMachineConfig(body) => done(self.patch_machine(body.into())),
+            ApiRequest::PatchMachineConfig(body) => done(self.patch_machine(body)),
+            ApiRequest::PutLogger(body) => {
+                self.not_started()?;
+                done(self.put_logger(body))
+            }
+            ApiRequest::PutMetrics(body) => {
+                self.not_started()?;
+                done(self.put_metrics(&body))
+            }
+            ApiRequest::PutMmds(data) => {
+                let put = self.metadata.put(data);
+                done(put.map_err(|error| Fault::new(error.to_string())))
+            }
+            ApiRequest::PatchMmds(patch) => {
+                let patched = self.metadata.patch(patch);
+                done(patched.map_err(|error| Fault::new(error.to_string())))
+            }
+            ApiRequest::PutMmdsConfig(body) => {
+                self.not_started()?;
+                Err(refuse_mmds_config(&body))
+            }
+            ApiRequest::PutTime(body) => done(put_time(body)),
+            ApiRequest::PatchVm(state) => self.patch_vm(state),
+            ApiRequest::Absent(missing) => Err(missing.fault()),
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match self.phase {
+            Phase::NotStarted => "Not started",
+            Phase::Running(_) => "Running",
+            Phase::Paused(_) => "Paused",
+        }
+    }
+
+    fn instance(&self) -> Option<&dyn Instance> {
+        match &self.phase {
+            Phase::NotStarted => None,
+            Phase::Running(instance) | Phase::Paused(instance) => Some(&**instance),
+        }
+    }
+
+    fn started(&self) -> Result<&dyn Instance, Fault> {
+        self.instance()
+            .ok_or_else(|| Fault::new("the microVM has not started: this is for later"))
+    }
+
+    fn not_started(&self) -> Result<(), Fault> {
+        match self.phase {
+            Phase::NotStarted => Ok(()),
+            Phase::Running(_) | Phase::Paused(_) => Err(Fault::new(
+                "the microVM has started: this can be changed before the start only",
+            )),
+        }
+    }
+
+    fn put_boot_source(&mut self, body: BootSource) -> Result<(), Fault> {
+        self.not_started()?;
+        let boot = BootConfig::from(body);
+        machine::check_files(&boot).map_err(|error| Fault::new(one_line(&error)))?;
+        self.boot = Some(boot);
+        Ok(())
+    }
+
+    fn patch_machine(&mut self, patch: MachinePatch) -> Result<(), Fault> {
+        self.not_started()?;
+        self.machine = patch.apply_to(self.machine)?;
+        Ok(())
+    }
+
+    fn put_logger(&mut self, body: LoggerBody) -> Result<(), Fault> {
+        log()
+            .change(&Change {
+                path: body.log_path.as_deref(),
+                level: body.level,
+                show_level: body.show_level,
+                show_origin: body.show_log_origin,
+                module: body.module.as_deref(),
+            })
+            .map_err(|error| Fault::new(one_line(&error)))?;
+        self.logger = Some(body);
+        Ok(())
+    }
+
+    fn put_metrics(&mut self, body: &MetricsBody) -> Result<(), Fault> {
+        self.metrics
+            .write_to(&body.metrics_path)
+            .map_err(|error| Fault::new(one_line(&error)))
+    }
+
+    /// Starts the guest.
+    ///
+    /// # Errors
+    /// Why it does not start; it can be tried again.
+    pub(crate) fn start_now(&mut self, start: Start<'_>) -> Result<(), Fault> {
+        self.not_started()?;
+        let boot = self
+            .boot
+            .clone()
+            .ok_or_else(|| Fault::new("there is no kernel to start: PUT /boot-source first"))?;
+        let config = VmConfig::new(boot, self.machine);
+        self.phase = Phase::Running(start(&config)?);
+        Ok(())
+    }
+
+    fn patch_vm(&mut self, state: VmState) -> Answer {
+        self.started()?;
+        let phase = std::mem::replace(&mut self.phase, Phase::NotStarted);
+        let begin = Instant::now();
+        let microseconds = || u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.phase = match (state, phase) {
+            (VmState::Paused, Phase::Running(instance)) => {
+                instance.pause();
+                self.metrics.pause_us.set(microseconds());
+                tracing::info!("the microVM is paused");
+                Phase::Paused(instance)
+            }
+            (VmState::Resumed, Phase::Paused(instance)) => {
+                instance.resume();
+                self.metrics.resume_us.set(microseconds());
+                tracing::info!("the microVM goes on");
+                Phase::Running(instance)
+            }
+            // It is so already.
+            (_, phase) => phase,
+        };
+        done(Ok(()))
+    }
+
+    fn vm_config(&self) -> serde_json::Value {
+        let mut config = json!({
+            "machine-config": machine_config(&self.machine),
+            "drives": [],
+            "network-interfaces": [],
+            "pmem": [],
+        });
+        if let Some(boot) = &self.boot {
+            config["boot-source"] = json!(BootSource::from(boot));
+        }
+        if let Some(logger) = &self.logger {
+            config["logger"] = json!(logger);
+        }
+        if let Some(path) = self.metrics.path() {
+            // A path of the command line need not be text.
+            config["metrics"] = json!({ "metrics_path": path.to_string_lossy() });
+        }
+        config
+    }
+}
+
+fn done(result: Result<(), Fault>) -> Answer {
+    result.map(|()| Response::no_content())
+}
+
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => Response::json(body),
+        // Only a path that is no text cannot be told in JSON.
+        Err(error) => server::fault(&Fault::new(format!("this cannot be told in JSON: {error}"))),
+    }
+}
+
+fn machine_config(machine: &MachineConfig) -> serde_json::Value {
+    json!({
+        "vcpu_count": machine.vcpus.get(),
+        "mem_size_mib": machine.memory.mib(),
+        "smt": false,
+        "track_dirty_pages": false,
+        "huge_pages": "None",
+    })
+}
+
+fn refuse_mmds_config(body: &MmdsConfig) -> Fault {
+    match body.network_interfaces.first() {
+        None => Fault::new("network_interfaces: the list is empty"),
+        Some(_) => Fault::new(
+            "network_interfaces: this version of keeptime has no network devices yet, so there is \
+             none of this name",
+        ),
+    }
+}
+
+fn put_time(body: TimeBody) -> Result<(), Fault> {
+    match body.policy {
+        TimePolicy::Advance => Ok(()),
+        TimePolicy::Freeze => Err(Fault::new(
+            "policy: this version of keeptime has no timekeeper yet, so a guest's clocks go on while \
+             it is paused: only advance can be had",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

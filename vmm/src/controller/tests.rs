@@ -1,0 +1,277 @@
+use std::cell::RefCell;
+use std::io::Write;
+use std::rc::Rc;
+
+use serde_json::Value;
+
+use super::*;
+use crate::api::http::Method;
+use crate::api::request;
+
+/// A guest that notes what happens to it.
+struct Noting(Rc<RefCell<Vec<&'static str>>>);
+
+impl Instance for Noting {
+    fn pause(&self) {
+        self.0.borrow_mut().push("pause");
+    }
+
+    fn resume(&self) {
+        self.0.borrow_mut().push("resume");
+    }
+
+    fn ctrl_alt_del(&self) -> Result<(), KeyboardError> {
+        self.0.borrow_mut().push("keys");
+        if self.0.borrow().len() > 4 {
+            return Err(KeyboardError::NotListening);
+        }
+        Ok(())
+    }
+
+    fn tsc_rate(&self) -> Option<Khz> {
+        Khz::new(1_000_000)
+    }
+}
+
+struct Fixture {
+    controller: Controller,
+    notes: Rc<RefCell<Vec<&'static str>>>,
+    kernel: tempfile::NamedTempFile,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let mut kernel = tempfile::NamedTempFile::new().expect("a file");
+        kernel.write_all(b"kernel").expect("room");
+        Self {
+            controller: Controller::new("vm-1", Metadata::new(100), Arc::default()),
+            notes: Rc::default(),
+            kernel,
+        }
+    }
+
+    fn send(&mut self, method: Method, path: &str, body: &Value) -> Response {
+        let text = match body {
+            Value::Null => Vec::new(),
+            other => other.to_string().into_bytes(),
+        };
+        let asked = request::parse(method, path, &text).expect("well-formed");
+        let notes = self.notes.clone();
+        self.controller.apply(asked, &mut |config| {
+            if config.boot.cmdline == "bad" {
+                return Err(Fault::new("it does not boot"));
+            }
+            Ok(Box::new(Noting(notes.clone())))
+        })
+    }
+
+    fn done(&mut self, method: Method, path: &str, body: &Value) {
+        let answer = self.send(method, path, body);
+        assert_eq!(answer, Response::no_content(), "{path} {body}");
+    }
+
+    fn refused(&mut self, method: Method, path: &str, body: &Value) -> String {
+        let answer = self.send(method, path, body);
+        assert_eq!(answer.status, Status::BadRequest, "{path} {body}");
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        body["fault_message"].as_str().expect("a text").to_owned()
+    }
+
+    fn get(&mut self, path: &str) -> Value {
+        let answer = self.send(Method::Get, path, &Value::Null);
+        assert_eq!(answer.status, Status::Ok, "{path}");
+        serde_json::from_slice(&answer.body).expect("JSON")
+    }
+
+    fn boot_source(&self) -> Value {
+        json!({"kernel_image_path": self.kernel.path(), "boot_args": "quiet"})
+    }
+
+    fn start(&mut self) {
+        let boot = self.boot_source();
+        self.done(Method::Put, "/boot-source", &boot);
+        self.done(
+            Method::Put,
+            "/actions",
+            &json!({"action_type": "InstanceStart"}),
+        );
+    }
+}
+
+#[test]
+fn states_follow_start_pause_and_resume() {
+    let mut vm = Fixture::new();
+    assert_eq!(vm.get("/")["state"], "Not started");
+    vm.start();
+    assert_eq!(vm.get("/")["state"], "Running");
+    for (asked, state) in [
+        ("Paused", "Paused"),
+        ("Paused", "Paused"),
+        ("Resumed", "Running"),
+        ("Resumed", "Running"),
+    ] {
+        vm.done(Method::Patch, "/vm", &json!({"state": asked}));
+        assert_eq!(vm.get("/")["state"], state);
+    }
+    assert_eq!(*vm.notes.borrow(), ["pause", "resume"]);
+}
+
+#[test]
+fn before_the_start_what_needs_a_guest_is_refused() {
+    let mut vm = Fixture::new();
+    for (method, path, body) in [
+        (Method::Patch, "/vm", json!({"state": "Paused"})),
+        (
+            Method::Put,
+            "/actions",
+            json!({"action_type": "SendCtrlAltDel"}),
+        ),
+        (
+            Method::Put,
+            "/actions",
+            json!({"action_type": "FlushMetrics"}),
+        ),
+    ] {
+        assert!(vm.refused(method, path, &body).contains("has not started"));
+    }
+    let start = json!({"action_type": "InstanceStart"});
+    assert!(
+        vm.refused(Method::Put, "/actions", &start)
+            .contains("/boot-source")
+    );
+}
+
+#[test]
+fn after_the_start_the_configuration_stands() {
+    let mut vm = Fixture::new();
+    vm.start();
+    let boot = vm.boot_source();
+    for (method, path, body) in [
+        (Method::Put, "/boot-source", boot),
+        (
+            Method::Put,
+            "/machine-config",
+            json!({"vcpu_count": 1, "mem_size_mib": 128}),
+        ),
+        (Method::Patch, "/machine-config", json!({"vcpu_count": 1})),
+        (Method::Put, "/logger", json!({"level": "Info"})),
+        (Method::Put, "/metrics", json!({"metrics_path": "m"})),
+        (
+            Method::Put,
+            "/mmds/config",
+            json!({"network_interfaces": ["a"]}),
+        ),
+        (
+            Method::Put,
+            "/actions",
+            json!({"action_type": "InstanceStart"}),
+        ),
+    ] {
+        let message = vm.refused(method, path, &body);
+        assert!(message.contains("has started"), "{path}: {message}");
+    }
+}
+
+#[test]
+fn configuration_is_read_back_as_it_was_given() {
+    let mut vm = Fixture::new();
+    assert_eq!(
+        vm.get("/machine-config"),
+        json!({
+            "vcpu_count": 1, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,
+            "huge_pages": "None",
+        })
+    );
+    assert_eq!(vm.get("/vm/config")["boot-source"], Value::Null);
+    let boot = vm.boot_source();
+    vm.done(Method::Put, "/boot-source", &boot);
+    vm.done(
+        Method::Put,
+        "/machine-config",
+        &json!({"vcpu_count": 2, "mem_size_mib": 64}),
+    );
+    vm.done(
+        Method::Patch,
+        "/machine-config",
+        &json!({"mem_size_mib": 32}),
+    );
+    let config = vm.get("/vm/config");
+    assert_eq!(config["boot-source"], boot);
+    assert_eq!(config["machine-config"]["vcpu_count"], 2);
+    assert_eq!(config["machine-config"]["mem_size_mib"], 32);
+    assert_eq!(config["drives"], json!([]));
+}
+
+#[test]
+fn refusal_changes_nothing() {
+    let mut vm = Fixture::new();
+    let wrong = json!({"kernel_image_path": "/nowhere/kernel"});
+    let message = vm.refused(Method::Put, "/boot-source", &wrong);
+    assert!(message.contains("/nowhere/kernel"), "{message}");
+    let wrong = json!({"vcpu_count": 2, "mem_size_mib": 64, "smt": true});
+    vm.refused(Method::Put, "/machine-config", &wrong);
+    assert_eq!(vm.get("/machine-config")["vcpu_count"], 1);
+    let mut boot = vm.boot_source();
+    boot["boot_args"] = json!("bad");
+    vm.done(Method::Put, "/boot-source", &boot);
+    let start = json!({"action_type": "InstanceStart"});
+    assert_eq!(
+        vm.refused(Method::Put, "/actions", &start),
+        "it does not boot"
+    );
+    assert_eq!(vm.get("/")["state"], "Not started");
+    vm.start();
+}
+
+#[test]
+fn what_does_not_exist_is_named() {
+    let mut vm = Fixture::new();
+    let drive = json!({"drive_id": "a", "is_root_device": true, "path_on_host": "f"});
+    let message = vm.refused(Method::Put, "/drives/a", &drive);
+    assert!(message.contains("no block devices yet"), "{message}");
+    let interfaces = json!({"network_interfaces": ["eth0"]});
+    let message = vm.refused(Method::Put, "/mmds/config", &interfaces);
+    assert!(message.contains("no network devices yet"), "{message}");
+    let message = vm.refused(Method::Put, "/time", &json!({"policy": "freeze"}));
+    assert!(message.contains("no timekeeper yet"), "{message}");
+    vm.done(Method::Put, "/time", &json!({"policy": "advance"}));
+}
+
+#[test]
+fn metadata_are_kept_before_and_after_the_start() {
+    let mut vm = Fixture::new();
+    assert_eq!(vm.get("/mmds"), json!({}));
+    vm.refused(Method::Patch, "/mmds", &json!({"a": 1}));
+    vm.done(Method::Put, "/mmds", &json!({"a": {"b": 1}}));
+    vm.start();
+    vm.done(Method::Patch, "/mmds", &json!({"a": {"b": null, "c": 2}}));
+    assert_eq!(vm.get("/mmds"), json!({"a": {"c": 2}}));
+    let long = json!({"a": "x".repeat(100)});
+    assert!(vm.refused(Method::Put, "/mmds", &long).contains("100"));
+}
+
+#[test]
+fn keys_reach_the_guest_or_the_client_is_told() {
+    let mut vm = Fixture::new();
+    vm.start();
+    let keys = json!({"action_type": "SendCtrlAltDel"});
+    for _ in 0..4 {
+        vm.done(Method::Put, "/actions", &keys);
+    }
+    let message = vm.refused(Method::Put, "/actions", &keys);
+    assert!(message.contains("does not read its keyboard"), "{message}");
+}
+
+#[test]
+fn metrics_and_time_are_told() {
+    let mut vm = Fixture::new();
+    let answer = vm.send(Method::Get, "/metrics", &Value::Null);
+    assert!(answer.content_type.starts_with("text/plain"));
+    assert!(answer.body.starts_with(b"# TYPE "));
+    assert_eq!(vm.get("/time")["guest"]["tsc_khz_in_force"], Value::Null);
+    vm.start();
+    assert_eq!(vm.get("/time")["guest"]["tsc_khz_in_force"], 1_000_000);
+    let flush = json!({"action_type": "FlushMetrics"});
+    let message = vm.refused(Method::Put, "/actions", &flush);
+    assert!(message.contains("--metrics-path"), "{message}");
+}

@@ -1,0 +1,225 @@
+//! Where vCPU threads wait while the microVM is paused.
+//!
+//! Pausing closes the gate and kicks every vCPU; a vCPU that was kicked finishes the access that it is
+//! in, looks at the gate, and waits there while it is closed. The pause is done when all that are
+//! still present wait. Resuming opens the gate. The end of the microVM opens it too: a paused microVM
+//! can be ended like a running one.
+//!
+//! Only a vCPU that left the guest because of a kick looks at the gate, so it costs nothing on the
+//! path of other exits.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::vcpu::Ending;
+
+/// After so long without an answer, vCPUs are kicked once more. A kick is a signal, which also makes a
+/// blocking system call return; one that comes just before the call begins is too early for that.
+const KICK_AGAIN: Duration = Duration::from_millis(5);
+
+#[derive(Debug)]
+struct State {
+    closed: bool,
+    /// vCPUs whose threads have not ended.
+    present: usize,
+    /// Those of them that wait here.
+    parked: usize,
+}
+
+/// The gate: see the [module](self).
+#[derive(Debug)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// An open gate for so many vCPUs.
+    pub(crate) fn new(vcpus: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                closed: false,
+                present: vcpus,
+                parked: 0,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The counts are changed in single steps: a panic elsewhere leaves them right.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the gate, and returns when every vCPU that is present waits at it. `kick` makes them look.
+    pub(crate) fn close(&self, kick: impl Fn()) {
+        self.lock().closed = true;
+        self.wait_until(kick, |state| state.parked >= state.present);
+    }
+
+    /// Lets the vCPUs go on.
+    pub(crate) fn open(&self) {
+        self.lock().closed = false;
+        self.changed.notify_all();
+    }
+
+    /// Returns when every vCPU's thread has left for good: call it when the microVM is ending.
+    pub(crate) fn wait_until_left(&self, kick: impl Fn()) {
+        // Those that wait at the gate see that the microVM is ending.
+        drop(self.lock());
+        self.changed.notify_all();
+        self.wait_until(kick, |state| state.present == 0);
+    }
+
+    fn wait_until(&self, kick: impl Fn(), done: impl Fn(&State) -> bool) {
+        kick();
+        let mut state = self.lock();
+        while !done(&state) {
+            let timeout;
+            (state, timeout) = self
+                .changed
+                .wait_timeout(state, KICK_AGAIN)
+                .unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() {
+                kick();
+            }
+        }
+    }
+
+    /// A vCPU's look at the gate: returns when it is open or the microVM is ending, and whether the vCPU
+    /// had to wait.
+    pub(crate) fn pass(&self, ending: &Ending) -> bool {
+        let mut state = self.lock();
+        if !state.closed {
+            return false;
+        }
+        state.parked += 1;
+        self.changed.notify_all();
+        while state.closed && !ending.is_ending() {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        true
+    }
+
+    /// A vCPU's thread ends.
+    pub(crate) fn leave(&self) {
+        let mut state = self.lock();
+        state.present = state.present.saturating_sub(1);
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::outcome::Outcome;
+
+    /// Threads that look at the gate when they are kicked, as vCPUs do.
+    struct Vcpus {
+        gate: Arc<Gate>,
+        ending: Arc<Ending>,
+        kicked: Vec<Arc<AtomicBool>>,
+        waits: Arc<AtomicUsize>,
+        threads: Vec<std::thread::JoinHandle<()>>,
+    }
+
+    impl Vcpus {
+        fn start(count: usize) -> Self {
+            let gate = Arc::new(Gate::new(count));
+            let ending = Arc::new(Ending::new().expect("an eventfd"));
+            let waits = Arc::new(AtomicUsize::new(0));
+            let kicked: Vec<_> = (0..count)
+                .map(|_| Arc::new(AtomicBool::new(false)))
+                .collect();
+            let threads = kicked
+                .iter()
+                .map(|kicked| {
+                    let (gate, ending) = (gate.clone(), ending.clone());
+                    let (kicked, waits) = (kicked.clone(), waits.clone());
+                    std::thread::spawn(move || {
+                        while !ending.is_ending() {
+                            if kicked.swap(false, Ordering::SeqCst) && gate.pass(&ending) {
+                                waits.fetch_add(1, Ordering::SeqCst);
+                            }
+                            std::thread::yield_now();
+                        }
+                        gate.leave();
+                    })
+                })
+                .collect();
+            Self {
+                gate,
+                ending,
+                kicked,
+                waits,
+                threads,
+            }
+        }
+
+        fn kick(&self) {
+            for kicked in &self.kicked {
+                kicked.store(true, Ordering::SeqCst);
+            }
+        }
+
+        fn end(self) -> usize {
+            self.ending.end(Outcome::PowerOff);
+            self.gate.wait_until_left(|| self.kick());
+            for thread in self.threads {
+                thread.join().expect("no panic");
+            }
+            self.waits.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn close_returns_when_all_wait_and_open_lets_them_go() {
+        let vcpus = Vcpus::start(3);
+        for _ in 0..100 {
+            vcpus.gate.close(|| vcpus.kick());
+            let state = vcpus.gate.lock();
+            assert_eq!((state.parked, state.present), (3, 3));
+            drop(state);
+            vcpus.gate.open();
+        }
+        assert!(vcpus.end() >= 3);
+    }
+
+    #[test]
+    fn end_while_paused_lets_them_go() {
+        let vcpus = Vcpus::start(2);
+        vcpus.gate.close(|| vcpus.kick());
+        assert_eq!(vcpus.end(), 2);
+    }
+
+    #[test]
+    fn close_does_not_wait_for_those_that_left() {
+        let gate = Gate::new(2);
+        gate.leave();
+        gate.leave();
+        gate.close(|| {});
+        gate.wait_until_left(|| {});
+    }
+
+    #[test]
+    fn a_kick_that_came_too_early_is_repeated() {
+        let vcpus = Vcpus::start(1);
+        let kicks = AtomicUsize::new(0);
+        // The first kick has no effect.
+        vcpus.gate.close(|| {
+            if kicks.fetch_add(1, Ordering::SeqCst) > 0 {
+                vcpus.kick();
+            }
+        });
+        assert!(kicks.load(Ordering::SeqCst) >= 2);
+        vcpus.end();
+    }
+}

@@ -1,0 +1,287 @@
+//! The devices of a machine, and the wiring of their interrupts.
+
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arch::layout;
+use devices::boot_timer::BootTimer;
+use devices::bus::{Bus, BusDevice, Reaction};
+use devices::cmos::Cmos;
+use devices::debug_exit::DebugExit;
+use devices::i8042::{self, I8042};
+use devices::pit::{self, LazyPit};
+use devices::power::{AcpiPower, AcpiReset, SleepType};
+use devices::serial::{self, Serial};
+use devices::trigger::Unconnected;
+use hypervisor::{Gsi, InterruptControllers, Vm};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vm_memory::Address;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{MachineError, host};
+use crate::config::MachineConfig;
+use crate::error::one_line;
+use crate::host_clock;
+use crate::logging::guest_info;
+use crate::metrics::{AccessCounters, ConsoleCounters};
+use crate::outcome::Outcome;
+use crate::vcpu::{Buses, Ending};
+
+// The tables tell the guest where the clock has the century.
+const _: () = assert!(layout::CMOS_CENTURY_REGISTER == devices::cmos::CENTURY);
+
+/// A device at I/O ports, beyond those that every machine has.
+pub(crate) struct PortDevice {
+    /// First port.
+    pub(crate) base: u16,
+    /// Number of ports.
+    pub(crate) len: u16,
+    /// What messages call it.
+    pub(crate) name: &'static str,
+    /// The device.
+    pub(crate) device: Arc<Mutex<dyn BusDevice>>,
+}
+
+/// A device whose accesses are counted, and which others than the guest use as well.
+struct Counted<D> {
+    device: Arc<Mutex<D>>,
+    counters: Arc<AccessCounters>,
+}
+
+impl<D: BusDevice> BusDevice for Counted<D> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.counters.reads.add(1);
+        let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Reaction {
+        self.counters.writes.add(1);
+        let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let reaction = device.write(offset, data);
+        if reaction == Reaction::Reset {
+            self.counters.resets.add(1);
+        }
+        reaction
+    }
+}
+
+/// The devices of a machine: on their buses, and those that others than the guest have to do with.
+pub(super) struct Devices {
+    pub(super) buses: Buses,
+    pub(super) serial: Arc<Mutex<Serial>>,
+    pub(super) serial_room: EventFd,
+    pub(super) keyboard: Arc<Mutex<I8042>>,
+    pub(super) keyboard_counters: Arc<AccessCounters>,
+    pub(super) console_counters: Arc<ConsoleCounters>,
+}
+
+impl Devices {
+    pub(super) fn create<V: Vm + 'static>(
+        vm: &Arc<V>,
+        ending: &Arc<Ending>,
+        config: &MachineConfig,
+        controllers: InterruptControllers,
+        extra: Option<PortDevice>,
+        started: Instant,
+    ) -> Result<Self, MachineError> {
+        let interrupt = |gsi| interrupt_line(&**vm, controllers, gsi);
+        let room = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
+        let room_trigger = room.try_clone().map_err(host("duplicate an eventfd"))?;
+        let console_counters = Arc::new(ConsoleCounters::default());
+        let serial = Arc::new(Mutex::new(Serial::new(
+            interrupt(layout::COM1_IRQ)?,
+            Box::new(StandardOutput::new(console_counters.clone())?),
+            Box::new(move || press(&room_trigger)),
+        )));
+        let mut port = Bus::new();
+        let keyboard = interrupt(layout::I8042_KEYBOARD_IRQ)?;
+        let keyboard = Arc::new(Mutex::new(I8042::new(keyboard)));
+        let keyboard_counters = Arc::new(AccessCounters::default());
+        let counted = Arc::new(Mutex::new(Counted {
+            device: keyboard.clone(),
+            counters: keyboard_counters.clone(),
+        }));
+        let (name, command) = ("i8042", layout::I8042_COMMAND_PORT.into());
+        port.insert(layout::I8042_DATA_PORT.into(), 1, counted.clone(), name)?;
+        port.insert_part(command, 1, i8042::COMMAND, counted, name)?;
+        if config.pit && controllers != InterruptControllers::None {
+            let timer = Arc::new(Mutex::new(lazy_pit(vm.clone(), ending.clone())));
+            let (name, speaker) = ("pit", layout::PIT_SPEAKER_PORT.into());
+            port.insert(layout::PIT_PORT.into(), pit::PORTS, timer.clone(), name)?;
+            port.insert_part(speaker, 1, pit::SPEAKER, timer, name)?;
+        }
+        let mut add = |base: u16, len: u64, name, device: Arc<Mutex<dyn BusDevice>>| {
+            port.insert(base.into(), len, device, name)
+        };
+        add(layout::COM1_PORT, serial::REGISTERS, "com1", serial.clone())?;
+        add(
+            layout::CMOS_INDEX_PORT,
+            2,
+            "cmos",
+            Arc::new(Mutex::new(Cmos::new(Box::new(host_clock::real_time)))),
+        )?;
+        add(
+            layout::PM1A_EVENT_PORT,
+            6,
+            "acpi-power",
+            Arc::new(Mutex::new(AcpiPower::new(
+                SleepType::new(layout::SLEEP_TYPE_S5).expect("S5's type fits three bits"),
+                interrupt(layout::SCI_IRQ)?,
+            ))),
+        )?;
+        add(
+            layout::ACPI_RESET_PORT,
+            1,
+            "acpi-reset",
+            Arc::new(Mutex::new(AcpiReset::new(layout::ACPI_RESET_VALUE))),
+        )?;
+        if config.debug_exit {
+            add(
+                layout::DEBUG_EXIT_PORT,
+                4,
+                "debug-exit",
+                Arc::new(Mutex::new(DebugExit)),
+            )?;
+        }
+        if let Some(PortDevice {
+            base,
+            len,
+            name,
+            device,
+        }) = extra
+        {
+            add(base, len.into(), name, device)?;
+        }
+        let mut mmio = Bus::new();
+        if config.boot_timer {
+            let timer = BootTimer::new(Box::new(move || {
+                let elapsed = started.elapsed();
+                guest_info!(
+                    "Guest-boot-time = {:>6} us {} ms",
+                    elapsed.as_micros(),
+                    elapsed.as_millis()
+                );
+            }));
+            mmio.insert(
+                layout::BOOT_TIMER.raw_value(),
+                1,
+                Arc::new(Mutex::new(timer)),
+                "boot-timer",
+            )?;
+        }
+        Ok(Self {
+            buses: Buses { port, mmio },
+            serial,
+            serial_room: room,
+            keyboard,
+            keyboard_counters,
+            console_counters,
+        })
+    }
+}
+
+/// The interval timer, which the kernel makes when the guest uses it. A guest whose timer cannot be
+/// made is not left without one: its machine ends.
+fn lazy_pit<V: Vm + 'static>(vm: Arc<V>, ending: Arc<Ending>) -> LazyPit {
+    LazyPit::new(Box::new(move |state| {
+        tracing::debug!("the guest uses the interval timer");
+        if let Err(error) = vm.create_pit(state) {
+            ending.end(Outcome::Failure(one_line(&error)));
+        }
+    }))
+}
+
+/// The button with which a device raises `gsi`.
+fn interrupt_line<V: Vm>(
+    vm: &V,
+    controllers: InterruptControllers,
+    gsi: u32,
+) -> Result<Box<dyn devices::trigger::Trigger>, MachineError> {
+    if controllers == InterruptControllers::None {
+        return Ok(Box::new(Unconnected));
+    }
+    let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
+    vm.register_interrupt(&event, Gsi(gsi))?;
+    Ok(Box::new(move || press(&event)))
+}
+
+/// Writing to an eventfd fails only when its counter is full, and then it is pressed already.
+fn press(event: &EventFd) {
+    let _ = event.write(1);
+}
+
+/// How long the guest waits for a reader of its console that takes nothing.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+
+/// Standard output without the buffer and the lock of [`io::stdout`].
+///
+/// A reader that is slow stops the vCPU that writes. One that takes nothing for [`PATIENCE`] is taken
+/// for gone: what the guest sends is lost until it takes something again. A kick ends the wait, so
+/// that a guest can be paused and ended however full its console is.
+struct StandardOutput {
+    output: OwnedFd,
+    reader_is_gone: bool,
+    counters: Arc<ConsoleCounters>,
+}
+
+impl StandardOutput {
+    fn new(counters: Arc<ConsoleCounters>) -> Result<Self, MachineError> {
+        let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0)
+            .map_err(|error| host("use standard output")(error.into()))?;
+        Ok(Self {
+            output,
+            reader_is_gone: false,
+            counters,
+        })
+    }
+
+    /// Waits until the output takes something. A failure shows in the write that follows.
+    fn wait(&mut self) -> io::Result<()> {
+        let patience = if self.reader_is_gone {
+            Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }
+        } else {
+            PATIENCE
+        };
+        let mut output = [PollFd::new(&self.output, PollFlags::OUT)];
+        self.reader_is_gone = match poll(&mut output, Some(&patience)) {
+            Ok(ready) => ready == 0,
+            // Who is told "interrupted" would try again.
+            Err(Errno::INTR) => return Err(ErrorKind::WouldBlock.into()),
+            Err(_) => false,
+        };
+        if self.reader_is_gone {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+}
+
+impl Write for StandardOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.wait().and_then(|()| {
+            rustix::io::write(&self.output, bytes).map_err(|error| match error {
+                Errno::INTR => ErrorKind::WouldBlock.into(),
+                other => other.into(),
+            })
+        });
+        match &written {
+            Ok(count) => self.counters.sent.add(*count as u64),
+            Err(_) => self.counters.lost.add(bytes.len() as u64),
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! Prometheus's text form (exposition format 0.0.4): counters since the start, with the suffix that
+//! its naming rules ask for.
+
+use std::fmt::Write;
+
+use super::{Kind, Sample};
+
+/// The type of the text, for the answer's header.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+
+pub(super) fn text(samples: &[Sample]) -> String {
+    let mut text = format!(
+        "# TYPE keeptime_build_info gauge\nkeeptime_build_info{{version=\"{}\"}} 1\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    for sample in samples {
+        let prefix = sample
+            .group
+            .strip_prefix("keeptime_")
+            .unwrap_or(sample.group);
+        let (kind, suffix) = match sample.kind {
+            Kind::Counter => ("counter", "_total"),
+            Kind::Gauge => ("gauge", ""),
+        };
+        let name = format!("keeptime_{prefix}_{}{suffix}", sample.field);
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {}", sample.value);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_has_a_type_and_a_value_for_each_sample() {
+        let text = text(&[
+            Sample::counter("vcpu", "failures", 2),
+            Sample::gauge("latencies_us", "pause_vm", 7),
+            Sample::counter("keeptime_api", "evicted", 1),
+        ]);
+        let lines: Vec<_> = text.lines().skip(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "# TYPE keeptime_vcpu_failures_total counter",
+                "keeptime_vcpu_failures_total 2",
+                "# TYPE keeptime_latencies_us_pause_vm gauge",
+                "keeptime_latencies_us_pause_vm 7",
+                "# TYPE keeptime_api_evicted_total counter",
+                "keeptime_api_evicted_total 1",
+            ]
+        );
+    }
+}
