@@ -219,6 +219,28 @@ fn a_host_without_scaling_refuses_or_catches_up_and_neither_is_believed() {
     }
 }
 
+/// As measured on the laboratory's SVM host with the HPET, where a push at every request made a rate of
+/// 1.7 look like one that is scaled to.
+#[test]
+fn pushes_before_each_reading_are_not_believed_where_scaling_is_not_claimed() {
+    let host = host(Faults {
+        exits_at_each_request: true,
+        ..Faults::default()
+    })
+    .without_scaling();
+    both(
+        &host,
+        &[
+            ("rate-half", Kind::Refused),
+            ("rate-0.999", Kind::Refused),
+            ("rate-1.7", Kind::Degraded),
+            ("rate-default", Kind::NotPossible),
+            ("rate-tolerated", Kind::Degraded),
+            ("offset-at-rate", Kind::NotPossible),
+        ],
+    );
+}
+
 #[test]
 fn catch_up_on_a_host_that_claims_to_scale_is_not_believed() {
     let host = host(Faults {

@@ -12,7 +12,13 @@ const FAR: TscDelta = TscDelta::new(0x100_1234_5678);
 /// A few milliseconds: what a correction of a clock looks like.
 const NEAR: TscDelta = TscDelta::new(-12_345_678);
 
-type Clause<F> = fn(&F, Effort) -> Result<Finding, ProbeError>;
+/// How a clause is checked.
+enum Clause<F> {
+    /// By itself.
+    Alone(fn(&F) -> Result<Finding, ProbeError>),
+    /// Such a part of the host's rate, over the same time as the other rates.
+    Rate(Scope, u64, u64),
+}
 
 /// `host` x `numerator` / `denominator`.
 fn part(numerator: u64, denominator: u64) -> impl Fn(Khz) -> Option<Khz> {
@@ -87,74 +93,96 @@ pub const CLAUSES: [&str; 17] = [
 
 fn clauses<F: Fixture>() -> [Clause<F>; CLAUSES.len()] {
     [
-        |fixture, _| form(fixture),
-        |fixture, _| {
+        Clause::Alone(form),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             offset::claimed_as_measured(&mut probe, one)
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             offset::moved_by(&mut probe, one, FAR)
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             offset::moved_by(&mut probe, one, FAR.wrapping_neg())
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             offset::across_the_sign(&mut probe, one)
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             offset::adjusted(&mut probe, one, NEAR)
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 2)?;
             offset::shared(&mut probe, one, FAR)
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             offset::kept(&mut probe, one, FAR)
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             offset::register(&mut probe, one, FAR)
-        },
-        |fixture, _| {
+        }),
+        Clause::Alone(|fixture| {
             let (mut probe, one) = fresh(fixture, 1)?;
             // Forward: a young guest's clock moved back beyond 0 would not be near.
             offset::register(&mut probe, one, NEAR.wrapping_neg())
-        },
-        |fixture, effort| rate::asked(fixture, effort, Scope::Vcpu, Some),
-        |fixture, effort| rate::asked(fixture, effort, Scope::Vcpu, part(1, 2)),
-        |fixture, effort| rate::asked(fixture, effort, Scope::Vcpu, part(999, 1_000)),
-        |fixture, effort| rate::asked(fixture, effort, Scope::Vcpu, part(17, 10)),
-        |fixture, effort| rate::asked(fixture, effort, Scope::Default, part(17, 10)),
-        |fixture, effort| rate::asked(fixture, effort, Scope::Vcpu, part(1_000_150, 1_000_000)),
-        |fixture, _| rate::with_offset(fixture, part(17, 10)),
+        }),
+        Clause::Rate(Scope::Vcpu, 1, 1),
+        Clause::Rate(Scope::Vcpu, 1, 2),
+        Clause::Rate(Scope::Vcpu, 999, 1_000),
+        Clause::Rate(Scope::Vcpu, 17, 10),
+        Clause::Rate(Scope::Default, 17, 10),
+        Clause::Rate(Scope::Vcpu, 1_000_150, 1_000_000),
+        Clause::Alone(|fixture| rate::with_offset(fixture, part(17, 10))),
     ]
 }
 
 /// Checks the clauses that `wanted` wants, telling each line as it is found.
+///
+/// The rates are asked for one after the other, each of a VM of its own, and then measured over one
+/// and the same time.
 pub fn check<F: Fixture>(
     fixture: &F,
     effort: Effort,
     wanted: impl Fn(&str) -> bool,
     mut tell: impl FnMut(&Line),
 ) -> Vec<Line> {
-    CLAUSES
-        .into_iter()
-        .zip(clauses::<F>())
-        .filter(|(name, _)| wanted(name))
-        .map(|(name, clause)| {
-            let finding = clause(fixture, effort)
-                .unwrap_or_else(|error| Finding::new(Kind::NotPossible, error.chain()));
-            let line = Line {
-                clause: name,
-                finding,
-            };
-            tell(&line);
-            line
-        })
-        .collect()
+    let mut lines = Vec::new();
+    let mut note = |clause, found: Result<Finding, ProbeError>| {
+        let finding = found.unwrap_or_else(|error| Finding::new(Kind::NotPossible, error.chain()));
+        let line = Line { clause, finding };
+        tell(&line);
+        lines.push(line);
+    };
+    let mut rates = (Vec::new(), Vec::new());
+    let measure = |(names, begun): (Vec<&'static str>, _)| {
+        let findings = rate::measure_together(fixture, effort, begun);
+        names.into_iter().zip(findings)
+    };
+    for (name, clause) in CLAUSES.into_iter().zip(clauses::<F>()) {
+        if !wanted(name) {
+            continue;
+        }
+        match clause {
+            Clause::Rate(scope, numerator, denominator) => {
+                rates.0.push(name);
+                let rate = part(numerator, denominator);
+                rates.1.push(rate::begin(fixture, scope, rate));
+            }
+            Clause::Alone(clause) => {
+                for (name, found) in measure(std::mem::take(&mut rates)) {
+                    note(name, found);
+                }
+                note(name, clause(fixture));
+            }
+        }
+    }
+    for (name, found) in measure(rates) {
+        note(name, found);
+    }
+    lines
 }

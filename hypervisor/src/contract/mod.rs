@@ -33,6 +33,14 @@ pub trait Fixture {
     /// # Errors
     /// When the host cannot do that.
     fn build(&self, vcpus: u32, default_rate: Option<Khz>) -> Result<Self::Probe, ProbeError>;
+
+    /// Lets time pass for all `probes` without an entry: at least so much for each, and where they live
+    /// in one world, the same time for all.
+    fn pass_for_all(&self, probes: &mut [&mut Self::Probe], time: Nanos) {
+        for probe in probes {
+            probe.pass(time);
+        }
+    }
 }
 
 /// A VM whose guest reads its TSC on request, on the host CPU that its vCPUs are bound to.
@@ -55,7 +63,9 @@ pub trait Probe {
     /// When the guest does not answer.
     fn readings(&mut self, vcpu: VcpuId, count: usize) -> Result<Vec<GuestSample>, ProbeError>;
 
-    /// `count` readings `spacing` apart in one entry, as far as the host's own interrupts allow.
+    /// `count` readings `spacing` apart in one entry, as far as the host's own interrupts allow. Who asks
+    /// for them does not sleep in between: on hosts whose timers are broadcast, waking up would interrupt
+    /// the guest before each reading.
     /// Their brackets may be taken on another CPU than those of [`Probe::readings`]. Empty where this
     /// is not possible.
     ///

@@ -12,6 +12,49 @@ use crate::tsc_control::{
 /// Readings for one judgement.
 pub(super) const READINGS: usize = 32;
 
+/// The bounds to which an offset is to be known: some tenths of a millisecond. What is asked for differs
+/// by more than ten times as much from what was.
+const NARROW: TscDelta = TscDelta::new(1_000_000);
+/// How often [`READINGS`] are taken until their bounds are that narrow.
+const ATTEMPTS: u32 = 16;
+
+/// Readings that bound the offset closely, or show that there is no single one.
+///
+/// Each is true however busy the machine is: it may only be too wide, and one that is narrow enough is
+/// all that is needed. So readings are added, none is dropped, and the number of attempts bounds the
+/// time and not what is believed.
+fn close_readings<P: Probe>(
+    probe: &mut P,
+    vcpu: VcpuId,
+    ratio: VendorRatio,
+) -> Result<Vec<GuestSample>, ProbeError> {
+    let mut samples = Vec::new();
+    for _ in 0..ATTEMPTS {
+        samples.extend(probe.readings(vcpu, READINGS)?);
+        match OffsetBounds::proven_by(ratio, &samples) {
+            Some(bounds) if NARROW.get() < bounds.width().get() => {}
+            _ => break,
+        }
+    }
+    Ok(samples)
+}
+
+/// Whether an offset known to be within `bounds` is known closely enough to be believed.
+fn is_close(bounds: OffsetBounds) -> bool {
+    bounds.width().get() <= NARROW.get()
+}
+
+/// Bounds that stayed too wide.
+fn not_measurable(bounds: OffsetBounds) -> Finding {
+    Finding::new(
+        Kind::Undecided,
+        format_args!(
+            "could not be measured: after {ATTEMPTS} attempts the readings are only good to {}",
+            bounds.width()
+        ),
+    )
+}
+
 /// What a written offset became.
 pub(super) struct Outcome {
     pub(super) written: ReadBack<TscOffset>,
@@ -42,7 +85,7 @@ fn request<P: Probe>(
     ratio: VendorRatio,
     request: impl FnOnce(&mut P::Control, TscOffset) -> Result<Written<TscOffset>, TscControlError>,
 ) -> Result<Option<Outcome>, ProbeError> {
-    let samples = probe.readings(vcpu, READINGS)?;
+    let samples = close_readings(probe, vcpu, ratio)?;
     let Some(former) = OffsetBounds::proven_by(ratio, &samples) else {
         return Ok(None);
     };
@@ -52,7 +95,7 @@ fn request<P: Probe>(
     let written = request(control, former.at_least())?;
     let after = probe.host_now();
     let written = written.read_back(probe.control(vcpu)?.offset()?);
-    let mut samples = probe.readings(vcpu, READINGS)?;
+    let mut samples = close_readings(probe, vcpu, ratio)?;
     let effect = if exact {
         let later = probe.control(vcpu)?.offset()?;
         OffsetEffect::judge(written, later, former, ratio, &samples)
@@ -101,6 +144,7 @@ pub(super) fn finding(outcome: Option<Outcome>) -> Finding {
         format!("{} reads back", written.claimed())
     };
     match effect {
+        OffsetEffect::InForce(bounds) if !is_close(bounds) => not_measurable(bounds),
         OffsetEffect::InForce(bounds) if written.agrees() => Finding::new(
             Kind::Holds,
             format_args!(
@@ -244,6 +288,9 @@ pub(super) fn shared<P: Probe>(
     })
 }
 
+/// A pause of a guest: several ticks of the host's kernel, and more than [`NARROW`] by far.
+const PAUSE: Nanos = Nanos::new(20_000_000);
+
 /// An offset stays while the guest pauses and runs on another CPU of the host.
 pub(super) fn kept<P: Probe>(
     probe: &mut P,
@@ -260,11 +307,11 @@ pub(super) fn kept<P: Probe>(
     let (Kind::Holds, OffsetEffect::InForce(in_force)) = (at_first.kind, effect) else {
         return Ok(at_first);
     };
-    probe.pass(Nanos::new(50_000_000));
+    probe.pass(PAUSE);
     let visited = probe.visit_another_cpu(vcpu)?;
-    probe.pass(Nanos::new(50_000_000));
+    probe.pass(PAUSE);
     let claimed = probe.control(vcpu)?.offset()?.claim();
-    let samples = probe.readings(vcpu, READINGS)?;
+    let samples = close_readings(probe, vcpu, ratio)?;
     let bounds = OffsetBounds::proven_by(ratio, &samples);
     let after = if visited {
         "after a pause and a visit to another CPU"
@@ -294,7 +341,7 @@ pub(super) fn register<P: Probe>(
     delta: TscDelta,
 ) -> Result<Finding, ProbeError> {
     let vcpu = VcpuId::new(0);
-    let before_write = probe.readings(vcpu, READINGS)?;
+    let before_write = close_readings(probe, vcpu, ratio)?;
     let Some(former) = OffsetBounds::proven_by(ratio, &before_write) else {
         return Ok(finding(None));
     };
@@ -305,7 +352,7 @@ pub(super) fn register<P: Probe>(
     let before = probe.host_now();
     let written = probe.control(vcpu)?.write_guest_tsc(guest)?;
     let after = probe.host_now();
-    let mut samples = probe.readings(vcpu, READINGS)?;
+    let mut samples = close_readings(probe, vcpu, ratio)?;
     let alone = OffsetBounds::proven_by(ratio, &samples);
     samples.push(GuestSample {
         before,
@@ -318,6 +365,9 @@ pub(super) fn register<P: Probe>(
         OffsetInterface::Msr => ", the only way here",
     };
     Ok(match (alone, OffsetBounds::proven_by(ratio, &samples)) {
+        (_, Some(bounds)) if !bounds.overlaps(former) && !is_close(bounds) => {
+            not_measurable(bounds)
+        }
         (_, Some(bounds)) if !bounds.overlaps(former) => Finding::new(
             Kind::Holds,
             format_args!("moved by {delta} to within {}{by}", bounds.width()),
@@ -356,7 +406,7 @@ pub(super) fn claimed_as_measured<P: Probe>(
         ));
     }
     let earlier = control.offset()?;
-    let samples = probe.readings(vcpu, READINGS)?;
+    let samples = close_readings(probe, vcpu, ratio)?;
     let claimed = probe.control(vcpu)?.offset()?;
     if earlier != claimed {
         return Ok(Finding::new(

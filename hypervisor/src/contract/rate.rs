@@ -9,9 +9,11 @@ use crate::tsc_control::{
     OffsetBounds, RateEffect, ReadBack, RefusedRate, TscControlError, TscOffsetControl, VendorRatio,
 };
 
-/// Readings within one entry, and their distance: 20 ms, several ticks of the host's kernel.
-const WITHIN: usize = 40;
+/// Readings within one entry, and their distance: 12 ms, several ticks of the host's kernel.
+const WITHIN: usize = 24;
 const SPACING: Nanos = Nanos::new(500_000);
+/// How often twice as many of them are taken, until they tell scaling from catch-up.
+const WITHIN_ATTEMPTS: u32 = 4;
 
 /// The error of a rate that the measurement must be able to notice: 50 parts in a million.
 const NOTICED: u32 = 1_000_000 / 50;
@@ -23,10 +25,9 @@ pub(super) enum Scope {
     Default,
 }
 
-/// The host's rate, as a fresh vCPU's is claimed to be.
-pub(super) fn host_rate<F: Fixture>(fixture: &F) -> Result<Khz, ProbeError> {
-    let mut probe = fixture.build(1, None)?;
-    Ok(probe.control(VcpuId::new(0))?.rate()?.claim())
+/// What `control`, of a vCPU that nobody has asked for anything, claims the host's rate to be.
+fn host_rate(control: &impl TscOffsetControl) -> Result<Khz, ProbeError> {
+    Ok(control.rate()?.claim())
 }
 
 /// `rate` more or less by 50 ppm.
@@ -69,68 +70,182 @@ fn ppb(bounds: Option<DeviationBounds>) -> String {
     )
 }
 
-/// What is found when `numerator` / `denominator` times the host's rate is asked for.
-pub(super) fn asked<F: Fixture>(
+/// How far a clause about a rate has come.
+pub(super) enum Begun<P> {
+    /// To its end: there is no guest whose rate could be measured.
+    Found(Finding),
+    /// The guest ticks, its first readings are taken, and time is to pass.
+    Ticking(Trial<P>),
+}
+
+/// A guest under a rate that was asked for.
+pub(super) struct Trial<P> {
+    probe: P,
+    host: Khz,
+    written: ReadBack<Khz>,
+    register: Option<VendorRatio>,
+    scaling: bool,
+    ratio: VendorRatio,
+    across: Vec<GuestSample>,
+}
+
+/// The vCPU whose rate is asked for.
+const VCPU: VcpuId = VcpuId::new(0);
+
+/// Asks for a rate that `rate` makes of the host's, and takes the first readings under it.
+pub(super) fn begin<F: Fixture>(
     fixture: &F,
-    effort: Effort,
     scope: Scope,
     rate: impl FnOnce(Khz) -> Option<Khz>,
-) -> Result<Finding, ProbeError> {
-    let host = host_rate(fixture)?;
+) -> Result<Begun<F::Probe>, ProbeError> {
+    let mut fresh = fixture.build(1, None)?;
+    let host = host_rate(fresh.control(VCPU)?)?;
     let asked = rate(host).ok_or_else(|| ProbeError::new("no such rate"))?;
-    let vcpu = VcpuId::new(0);
     let mut probe = match scope {
-        Scope::Vcpu => fixture.build(1, None)?,
+        Scope::Vcpu => fresh,
         Scope::Default => match fixture.build(1, Some(asked)) {
-            Err(ProbeError::Control(error)) => return absent_or_refused(error),
+            Err(ProbeError::Control(error)) => return absent_or_refused(error).map(Begun::Found),
             built => built?,
         },
     };
-    let control = probe.control(vcpu)?;
+    let control = probe.control(VCPU)?;
     let support = control.tsc_support();
     let ratio = match VendorRatio::from_rates_floor(support.vendor, asked, host) {
         Ok(ratio) => ratio,
-        Err(error) => return Ok(Finding::new(Kind::NotPossible, error)),
+        Err(error) => return Ok(Begun::Found(Finding::new(Kind::NotPossible, error))),
     };
     let written = match scope {
         Scope::Default => ReadBack::of(asked, control.rate()?),
         Scope::Vcpu => match control.ask_rate(asked) {
             Ok(written) => written.read_back(control.rate()?),
             Err(TscControlError::Rate { asked, .. }) => {
-                return refused(&mut probe, vcpu, asked, VendorRatio::one(support.vendor));
+                return refused(&mut probe, asked, VendorRatio::one(support.vendor))
+                    .map(Begun::Found);
             }
             Err(other) => return Err(other.into()),
         },
     };
     let register = if support.ratio {
-        Some(probe.control(vcpu)?.ratio()?.claim())
+        Some(probe.control(VCPU)?.ratio()?.claim())
     } else {
         None
     };
-    let mut across = probe.readings(vcpu, READINGS)?;
-    for _ in 0..effort.spans.max(1) {
-        probe.pass(effort.span);
-        across.extend(probe.readings(vcpu, READINGS)?);
-        if would_notice(&across, ratio, asked, host) {
-            break;
-        }
-    }
-    let within = probe.readings_in_one_entry(vcpu, WITHIN, SPACING)?;
-    let effect = RateEffect::judge(ratio, &across, &within);
-    Ok(finding(&Measured {
+    let across = probe.readings(VCPU, READINGS)?;
+    Ok(Begun::Ticking(Trial {
+        probe,
+        host,
         written,
         register,
+        scaling: support.scaling,
         ratio,
-        effect,
-        sharp: would_notice(&across, ratio, asked, host),
+        across,
     }))
+}
+
+/// Lets the same time pass for all `trials`, again until each would notice an error of 50 ppm or the
+/// effort is spent, and says what was found.
+///
+/// The time is one for all, because on an emulated host a second of it takes minutes.
+pub(super) fn measure_together<F: Fixture>(
+    fixture: &F,
+    effort: Effort,
+    mut trials: Vec<Result<Begun<F::Probe>, ProbeError>>,
+) -> Vec<Result<Finding, ProbeError>> {
+    for span in 0..effort.spans.max(1) {
+        let mut ticking: Vec<_> = trials
+            .iter_mut()
+            .filter(|begun| match begun {
+                Ok(Begun::Ticking(trial)) => span == 0 || !trial.is_sharp(),
+                _ => false,
+            })
+            .collect();
+        if ticking.is_empty() {
+            break;
+        }
+        let mut probes: Vec<_> = ticking
+            .iter_mut()
+            .filter_map(|begun| match begun {
+                Ok(Begun::Ticking(trial)) => Some(&mut trial.probe),
+                _ => None,
+            })
+            .collect();
+        fixture.pass_for_all(&mut probes, effort.span);
+        for begun in ticking {
+            if let Ok(Begun::Ticking(trial)) = begun
+                && let Err(error) = trial.read()
+            {
+                *begun = Err(error);
+            }
+        }
+    }
+    trials
+        .into_iter()
+        .map(|begun| match begun? {
+            Begun::Found(finding) => Ok(finding),
+            Begun::Ticking(trial) => trial.finding(),
+        })
+        .collect()
+}
+
+impl<P: Probe> Trial<P> {
+    fn read(&mut self) -> Result<(), ProbeError> {
+        self.across.extend(self.probe.readings(VCPU, READINGS)?);
+        Ok(())
+    }
+
+    fn is_sharp(&self) -> bool {
+        would_notice(&self.across, self.ratio, self.written.asked(), self.host)
+    }
+
+    /// By measurement. Where the readings across entries agree with the rate, readings within one
+    /// entry must tell whether the hardware keeps it: more of them where brackets are wide.
+    fn effect(&mut self) -> Result<RateEffect, ProbeError> {
+        let mut effect = RateEffect::judge(self.ratio, &self.across, &[]);
+        let mut count = WITHIN;
+        for _ in 0..WITHIN_ATTEMPTS {
+            if !matches!(effect, RateEffect::AcrossEntries(_)) {
+                break;
+            }
+            let within = self.probe.readings_in_one_entry(VCPU, count, SPACING)?;
+            effect = RateEffect::judge(self.ratio, &self.across, &within);
+            count *= 2;
+        }
+        Ok(effect)
+    }
+
+    fn finding(mut self) -> Result<Finding, ProbeError> {
+        let effect = self.effect()?;
+        let (first, last) = self.across.split_at(READINGS.min(self.across.len()));
+        let last = last.get(last.len().saturating_sub(READINGS)..);
+        let tightest = last
+            .and_then(measure::tightest)
+            .zip(measure::tightest(first));
+        let sharp = self.is_sharp();
+        Ok(finding(&Measured {
+            seen: tightest.and_then(|(last, first)| measure::guest_deviation(first, last)),
+            over: tightest.map_or(Nanos::ZERO, |(last, first)| {
+                last.before.monotonic.saturating_sub(first.after.monotonic)
+            }),
+            written: self.written,
+            register: self.register,
+            scaling: self.scaling,
+            ratio: self.ratio,
+            effect,
+            sharp,
+        }))
+    }
 }
 
 struct Measured {
     written: ReadBack<Khz>,
     register: Option<VendorRatio>,
+    scaling: bool,
     ratio: VendorRatio,
     effect: RateEffect,
+    /// From the most closely bracketed of the first and of the last readings.
+    seen: Option<DeviationBounds>,
+    /// The time between those.
+    over: Nanos,
     sharp: bool,
 }
 
@@ -138,8 +253,11 @@ fn finding(measured: &Measured) -> Finding {
     let Measured {
         written,
         register,
+        scaling,
         ratio,
         effect,
+        seen,
+        over,
         sharp,
     } = measured;
     let asked = written.asked();
@@ -148,7 +266,7 @@ fn finding(measured: &Measured) -> Finding {
     } else {
         format!("{} reads back", written.claimed())
     };
-    let seen = ppb(effect.deviation());
+    let seen = ppb(*seen);
     let says = format!("{asked} {reads_back}");
     match effect {
         RateEffect::InForce(_) if !written.agrees() => Finding::new(
@@ -161,10 +279,21 @@ fn finding(measured: &Measured) -> Finding {
                 format_args!("{says}; in force, but the ratio read is not {ratio}"),
             )
         }
+        // A host whose timers interrupt the guest at each request has it pushed before each answer, and
+        // then no reading tells that from scaling. What a host says against itself is taken as it is.
+        RateEffect::InForce(_) if !scaling && *ratio != VendorRatio::one(ratio.vendor()) => {
+            Finding::new(
+                Kind::Degraded,
+                format_args!(
+                    "{says}; kept ({seen}) by a host that does not claim to scale: by pushes"
+                ),
+            )
+        }
         RateEffect::InForce(_) if *sharp => Finding::new(
             Kind::Holds,
             format_args!(
-                "{says}; ratio {ratio}; {seen} from the host's rate, {} predicted; 50 ppm would show",
+                "{says}; ratio {ratio}; {seen} from the host's rate over {} ns, {} predicted; 50 ppm would show",
+                over.get(),
                 ppb(predicted(*ratio))
             ),
         ),
@@ -196,23 +325,18 @@ fn finding(measured: &Measured) -> Finding {
 }
 
 /// A refused rate changes nothing, whatever is claimed afterwards.
-fn refused<P: Probe>(
-    probe: &mut P,
-    vcpu: VcpuId,
-    asked: Khz,
-    one: VendorRatio,
-) -> Result<Finding, ProbeError> {
+fn refused<P: Probe>(probe: &mut P, asked: Khz, one: VendorRatio) -> Result<Finding, ProbeError> {
     let record = RefusedRate {
         asked,
         claimed: probe
-            .control(vcpu)?
+            .control(VCPU)?
             .rate()
             .ok()
             .map(crate::tsc_control::Claimed::claim),
     };
-    let mut samples = probe.readings(vcpu, READINGS)?;
+    let mut samples = probe.readings(VCPU, READINGS)?;
     probe.pass(Nanos::new(100_000_000));
-    samples.extend(probe.readings(vcpu, READINGS)?);
+    samples.extend(probe.readings(VCPU, READINGS)?);
     let claim = match record.claimed {
         Some(claimed) if claimed == asked => "reads back all the same".to_owned(),
         Some(claimed) => format!("{claimed} reads back"),
@@ -244,10 +368,10 @@ pub(super) fn with_offset<F: Fixture>(
     fixture: &F,
     rate: impl FnOnce(Khz) -> Option<Khz>,
 ) -> Result<Finding, ProbeError> {
-    let host = host_rate(fixture)?;
-    let asked = rate(host).ok_or_else(|| ProbeError::new("no such rate"))?;
     let mut probe = fixture.build(1, None)?;
-    let control = probe.control(VcpuId::new(0))?;
+    let control = probe.control(VCPU)?;
+    let host = host_rate(control)?;
+    let asked = rate(host).ok_or_else(|| ProbeError::new("no such rate"))?;
     if !control.tsc_support().scaling {
         return Ok(Finding::new(
             Kind::NotPossible,

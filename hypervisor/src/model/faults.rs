@@ -52,6 +52,10 @@ pub struct Faults {
     /// so by a time that does not pass: a guest with a rate above the host's is not pushed at all
     /// (`kvm_guest_time_update`).
     pub catch_up_by_master_clock: bool,
+    /// A request to a running guest makes it leave and enter first: the asking processor's timer is
+    /// broadcast by another one, as with the HPET. What a guest does between two entries cannot be seen
+    /// then.
+    pub exits_at_each_request: bool,
     /// Whether small corrections through the MSR are lost.
     pub synchronisation: Synchronisation,
     /// The kernel changes an offset in the VMCB and leaves its clean bit set, so that the processor
@@ -75,6 +79,7 @@ impl Faults {
         catch_up_instead_of_scaling: false,
         compensation: true,
         catch_up_by_master_clock: true,
+        exits_at_each_request: false,
         synchronisation: Synchronisation::AfterTheFirst,
         stale_clean_bit: false,
         nested_delta_unscaled: false,

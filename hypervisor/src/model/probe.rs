@@ -138,6 +138,7 @@ impl<F: ModelForm> Probe for ModelProbe<F> {
         spacing: Nanos,
     ) -> Result<Vec<GuestSample>, ProbeError> {
         let index = self.index(vcpu)?;
+        let exits = self.vm.host(|host| host.faults.exits_at_each_request);
         self.vm
             .enter(&self.vcpus[index])
             .map_err(ProbeError::from)?;
@@ -145,6 +146,13 @@ impl<F: ModelForm> Probe for ModelProbe<F> {
         for _ in 0..count {
             let before = self.host_on(HOME);
             self.delay();
+            if exits {
+                self.vm.leave(&self.vcpus[index]);
+                self.vm
+                    .enter(&self.vcpus[index])
+                    .map_err(ProbeError::from)?;
+                self.delay();
+            }
             let guest = self.vm.rdtsc(&self.vcpus[index]);
             self.delay();
             let after = self.host_on(HOME);

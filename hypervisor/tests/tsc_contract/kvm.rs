@@ -119,6 +119,10 @@ impl Fixture for KvmFixture {
         }
         Ok(probe)
     }
+
+    fn pass_for_all(&self, _probes: &mut [&mut KvmProbe], time: Nanos) {
+        thread::sleep(Duration::from_nanos(time.get()));
+    }
 }
 
 struct Guest {
@@ -285,7 +289,9 @@ impl Probe for KvmProbe {
                 while samples.len() < count {
                     samples.push(self.ask()?);
                     due += Duration::from_nanos(spacing.get());
-                    thread::sleep(due.saturating_sub(begun.elapsed()));
+                    while begun.elapsed() < due {
+                        std::hint::spin_loop();
+                    }
                 }
                 Ok(samples)
             });
