@@ -7,6 +7,38 @@
 //! scales by pushing, or moves offsets by itself has not broken the contract, since a host may be
 //! poor; but it has not kept the clause either, and the line says which. Broken is the contract where
 //! the interface says one thing and the guest sees a third.
+//!
+//! # A busy machine
+//!
+//! A reading's bracket is true however long it took: a busy machine only widens it. So readings are
+//! repeated until their bounds are narrow enough, a bounded number of times, and none is dropped; what
+//! never became narrow enough is [`Kind::Undecided`], and not believed. No limit on the time that
+//! anything takes decides a finding.
+//!
+//! # Faults, and what finds them
+//!
+//! Each field of [`Faults`](crate::model::Faults), which real hosts showed, with the clauses that find it
+//! out. The tests are in `tests/model_faults.rs`; those of doctor's own judgement are in
+//! `vmm/src/doctor/effects.rs`.
+//!
+//! | fault | found as | test |
+//! | --- | --- | --- |
+//! | `offset_writes`: `Ignored`, `IgnoredAndReadBack` | each clause `offset-…` but `offset-fresh` [`Ignored`](Kind::Ignored) | `ignored_offsets_are_not_believed_whether_or_not_they_read_back`; doctor: `no_return_code_is_believed` |
+//! | `tsc_writes`: the same two | `register-far`, `register-near` `Ignored` | `ignored_writes_to_the_register_are_not_believed` |
+//! | `rate_writes`: the same two | each other rate `Ignored`, `offset-at-rate` [`Degraded`](Kind::Degraded) | `ignored_rates_are_not_believed_whether_or_not_they_read_back`; doctor: `no_return_code_is_believed` |
+//! | `tolerance` | `rate-tolerated` `Ignored`, though it reads back | `a_tolerance_is_seen_though_the_rate_reads_back`; doctor: `linux_that_scales_is_seen_to_and_its_tolerance_too` |
+//! | `refused_rates_read_back` | `rate-half`, `rate-0.999` [`Refused`](Kind::Refused) whatever reads back | `a_host_without_scaling_refuses_or_catches_up_and_neither_is_believed` |
+//! | `catch_up_instead_of_scaling` | faster rates `Degraded`: kept across entries, not within one | `catch_up_on_a_host_that_claims_to_scale_is_not_believed`; doctor: `no_return_code_is_believed` |
+//! | `exits_at_each_request` | faster rates `Degraded`, because the host does not claim to scale | `pushes_before_each_reading_are_not_believed_where_scaling_is_not_claimed`; doctor: `a_push_before_each_reading_is_not_taken_for_scaling` |
+//! | `compensation` | each clause `offset-…` `Degraded`, as moved by the kernel; after a move between skewed CPUs `offset-kept` | `compensation_on_an_unstable_host_is_seen_as_the_kernels_own`, `compensation_at_a_move_between_skewed_cpus_is_seen`; doctor: `a_kernel_that_compensates_is_found_out` |
+//! | `catch_up_by_master_clock` | `rate-1.7` `Ignored`, where others catch up | `linux_without_scaling_is_what_the_laboratory_measured` |
+//! | `synchronisation`: `Always`, `AfterTheFirst` | `register-near` `Ignored`; the second write by [`OffsetBounds`](crate::tsc_control::OffsetBounds) | `a_write_taken_for_a_synchronisation_is_not_believed` |
+//! | `stale_clean_bit` (SVM) | each clause `offset-…` and `register-…` `Ignored` | `a_stale_clean_bit_is_seen_on_svm_and_is_nothing_on_vmx` |
+//! | `nested_delta_unscaled` | L2's readings allow no offset that is right | `corrections_under_l2_are_measured_in_both_guests` |
+//! | `nested_copy_forgotten` | L1's correction is [`OffsetEffect::Ignored`](crate::tsc_control::OffsetEffect::Ignored) | `corrections_under_l2_are_measured_in_both_guests` |
+//!
+//! One lie cannot be found out from outside a guest: a host that claims to scale, pushes instead, and
+//! exits at each request. No KVM does that; with one that does not claim to, the claim decides.
 
 mod clauses;
 mod offset;
