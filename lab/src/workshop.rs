@@ -1,4 +1,4 @@
-//! What scenarios are made from: the launcher, kernels and initramfs files, each made once.
+//! What scenarios are made from: the launcher, the contract suite, kernels and initramfs files, each made once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,10 @@ use crate::cli::Common;
 use crate::guest::linux;
 use crate::kernels::{Kernel, Stock};
 use crate::paths::{Paths, cargo};
-use crate::process::run_visibly;
+use crate::process::{capture, run_visibly};
+
+/// The contract suite's name among the tests of `hypervisor`.
+const SUITE: &str = "tsc_contract";
 
 /// Makes things on demand and keeps them. Several threads may ask at once.
 #[derive(Debug)]
@@ -21,6 +24,7 @@ pub(crate) struct Workshop {
     given_launcher: Option<PathBuf>,
     refresh: bool,
     launcher: OnceLock<PathBuf>,
+    contract: OnceLock<PathBuf>,
     stocks: Mutex<BTreeMap<Kernel, Stock>>,
 }
 
@@ -32,6 +36,7 @@ impl Workshop {
             given_launcher: common.launcher.clone(),
             refresh: common.refresh,
             launcher: OnceLock::new(),
+            contract: OnceLock::new(),
             stocks: Mutex::default(),
         }
     }
@@ -74,6 +79,37 @@ impl Workshop {
         Ok(())
     }
 
+    /// The contract suite's program, which [`prepare_contract`](Self::prepare_contract) has made.
+    pub(crate) fn contract(&self) -> Result<&Path> {
+        self.contract
+            .get()
+            .map(PathBuf::as_path)
+            .context("the contract suite has not been built")
+    }
+
+    /// Builds the contract suite of TSC control as it is released, a static program like the launcher.
+    pub(crate) fn prepare_contract(&self) -> Result<()> {
+        eprintln!("lab: building the contract suite of TSC control");
+        let mut command = Command::new(cargo());
+        command.current_dir(&self.paths.workspace).args([
+            "test",
+            "--quiet",
+            "--release",
+            "--package",
+            "hypervisor",
+            "--test",
+            SUITE,
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ]);
+        let messages = capture(&mut command)?;
+        let contract = executable(&messages, SUITE)
+            .with_context(|| format!("cargo has built no program {SUITE}"))?;
+        // Another thread can only have stored the same.
+        let _ = self.contract.set(contract);
+        Ok(())
+    }
+
     /// A stock kernel.
     pub(crate) fn stock(&self, kernel: Kernel) -> Result<Stock> {
         let mut stocks = self.stocks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,5 +124,38 @@ impl Workshop {
     /// The initramfs of a Linux guest.
     pub(crate) fn guest_initramfs(&self, kernel: Kernel) -> Result<Vec<u8>> {
         linux::initramfs(&self.stock(kernel)?)
+    }
+}
+
+/// The program that cargo has made of the target `name`, by its messages.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        if message["target"]["name"] != name {
+            return None;
+        }
+        message["executable"].as_str().map(PathBuf::from)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executable_is_that_of_the_target_alone() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"hypervisor"},"executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"other"},"executable":"/t/other-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"suite"},"executable":"/t/suite-2"}"#,
+            "\nno JSON\n",
+        );
+        assert_eq!(
+            executable(messages, "suite"),
+            Some(PathBuf::from("/t/suite-2"))
+        );
+        assert_eq!(executable(messages, "hypervisor"), None);
     }
 }

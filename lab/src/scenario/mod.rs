@@ -7,6 +7,7 @@
 mod errors;
 mod linux;
 mod small;
+mod time;
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use crate::workshop::Workshop;
 
 /// The name under which scripts find the launcher in their working folder.
 pub(crate) const LAUNCHER: &str = "keeptime";
+/// And the contract suite of TSC control, for scenarios with [`Scenario::with_contract`].
+pub(crate) const CONTRACT: &str = "tsc_contract";
 
 /// Where a scenario runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +59,8 @@ pub(crate) struct Scenario {
     pub(crate) script: String,
     /// What a native scenario needs besides a machine; an emulated host has it.
     pub(crate) needs: Needs,
+    /// Whether the script finds the contract suite.
+    pub(crate) contract: bool,
     files: MakeFiles,
     check: Check,
 }
@@ -92,6 +97,7 @@ impl Scenario {
             limit: Duration::from_secs(limit),
             script: script.into(),
             needs: Needs::Kvm,
+            contract: false,
             files: Box::new(|_| Ok(Files::new())),
             check: Box::new(|outcome| outcome.expect_status(0)),
         }
@@ -112,6 +118,12 @@ impl Scenario {
         check: impl Fn(&Outcome) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
         self.check = Box::new(check);
+        self
+    }
+
+    /// The same with the contract suite at hand.
+    pub(crate) fn with_contract(mut self) -> Self {
+        self.contract = true;
         self
     }
 
@@ -141,6 +153,9 @@ impl Scenario {
             LAUNCHER.to_owned(),
             Source::Path(workshop.launcher()?.to_owned()),
         );
+        if self.contract {
+            files.insert(CONTRACT.to_owned(), file(workshop.contract()?));
+        }
         Ok(files)
     }
 
@@ -198,6 +213,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(linux::all());
     scenarios.extend(small::all());
     scenarios.extend(errors::all());
+    scenarios.extend(time::all());
     scenarios
 }
 

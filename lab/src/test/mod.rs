@@ -164,7 +164,10 @@ fn prepare(
 ) -> Result<VecDeque<Task>> {
     let mut native = Vec::new();
     let mut emulated: BTreeMap<Host, Vec<Scenario>> = BTreeMap::new();
+    let mut contract = false;
     for scenario in scenarios {
+        contract |=
+            scenario.contract && !(skip_vmx && scenario.place == Place::Emulated(Host::Vmx));
         match scenario.place {
             Place::Native => native.push(scenario),
             Place::Emulated(Host::Vmx) if skip_vmx => {
@@ -181,6 +184,9 @@ fn prepare(
             .collect();
         apt::install(&packages.into_iter().collect::<Vec<_>>())?;
         workshop.prepare_launcher()?;
+        if contract {
+            workshop.prepare_contract()?;
+        }
     }
     let mut tasks: Vec<Task> = emulated
         .into_iter()
