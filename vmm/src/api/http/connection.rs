@@ -19,7 +19,7 @@ use super::{Request, Response};
 /// How much a refused client may still send before the connection is cut.
 const DRAIN_BYTES: usize = 1 << 20;
 /// How long it may take to do so.
-const DRAIN_TIME: Duration = Duration::from_secs(1);
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// How a turn left the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,5 +213,33 @@ fn after(error: &std::io::Error, wait: Turn) -> Turn {
         ErrorKind::WouldBlock => wait,
         ErrorKind::Interrupted => Turn::Again,
         _ => Turn::Closed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handler_that_takes_its_time_does_not_cost_the_client_its_own() {
+        const PATIENCE: Duration = Duration::from_secs(3600);
+        let (mut client, served) = UnixStream::pair().expect("a pair of sockets");
+        served.set_nonblocking(true).expect("a socket");
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("room");
+        let begin = Instant::now();
+        let mut connection = Connection::new(served, 0, PATIENCE, begin);
+        let mut answered = None;
+        let mut handler = |_: Request| {
+            while Instant::now() == begin {}
+            answered = Some(Instant::now());
+            // More than the socket takes: the answer waits for its client.
+            Response::json(vec![b'x'; 4 << 20])
+        };
+        let counts = Counts::default();
+        let turn = connection.turn(&mut handler, &mut [0; 100], &counts, begin);
+        assert_eq!(turn, Turn::Output);
+        let answered = answered.expect("a request");
+        assert!(connection.since() >= answered);
+        assert!(connection.deadline().expect("unfinished") >= answered + PATIENCE);
     }
 }

@@ -415,21 +415,3 @@ fn socket_is_gone_when_a_client_sees_its_end() {
     assert!(is_closed(&mut clients[0]));
     assert!(!served.path.exists());
 }
-
-#[test]
-fn handler_that_takes_its_time_does_not_cost_the_client_its_own() {
-    let served = Served::with(
-        Limits {
-            patience: Duration::from_millis(500),
-            ..Limits::default()
-        },
-        |request| {
-            let begin = Instant::now();
-            while begin.elapsed() < Duration::from_millis(600) {
-                std::thread::yield_now();
-            }
-            answer(&request)
-        },
-    );
-    assert_eq!(ask(&mut served.connect(), "/large").len(), LARGE);
-}
