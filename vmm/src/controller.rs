@@ -18,6 +18,7 @@ use crate::api::body::{
     VmState,
 };
 use crate::api::http::{Response, Status};
+use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::{COMPATIBLE_VERSION, server};
 use crate::config::{BootConfig, MachineConfig, VmConfig};
@@ -152,6 +153,7 @@ impl Controller {
                 self.instance().and_then(Instance::tsc_rate),
                 &self.missing,
             ))),
+            ApiRequest::GetDocument => Ok(Response::json(DOCUMENT.into())),
             ApiRequest::GetMetrics => Ok(Response {
                 status: Status::Ok,
                 content_type: prometheus::CONTENT_TYPE,

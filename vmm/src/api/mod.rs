@@ -17,6 +17,7 @@ pub mod body;
 pub(crate) mod client;
 pub mod http;
 pub(crate) mod mailbox;
+pub mod openapi;
 pub mod request;
 pub(crate) mod server;
 

@@ -41,6 +41,8 @@ pub enum ApiRequest {
     GetTime,
     /// `GET /metrics`.
     GetMetrics,
+    /// `GET /openapi.json`.
+    GetDocument,
     /// `PUT /actions`.
     Act(Action),
     /// `PUT /boot-source`.
@@ -69,7 +71,7 @@ pub enum ApiRequest {
 
 /// What a route takes as a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Payload {
+pub(crate) enum Payload {
     None,
     Required,
     Optional,
@@ -109,7 +111,7 @@ pub struct Route {
     pub path: &'static str,
     /// What counts its requests: the field's stem in the metrics, where there is one.
     pub(crate) counter: Option<&'static str>,
-    payload: Payload,
+    pub(crate) payload: Payload,
     parse: Parse,
 }
 
@@ -158,6 +160,7 @@ pub const ROUTES: &[Route] = &[
     get("/mmds", Some("mmds"), |_| Ok(ApiRequest::GetMmds)),
     get("/time", None, |_| Ok(ApiRequest::GetTime)),
     get("/metrics", None, |_| Ok(ApiRequest::GetMetrics)),
+    get("/openapi.json", None, |_| Ok(ApiRequest::GetDocument)),
     put("/actions", Some("actions"), |input| {
         let body: ActionBody = input.json()?;
         Ok(ApiRequest::Act(body.action_type))
