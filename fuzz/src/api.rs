@@ -1,6 +1,8 @@
-//! The API's transport: what any bytes on its socket amount to.
+//! The API: what any bytes on its socket amount to, and what any body asks for.
 
-use vmm::api::http::{MAX_HEAD, Parser, Step};
+use vmm::api::http::{MAX_HEAD, Method, Parser, Step};
+use vmm::api::request::{self, ApiRequest};
+use vmm::config::{MAX_VCPUS, MachineConfig};
 
 /// The longest message about a request that is refused.
 const LONGEST_REFUSAL: usize = 400;
@@ -64,4 +66,42 @@ fn requests<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, payload: usize) -> V
         }
     }
     steps
+}
+
+/// Any bytes as a request's path and body: something that can be asked for, or a fault with a message.
+///
+/// The first byte is the method, the path follows up to a line feed, the body is the rest.
+///
+/// # Panics
+/// When what is asked for is out of its bounds, or a fault says nothing.
+pub fn api_request(data: &[u8]) {
+    let [method, rest @ ..] = data else {
+        return;
+    };
+    let method = match method % 4 {
+        0 => Method::Get,
+        1 => Method::Put,
+        2 => Method::Patch,
+        _ => Method::Delete,
+    };
+    let mut parts = rest.splitn(2, |byte| *byte == b'\n');
+    let path = String::from_utf8_lossy(parts.next().unwrap_or_default());
+    let body = parts.next().unwrap_or_default();
+    match request::parse(method, &path, body) {
+        Ok(asked) => {
+            let reads = matches!(method, Method::Get | Method::Delete);
+            assert!(!reads || body.is_empty(), "{asked:?}");
+            // Whatever the numbers, a machine within its bounds comes of them, or a fault.
+            let patch = match asked {
+                ApiRequest::PutMachineConfig(body) => body.into(),
+                ApiRequest::PatchMachineConfig(patch) => patch,
+                _ => return,
+            };
+            if let Ok(machine) = patch.apply_to(MachineConfig::default()) {
+                assert!((1..=MAX_VCPUS).contains(&machine.vcpus.get()));
+                assert!(machine.memory.mib() > 0);
+            }
+        }
+        Err(fault) => assert!(!fault.to_string().is_empty()),
+    }
 }

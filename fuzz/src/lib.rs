@@ -21,7 +21,7 @@ mod simulator;
 mod skew;
 mod tables;
 
-pub use api::api_http;
+pub use api::{api_http, api_request};
 pub use boot::{boot_any, boot_bzimage, boot_elf, boot_multiboot};
 pub use catch_up::tsc_catchup;
 pub use config::config;
@@ -39,6 +39,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("acpi", acpi),
     ("api_http", api_http),
+    ("api_request", api_request),
     ("boot_any", boot_any),
     ("boot_bzimage", boot_bzimage),
     ("boot_elf", boot_elf),
