@@ -438,7 +438,8 @@ fn check_agreement(suite: &str, report: &Report) -> Result<()> {
             HOLDS => doctors == "in-force",
             IGNORED => doctors == "ignored",
             REFUSED => doctors == "refused",
-            DEGRADED => !["in-force", "ignored"].contains(&doctors),
+            // By other means, and not at every moment: doctor looks for a shorter time.
+            DEGRADED => doctors != "in-force",
             UNDECIDED | NOT_POSSIBLE => bail!("{clause} could not be measured: {evidence}"),
             _ => bail!("{clause} is violated: {evidence}"),
         };

@@ -182,6 +182,7 @@ fn check_agreement_believes_neither_alone() {
         ("holds", "holds", "in-force", "in-force", true),
         ("IGNORED", "IGNORED", "ignored", "ignored", true),
         ("holds", "DEGRADED", "in-force", "caught-up", true),
+        ("holds", "DEGRADED", "in-force", "ignored", true),
         ("holds", "refused", "in-force", "refused", true),
         ("IGNORED", "IGNORED", "in-force", "ignored", false),
         ("IGNORED", "IGNORED", "ignored", "in-force", false),
