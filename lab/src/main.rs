@@ -10,6 +10,7 @@ mod bench;
 mod boot;
 mod bzimage;
 mod cli;
+mod clients;
 mod cpio;
 mod fuzzing;
 mod guest;

@@ -57,6 +57,18 @@ pub(crate) const INTERVAL_TIMER: Small = Small {
     bits: Bits::Long,
 };
 
+/// Writes "keyboard guest", waits for a key, such as those of Ctrl+Alt+Del, and resets.
+pub(crate) const KEYBOARD: Small = Small {
+    source: include_str!("../../guests/keyboard.S"),
+    bits: Bits::Long,
+};
+
+/// Runs for ever.
+pub(crate) const FOR_EVER: Small = Small {
+    source: include_str!("../../guests/for-ever.S"),
+    bits: Bits::Long,
+};
+
 /// Runs [`LOOP_INSTRUCTIONS`], writes "loop guest" and resets.
 pub(crate) const LOOP: Small = Small {
     source: include_str!("../../guests/loop.S"),
@@ -115,6 +127,8 @@ mod tests {
             TRIPLE_FAULT,
             DEBUG_EXIT,
             INTERVAL_TIMER,
+            KEYBOARD,
+            FOR_EVER,
             LOOP,
         ] {
             let bytes = small.build().unwrap();

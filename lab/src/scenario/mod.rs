@@ -4,6 +4,7 @@
 //! scenario's files in its working folder, on this machine as in an emulated host; what it must print
 //! is checked here, afterwards. To add one, add a row to a module's `all`, or a module to [`all`].
 
+mod clients;
 mod errors;
 mod linux;
 mod small;
@@ -214,6 +215,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(small::all());
     scenarios.extend(errors::all());
     scenarios.extend(time::all());
+    scenarios.extend(clients::all());
     scenarios
 }
 

@@ -1,0 +1,115 @@
+//! The crate fctools: hyper over the Unix socket, with its own process supervision.
+
+use std::time::Duration;
+
+use fctools::process_spawner::DirectProcessSpawner;
+use fctools::runtime::tokio::TokioRuntime;
+use fctools::vm::api::VmApi;
+use fctools::vm::configuration::{InitMethod, VmConfiguration, VmConfigurationData};
+use fctools::vm::models::{BootSource, MachineConfiguration};
+use fctools::vm::shutdown::{VmShutdownAction, VmShutdownMethod};
+use fctools::vm::{Vm, VmState};
+use fctools::vmm::arguments::{VmmApiSocket, VmmArguments};
+use fctools::vmm::executor::unrestricted::UnrestrictedVmmExecutor;
+use fctools::vmm::installation::VmmInstallation;
+use fctools::vmm::ownership::VmmOwnershipModel;
+use fctools::vmm::resource::system::ResourceSystem;
+use fctools::vmm::resource::{MovedResourceType, ResourceType};
+
+use crate::{Failure, Given, done, expect};
+
+/// How long the client waits for the socket, and for the end.
+const LIMIT: Duration = Duration::from_secs(20);
+
+pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
+    let mut resources = ResourceSystem::new(
+        DirectProcessSpawner,
+        TokioRuntime,
+        VmmOwnershipModel::Shared,
+    );
+    let kernel_image = resources.create_resource(
+        &given.kernel,
+        ResourceType::Moved(MovedResourceType::Copied),
+    )?;
+    let data = VmConfigurationData {
+        boot_source: BootSource {
+            kernel_image,
+            boot_args: Some("console=ttyS0 reboot=k panic=1 pci=off".to_owned()),
+            initrd: None,
+        },
+        drives: Vec::new(),
+        pmem_devices: Vec::new(),
+        machine_configuration: MachineConfiguration {
+            vcpu_count: 1,
+            mem_size_mib: 64,
+            smt: Some(false),
+            track_dirty_pages: Some(false),
+            huge_pages: None,
+        },
+        cpu_template: None,
+        network_interfaces: Vec::new(),
+        balloon_device: None,
+        vsock_device: None,
+        logger_system: None,
+        metrics_system: None,
+        memory_hotplug_configuration: None,
+        mmds_configuration: None,
+        entropy_device: None,
+    };
+    let executor = UnrestrictedVmmExecutor::new(VmmArguments::new(VmmApiSocket::Enabled(
+        given.socket.clone(),
+    )))
+    .id("fctools-guest".to_owned().try_into()?);
+    // Neither the jailer nor the snapshot editor is used.
+    let installation = VmmInstallation::new(
+        given.firecracker.clone(),
+        given.firecracker.clone(),
+        given.firecracker.clone(),
+    );
+    let configuration = VmConfiguration::New {
+        init_method: InitMethod::ViaApiCalls,
+        data,
+    };
+    let mut vm = Vm::prepare(executor, resources, installation, configuration).await?;
+    vm.start(LIMIT).await?;
+    done("configured and started");
+
+    let info = vm.get_info().await?;
+    expect("the identifier", &&*info.id, &"fctools-guest")?;
+    expect("paused", &info.is_paused, &false)?;
+    let machine = vm.get_machine_configuration().await?;
+    expect("vcpu_count", &machine.vcpu_count, &1)?;
+    expect("mem_size_mib", &machine.mem_size_mib, &64)?;
+    let version = vm.get_firecracker_version().await?;
+    expect("the version", &version.is_empty(), &false)?;
+    done("read back");
+
+    vm.create_mmds(serde_json::json!({ "a": { "b": 1 } }))
+        .await?;
+    vm.update_mmds(serde_json::json!({ "c": "d" })).await?;
+    let metadata: serde_json::Value = vm.get_mmds().await?;
+    let merged = serde_json::json!({ "a": { "b": 1 }, "c": "d" });
+    expect("the metadata", &metadata, &merged)?;
+    done("kept metadata");
+
+    for _ in 0..3 {
+        vm.pause().await?;
+        expect("paused", &vm.get_info().await?.is_paused, &true)?;
+        expect("the state", &vm.get_state(), &VmState::Paused)?;
+        vm.resume().await?;
+        expect("paused", &vm.get_info().await?.is_paused, &false)?;
+    }
+    done("paused and resumed");
+
+    let outcome = vm
+        .shutdown([VmShutdownAction {
+            method: VmShutdownMethod::CtrlAltDel,
+            timeout: Some(LIMIT),
+            graceful: true,
+        }])
+        .await?;
+    expect("the end", &outcome.is_fully_graceful(), &true)?;
+    vm.cleanup().await?;
+    done("stopped");
+    Ok(())
+}
