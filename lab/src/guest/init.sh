@@ -18,7 +18,7 @@ echo "clocksource: $(/bin/busybox cat $clock/current_clocksource)"
 echo "clocksources available: $(/bin/busybox cat $clock/available_clocksource)"
 echo "date: $(/bin/busybox date -u '+%Y-%m-%d %H:%M:%S')"
 /bin/busybox dmesg | /bin/busybox grep -iE 'tsc|kvm-clock|clocksource' | /bin/busybox sed 's/^/log: /'
-/bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|lockup|stall' |
+/bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|lockup|stall|APIC timer disabled' |
     /bin/busybox sed 's/^/trouble: /'
 echo "uptime: $(/bin/busybox cut -d ' ' -f 1 /proc/uptime) s"
 echo "--- power off ---"
