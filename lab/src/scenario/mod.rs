@@ -2,7 +2,8 @@
 //!
 //! A scenario does not know how its place works. Its command is a script of `sh` that finds the
 //! scenario's files in its working folder, on this machine as in an emulated host; what it must print
-//! is checked here, afterwards. To add one, add a row to a module's `all`, or a module to [`all`].
+//! is checked here, afterwards. To add one, add a row to a module's `all`, or a module to [`all`], break
+//! the product to see it fail, and say how in lab/README.md.
 
 mod clients;
 mod errors;
@@ -242,6 +243,54 @@ mod tests {
                 scenario.full_name()
             );
         }
+    }
+
+    const HEADING: &str = "How each scenario was seen to fail";
+
+    /// Scenarios that are still to be seen to fail. It takes no new ones.
+    const UNPROVEN: [&str; 2] = ["vmx/contract", "vmx/doctor"];
+
+    /// The names in the first column of the table under [`HEADING`], of rows whose other two say something.
+    fn names_with_a_row() -> BTreeSet<String> {
+        let (_, section) = include_str!("../../README.md")
+            .split_once(&format!("\n## {HEADING}\n"))
+            .expect("lab/README.md has the section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.flat_map(|row| {
+            let columns: Vec<&str> = row.split('|').map(str::trim).collect();
+            // The row begins and ends with a bar.
+            let ["", names, broken, said, ""] = columns[..] else {
+                panic!("lab/README.md: not three columns: {row}");
+            };
+            assert!(!broken.is_empty() && !said.is_empty(), "{row}");
+            names.split('`').skip(1).step_by(2).map(str::to_owned)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn each_scenario_has_a_row_that_says_how_it_was_seen_to_fail() {
+        let scenarios: BTreeSet<String> = all().iter().map(Scenario::full_name).collect();
+        let rows = names_with_a_row();
+        let missing: Vec<_> = scenarios
+            .difference(&rows)
+            .filter(|name| !UNPROVEN.contains(&name.as_str()))
+            .collect();
+        assert!(
+            missing.is_empty(),
+            "{missing:?} have no row in lab/README.md, \"{HEADING}\". A check that was never seen to fail \
+             may be one that cannot. Break what the scenario is about in the product, by as little as a \
+             mistake would (a constant, a check left out), run `cargo lab test NAME`, and see it fail with \
+             a message that points at the break; if it passes, make it stricter. Undo the break, and add a \
+             row: the scenario's name as `cargo lab test --list` has it, the break, what the scenario said."
+        );
+        let stale: Vec<_> = rows.difference(&scenarios).collect();
+        assert!(
+            stale.is_empty(),
+            "lab/README.md, \"{HEADING}\", names {stale:?}, which `cargo lab test --list` does not have: \
+             rename them there too, or remove them"
+        );
     }
 
     #[test]
