@@ -103,7 +103,7 @@ class Launcher:
     def __init__(self, binary, folder):
         folder.mkdir(parents=True)
         self.socket = str(folder / "api.socket")
-        command = [str(binary), "--api-sock", self.socket]
+        command = [binary, "--api-sock", self.socket]
         self.output = open(folder / "output", "wb")
         self.process = subprocess.Popen(
             command,
@@ -178,7 +178,8 @@ def hold(name, launcher, folder, schemathesis, examples):
 
 def main():
     binary, kernel, schemathesis, examples, requests = sys.argv[1:]
-    binary, kernel = pathlib.Path(binary).resolve(), pathlib.Path(kernel).resolve()
+    # Each part runs in a folder of its own.
+    binary, kernel, schemathesis = map(os.path.abspath, (binary, kernel, schemathesis))
     here = pathlib.Path.cwd()
     answers = 0
     for name in ("not-started", "running"):
@@ -186,7 +187,7 @@ def main():
         folder.mkdir()
         with Launcher(binary, folder / "launcher" / "files") as launcher:
             if name == "running":
-                ask(launcher.socket, "PUT", "/boot-source", {"kernel_image_path": str(kernel)})
+                ask(launcher.socket, "PUT", "/boot-source", {"kernel_image_path": kernel})
                 ask(launcher.socket, "PUT", "/actions", {"action_type": "InstanceStart"})
             answers += hold(name, launcher, folder, schemathesis, examples)
     if answers < int(requests):
