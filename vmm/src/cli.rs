@@ -1,5 +1,7 @@
 //! The command line.
 
+#[cfg(test)]
+mod compatibility;
 mod ctl;
 mod flags;
 mod serve;
