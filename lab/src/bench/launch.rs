@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use crate::bench::api::ApiProgram;
 use crate::bench::statistics::Summary;
 use crate::cli::Common;
 use crate::guest::RESET;
@@ -26,9 +27,9 @@ use crate::scenario::Needs;
 use crate::workshop::Workshop;
 
 /// The line that the guest writes.
-const LINE: &str = "reset guest";
+pub(super) const LINE: &str = "reset guest";
 /// The guest's memory in MiB.
-const MEMORY_MIB: u32 = 128;
+pub(super) const MEMORY_MIB: u32 = 128;
 /// A launch that takes longer is a hang.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Launches of each program before those that count: files come into the page cache.
@@ -37,7 +38,8 @@ const WARM_UP: usize = 3;
 /// Measures launch cost on this machine's KVM, in turns with the least that KVM allows.
 ///
 /// One vCPU, 128 MiB. The bare program makes only the KVM calls that the guest needs, once without and
-/// once with an in-kernel irqchip, which the kernel takes its time to destroy.
+/// once with an in-kernel irqchip, which the kernel takes its time to destroy. With the API: CPU time
+/// until the socket answers, and the time of InstanceStart.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Measure this Firecracker-compatible binary too, started with --no-api --config-file
@@ -132,6 +134,11 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
         programs.push(Program::new(&name, peer, &options));
     }
 
+    let mut with_api = vec![ApiProgram::new("keeptime", workshop.launcher()?)];
+    if let Some(peer) = &arguments.peer {
+        with_api.push(ApiProgram::new("the peer", peer));
+    }
+
     let watchdog = Watchdog::start();
     for round in 0..usize::from(arguments.rounds) + WARM_UP {
         for program in &mut programs {
@@ -143,8 +150,15 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
                 program.exit.push(exit);
             }
         }
+        for program in &mut with_api {
+            program.launch(folder.path(), kernel, round >= WARM_UP)?;
+            watchdog.feed();
+        }
     }
     print!("{}", table(&programs).context("no launch was measured")?);
+    for program in &with_api {
+        print!("\n{}", program.table().context("no launch was measured")?);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

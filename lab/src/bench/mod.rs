@@ -1,5 +1,6 @@
 //! `cargo lab bench`: what things cost on this machine.
 
+mod api;
 mod launch;
 mod statistics;
 

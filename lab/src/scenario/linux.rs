@@ -21,6 +21,8 @@ enum Form {
     Elf,
     /// As a bzImage, on a machine without an interval timer.
     BzImageWithoutPit,
+    /// As a bzImage, configured and started by requests to the API, paused and resumed.
+    ByApi,
 }
 
 /// The scenarios.
@@ -39,6 +41,7 @@ pub(super) fn all() -> Vec<Scenario> {
         scenarios.push(boot(nested, Kernel::Amd64, Form::BzImage));
         scenarios.push(boot(nested, Kernel::Amd64, Form::Elf));
         scenarios.push(boot(nested, Kernel::Amd64, Form::BzImageWithoutPit));
+        scenarios.push(boot(nested, Kernel::Amd64, Form::ByApi));
         scenarios.push(boot(nested, Kernel::I386, Form::BzImage));
         scenarios.push(boot(shadow, Kernel::I386Pae, Form::BzImage));
     }
@@ -52,23 +55,28 @@ fn boot(host: Host, kernel: Kernel, form: Form) -> Scenario {
         Form::BzImage => "",
         Form::Elf => "-pvh",
         Form::BzImageWithoutPit => "-no-pit",
+        Form::ByApi => "-api",
     };
     let option = match form {
         Form::BzImageWithoutPit => "--no-pit",
-        Form::BzImage | Form::Elf => "",
+        Form::BzImage | Form::Elf | Form::ByApi => "",
     };
     let name = format!("{}{suffix}", kernel.name());
     let image = format!("kernel-{name}");
     let initrd = format!("initrd-{}", kernel.name());
-    let script = format!(
-        "exec ./{LAUNCHER} run --kernel {image} --initrd {initrd} --cmdline '{COMMAND_LINE}' \
-         --cpus {PROCESSORS} --memory {MEMORY_MIB} {option}\n"
-    );
+    let script = if form == Form::ByApi {
+        by_api(&image, &initrd)
+    } else {
+        format!(
+            "exec ./{LAUNCHER} run --kernel {image} --initrd {initrd} --cmdline '{COMMAND_LINE}' \
+             --cpus {PROCESSORS} --memory {MEMORY_MIB} {option}\n"
+        )
+    };
     Scenario::new(Place::Emulated(host), name, script)
         .files(move |workshop: &Workshop| {
             let stock = workshop.stock(kernel)?;
             let contents = match form {
-                Form::BzImage | Form::BzImageWithoutPit => file(&stock.image),
+                Form::BzImage | Form::BzImageWithoutPit | Form::ByApi => file(&stock.image),
                 Form::Elf => file(&stock.elf()?),
             };
             let initramfs = Source::Bytes(workshop.guest_initramfs(kernel)?);
@@ -78,6 +86,26 @@ fn boot(host: Host, kernel: Kernel, form: Form) -> Scenario {
             ]))
         })
         .check(move |outcome| check(host, kernel, outcome))
+}
+
+/// A script that does all through the API. What clients are told goes to standard error: standard output
+/// is the guest's console.
+fn by_api(image: &str, initrd: &str) -> String {
+    let boot_source = serde_json::json!({
+        "kernel_image_path": image, "initrd_path": initrd, "boot_args": COMMAND_LINE,
+    });
+    let machine = serde_json::json!({"vcpu_count": PROCESSORS, "mem_size_mib": MEMORY_MIB});
+    format!(
+        "set -e\n\
+         ./{LAUNCHER} --api-sock api.socket --id debian &\n\
+         ctl() {{ ./{LAUNCHER} ctl --api-sock api.socket \"$@\" >&2; }}\n\
+         until [ -S api.socket ]; do sleep 1; done\n\
+         ctl put /boot-source '{boot_source}'\n\
+         ctl put /machine-config '{machine}'\n\
+         ctl put /actions '{{\"action_type\":\"InstanceStart\"}}'\n\
+         for pause in 1 2 3; do ctl pause; ctl status; sleep 1; ctl resume; sleep 1; done\n\
+         wait $!\n"
+    )
 }
 
 /// The clocksource that a stock guest must choose. A guest that is told of an invariant TSC prefers the
