@@ -26,6 +26,7 @@ use crate::error::one_line;
 use crate::logging::{self, Change, Level, log};
 use crate::machine::{Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
+use crate::output;
 use crate::simulate::{Simulate, SimulateError};
 
 use ctl::{Ctl, CtlError};
@@ -187,7 +188,8 @@ fn parse(arguments: &[OsString], compatible: bool) -> Result<Cli, ExitCode> {
         .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
         .map_err(|error| match error.kind() {
             ErrorKind::DisplayVersion if compatible => {
-                println!("Firecracker v{COMPATIBLE_VERSION}");
+                // Nothing can be done about a closed standard output.
+                let _ = output::print(&format!("Firecracker v{COMPATIBLE_VERSION}\n"));
                 ExitCode::SUCCESS
             }
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
@@ -182,6 +183,34 @@ fn configuration_file_starts_the_guest_and_the_api_serves() {
         log.contains("[test-vm:main:INFO] the microVM is paused"),
         "{log}"
     );
+}
+
+#[test]
+fn configuration_file_that_cannot_be_obeyed_ends_the_process_while_clients_ask() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = json!({"boot-source": {"kernel_image_path": "missing"}});
+    std::fs::write(folder.path().join("vm.json"), config.to_string()).expect("a file");
+    let socket = folder.path().join("socket");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_keeptime"))
+        .current_dir(folder.path())
+        .args(["--api-sock", "socket", "--config-file", "vm.json"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the launcher runs");
+    // A client that gets in while it lasts must not keep it from ending.
+    while child.try_wait().expect("our child").is_none() {
+        if let Ok(mut client) = std::os::unix::net::UnixStream::connect(&socket) {
+            // Taken or not, answered or not.
+            let _ = client.write_all(b"GET / HTTP/1.1\r\n\r\n");
+            let _ = client.read(&mut [0; 64]);
+        }
+    }
+    let output = child.wait_with_output().expect("our child");
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("missing"), "{told}");
+    assert!(!socket.exists());
 }
 
 #[test]

@@ -90,11 +90,14 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     controller.set_boot_timer(flags.boot_timer);
     let file = flags.config_file.as_deref().map(read_config).transpose()?;
 
+    // Declared before the mailbox, and so dropped after it: on every way out, whoever waits for an answer
+    // learns that none will come before the API's thread is waited for.
+    let api;
     // Signals are caught before there is a socket to be removed.
     let mut events = EventLoop::new(surroundings.ending.clone())?;
     let (post, mailbox, bell) = mailbox().map_err(host("create an eventfd"))?;
     events.add(Box::new(bell));
-    let api = match flags.no_api {
+    api = match flags.no_api {
         true => None,
         false => {
             let path = flags.api_sock.as_deref();
@@ -136,7 +139,6 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
             });
         }
     };
-    // Whoever waits for an answer learns that none will come, before the thread is waited for.
     drop(mailbox);
     drop(controller);
     drop(api);

@@ -2,7 +2,7 @@
 //!
 //! Lines go to standard error, or to a file or named pipe (`--log-path`, `PUT /logger`). A line that is
 //! not taken at once, because the pipe or the disk is full, is lost and counted. What a guest can cause
-//! is logged through [`guest_info!`], which bounds how often.
+//! is logged through `guest_info!`, which bounds how often.
 //!
 //! A line is `2026-11-22T22:13:57.123456789 [id:thread:LEVEL:file:line] message`; the level and the
 //! place are there when they are asked for, the level also whenever lines go to standard error.
