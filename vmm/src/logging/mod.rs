@@ -1,8 +1,9 @@
 //! The log: one line for each event, which never blocks who has something to say.
 //!
 //! Lines go to standard error, or to a file or named pipe (`--log-path`, `PUT /logger`). A line that is
-//! not taken at once, because the pipe or the disk is full, is lost and counted. What a guest can cause
-//! is logged through `guest_info!`, which bounds how often.
+//! not taken at once, because the pipe or the disk is full, is lost and counted; the next that is taken
+//! comes after a line that says how many were. What a guest can cause is logged through `guest_info!`,
+//! which bounds how often.
 //!
 //! A line is `2026-11-22T22:13:57.123456789 [id:thread:LEVEL:file:line] message`; the level and the
 //! place are there when they are asked for, the level also whenever lines go to standard error.
@@ -39,6 +40,8 @@ struct Settings {
     show_level: Option<bool>,
     show_origin: bool,
     module: Option<String>,
+    /// Lines lost since the last that was taken.
+    untold: u64,
 }
 
 /// The process's log.
@@ -61,6 +64,7 @@ pub(crate) fn log() -> &'static Log {
             show_level: None,
             show_origin: false,
             module: None,
+            untold: 0,
         }),
         missed: AtomicU64::new(0),
     })
@@ -147,7 +151,14 @@ impl Log {
             origin: settings.show_origin,
         };
         let line = line::format(&header, event);
+        if settings.untold > 0 {
+            let told = format!("{} lines were lost here\n", settings.untold);
+            if settings.sink.write_line(told.as_bytes()) {
+                settings.untold = 0;
+            }
+        }
         if !settings.sink.write_line(&line) {
+            settings.untold += 1;
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -203,6 +214,7 @@ mod tests {
                 show_level: None,
                 show_origin: false,
                 module: None,
+                untold: 0,
             }),
             missed: AtomicU64::new(0),
         }));
@@ -263,6 +275,27 @@ mod tests {
         });
         assert_eq!(seen.len(), 1, "{seen:?}");
         assert!(seen[0].ends_with("] this one"));
+    }
+
+    #[test]
+    fn lost_lines_are_told_before_the_next() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let log = on_file(Path::new("/dev/full"));
+        let seen = lines(log, &path, || {
+            tracing::info!("lost");
+            tracing::info!("lost too");
+            log.change(&Change {
+                path: Some(&path),
+                ..Change::default()
+            })
+            .expect("a new file");
+            tracing::info!("taken");
+            tracing::info!("taken too");
+        });
+        assert_eq!(seen.len(), 3, "{seen:?}");
+        assert_eq!(seen[0], "2 lines were lost here");
+        assert!(seen[1].ends_with("] taken"), "{seen:?}");
     }
 
     #[test]
