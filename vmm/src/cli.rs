@@ -166,6 +166,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(outcome) => {
             match &outcome {
                 Outcome::Failure(report) => eprintln!("keeptime: {report}"),
+                // The guest did not mean to, and its own log does not tell.
+                Outcome::TripleFault | Outcome::Halted => tracing::warn!("{outcome}"),
                 other => tracing::debug!("{other}"),
             }
             ExitCode::from(outcome.status())
