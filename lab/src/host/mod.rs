@@ -2,6 +2,7 @@
 //! misbehaves on demand.
 
 pub(crate) mod image;
+pub(crate) mod program;
 pub(crate) mod protocol;
 mod svm;
 mod vmx;

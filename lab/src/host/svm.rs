@@ -8,8 +8,8 @@ use std::process::Command;
 use crate::host::image::Load;
 use crate::process::tied;
 
-/// Debian packages that the host needs.
-pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "seabios"];
+/// Debian packages that the host needs, and curl, which is taken along into it.
+pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "curl"];
 
 /// The host's processor. Without XSAVE: QEMU before 8.1 does not intercept XSETBV, so KVM would not
 /// learn of a guest's XCR0, and every guest would warn that the sizes in CPUID leaf 0xd are wrong.

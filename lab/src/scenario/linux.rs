@@ -2,10 +2,13 @@
 //! entry, the 32-bit kernels through the 32-bit boot protocol. On a host whose TSC is unstable they are
 //! the guests that 2.6.37 could not boot.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::linux::{COMMAND_LINE, MEMORY_MIB, Report};
 use crate::host::image::{Files, Source};
+use crate::host::program::{LOADER, with_libraries};
 use crate::host::{Host, Paging, Tsc};
 use crate::kernels::Kernel;
 use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
@@ -84,16 +87,22 @@ fn boot(host: Host, kernel: Kernel, form: Form) -> Scenario {
                 Form::Elf => file(&stock.elf()?),
             };
             let initramfs = Source::Bytes(workshop.guest_initramfs(kernel)?);
-            Ok(Files::from([
-                (image.clone(), contents),
-                (initrd.clone(), initramfs),
-            ]))
+            let mut files = match form {
+                Form::ByApi => with_libraries(Path::new(CURL))?,
+                Form::BzImage | Form::Elf | Form::BzImageWithoutPit => Files::new(),
+            };
+            files.insert(image.clone(), contents);
+            files.insert(initrd.clone(), initramfs);
+            Ok(files)
         })
         .check(move |outcome| check(host, kernel, outcome))
 }
 
-/// A script that does all through the API. What clients are told goes to standard error: standard output
-/// is the guest's console.
+/// The client of the API that operators have at hand, in Debian's place.
+const CURL: &str = "/usr/bin/curl";
+
+/// A script that does all with curl. What it is told goes to standard error: standard output is the guest's
+/// console.
 fn by_api(image: &str, initrd: &str) -> String {
     let boot_source = serde_json::json!({
         "kernel_image_path": image, "initrd_path": initrd, "boot_args": COMMAND_LINE,
@@ -102,12 +111,16 @@ fn by_api(image: &str, initrd: &str) -> String {
     format!(
         "set -e\n\
          ./{LAUNCHER} --api-sock api.socket --id debian &\n\
-         ctl() {{ ./{LAUNCHER} ctl --api-sock api.socket \"$@\" >&2; }}\n\
+         api() {{ ./{LOADER} --library-path . ./curl --silent --show-error --fail-with-body \
+         --unix-socket api.socket --request \"$1\" \"http://localhost/$2\" ${{3:+--data \"$3\"}} >&2; }}\n\
          until [ -S api.socket ]; do sleep 1; done\n\
-         ctl put /boot-source '{boot_source}'\n\
-         ctl put /machine-config '{machine}'\n\
-         ctl put /actions '{{\"action_type\":\"InstanceStart\"}}'\n\
-         for pause in 1 2 3; do ctl pause; ctl status; sleep 1; ctl resume; sleep 1; done\n\
+         api PUT boot-source '{boot_source}'\n\
+         api PUT machine-config '{machine}'\n\
+         api PUT actions '{{\"action_type\":\"InstanceStart\"}}'\n\
+         for pause in 1 2 3; do\n\
+         api PATCH vm '{{\"state\":\"Paused\"}}'; api GET ''; sleep 1\n\
+         api PATCH vm '{{\"state\":\"Resumed\"}}'; sleep 1\n\
+         done\n\
          wait $!\n"
     )
 }
