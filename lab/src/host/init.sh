@@ -48,11 +48,25 @@ while read -r name limit output; do
         setsid sh "/lab/steps/$name" </dev/null >/tmp/stdout 2>/tmp/stderr &
     fi
     step=$!
+    # Signs of life, so that a host that has stopped is told from a step that takes its time. None among the
+    # lines of files, and none where the step itself speaks on the console.
+    beat=
+    if [ "$output" != live ]; then
+        while :; do
+            sleep 5
+            mark beat
+        done &
+        beat=$!
+    fi
     # When the step is late: first what it is at, then its end.
     setsid sh -c "sleep $limit; autopsy $step >/tmp/late 2>&1; kill -KILL -$step" &
     watch=$!
     wait "$step"
     status=$?
+    if [ -n "$beat" ]; then
+        kill "$beat"
+        wait "$beat" 2>/tmp/kill
+    fi
     kill -KILL "-$watch" 2>/tmp/kill
     wait "$watch" 2>/tmp/kill
     if [ -e /tmp/late ]; then

@@ -122,6 +122,15 @@ impl Host {
         all.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
+    /// After how long without a line of its console a host has stopped. It speaks every five seconds while a
+    /// step runs, on a clock that on svm is real time.
+    fn silence(self) -> Option<Duration> {
+        match self {
+            Self::Svm { .. } => Some(Duration::from_secs(120)),
+            Self::Vmx => None,
+        }
+    }
+
     /// How long a host may take for `job`, in real time. A step's own limit is on the host's clock, which
     /// on vmx is some hundred times slower.
     fn limit(self, job: &Job) -> Duration {
@@ -131,6 +140,13 @@ impl Host {
             Self::Vmx => Duration::from_secs(900) + steps * 20,
         }
     }
+}
+
+/// A host that gave no sign of life: its emulator has lost it.
+#[derive(Debug, thiserror::Error)]
+#[error("it gave no sign of life for {} s", silence.as_secs())]
+pub(crate) struct Stopped {
+    silence: Duration,
 }
 
 /// Everything about one run of a host.
@@ -204,9 +220,13 @@ impl Run<'_> {
         let mut receiver = Receiver::new(&word);
         let (mut ready, mut done) = (None, false);
         while !done {
-            let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let silence = self.host.silence().unwrap_or(left);
+            let line = match lines.recv_timeout(left.min(silence)) {
                 Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) if silence < left => {
+                    bail!(Stopped { silence })
+                }
                 Err(RecvTimeoutError::Timeout) => bail!(
                     "it did not finish its job within {} s",
                     self.host.limit(self.job).as_secs()

@@ -135,6 +135,8 @@ impl Receiver {
             return Err(order());
         }
         match verb {
+            // The host lives: that there was a line is all that it says.
+            "beat" => Ok(None),
             "=" => {
                 let file = self.file.as_mut().ok_or_else(order)?;
                 file.encoded.extend_from_slice(rest.trim_end().as_bytes());

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::host::image::{Job, Source, Step};
 use crate::host::protocol::Event;
-use crate::host::{Host, Run};
+use crate::host::{Host, Run, Stopped};
 use crate::kernels::Kernel;
 use crate::scenario::{Outcome, Scenario};
 use crate::test::tally::{End, Tally, Verdict};
@@ -19,19 +19,60 @@ const PROCESSORS: &str = "2";
 
 /// Boots `host` once and has it run `scenarios`; verdicts go to `tally` as they come. When the host
 /// itself fails, so do the scenarios that have none yet.
+///
+/// A host whose emulator has lost it (lab/README.md, "Traps") is booted once more for what is left: that says
+/// nothing about any scenario. A scenario that fails, or is late on a host that lives, has failed.
 pub(super) fn run(
     workshop: &Workshop,
     host: Host,
     scenarios: &[Scenario],
     tally: &Tally,
 ) -> Result<()> {
+    let mut left: Vec<&Scenario> = scenarios.iter().collect();
+    let mut may_restart = true;
+    loop {
+        let start = Instant::now();
+        let Some((waiting, error)) = boot(workshop, host, &left, tally)? else {
+            return Ok(());
+        };
+        if may_restart && error.downcast_ref::<Stopped>().is_some() {
+            eprintln!(
+                "lab: the emulator lost the host {}, which is started again: {error:#}",
+                host.name()
+            );
+            left.retain(|scenario| waiting.contains(&scenario.name));
+            may_restart = false;
+            continue;
+        }
+        let reason = format!("{error:#}");
+        for scenario in left.iter().filter(|left| waiting.contains(&left.name)) {
+            let end = End::Failed {
+                reason: reason.clone(),
+                logs: Vec::new(),
+            };
+            tally.add(&Verdict {
+                name: scenario.full_name(),
+                elapsed: start.elapsed(),
+                end,
+            });
+        }
+        return Ok(());
+    }
+}
+
+/// One boot of `host`. Returns the names of the scenarios that have no verdict, and why.
+fn boot(
+    workshop: &Workshop,
+    host: Host,
+    scenarios: &[&Scenario],
+    tally: &Tally,
+) -> Result<Option<(Vec<String>, anyhow::Error)>> {
     let stock = workshop.stock(Kernel::Amd64)?;
     let job = job(workshop, scenarios)?;
     let log = workshop
         .paths
         .folder("logs")?
         .join(format!("host-{}.log", host.name()));
-    let start = Instant::now();
     let run = Run {
         paths: &workshop.paths,
         stock: &stock,
@@ -50,31 +91,26 @@ pub(super) fn run(
     };
     progress.waiting = scenarios
         .iter()
-        .map(|scenario| (scenario.name.as_str(), scenario))
+        .map(|scenario| (scenario.name.as_str(), *scenario))
         .collect();
     let result = run.run(&mut |event| progress.observe(event));
     let Progress { waiting, fault, .. } = progress;
-    let reason = match (result, fault) {
-        (Ok(_), None) => "the host ended without running it".to_owned(),
-        (_, Some(fault)) => format!("{fault:#}"),
-        (Err(error), None) => format!("{error:#}"),
-    };
-    for scenario in waiting.into_values() {
-        let end = End::Failed {
-            reason: reason.clone(),
-            logs: Vec::new(),
-        };
-        tally.add(&Verdict {
-            name: scenario.full_name(),
-            elapsed: start.elapsed(),
-            end,
-        });
+    if waiting.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    let reason = match (result, fault) {
+        (Ok(_), None) => anyhow::anyhow!("the host ended without running it"),
+        (_, Some(fault)) => fault,
+        (Err(error), None) => error,
+    };
+    Ok(Some((
+        waiting.into_keys().map(str::to_owned).collect(),
+        reason,
+    )))
 }
 
 /// One step for each scenario; files of the same name must be the same.
-fn job(workshop: &Workshop, scenarios: &[Scenario]) -> Result<Job> {
+fn job(workshop: &Workshop, scenarios: &[&Scenario]) -> Result<Job> {
     let mut job = Job::default();
     for scenario in scenarios {
         for (name, source) in scenario.all_files(workshop)? {
