@@ -220,6 +220,16 @@ fn ignored_rates_are_not_believed_whether_or_not_they_read_back() {
     }
 }
 
+/// What the suite finds on a host that has no scaling and catches up instead.
+const WITHOUT_SCALING: [(&str, Kind); 6] = [
+    ("rate-half", Kind::Refused),
+    ("rate-0.999", Kind::Refused),
+    ("rate-1.7", Kind::Degraded),
+    ("rate-default", Kind::NotPossible),
+    ("rate-tolerated", Kind::Degraded),
+    ("offset-at-rate", Kind::NotPossible),
+];
+
 #[test]
 fn a_host_without_scaling_refuses_or_catches_up_and_neither_is_believed() {
     for refused_rates_read_back in [false, true] {
@@ -228,17 +238,7 @@ fn a_host_without_scaling_refuses_or_catches_up_and_neither_is_believed() {
             ..Faults::default()
         })
         .without_scaling();
-        both(
-            &host,
-            &[
-                ("rate-half", Kind::Refused),
-                ("rate-0.999", Kind::Refused),
-                ("rate-1.7", Kind::Degraded),
-                ("rate-default", Kind::NotPossible),
-                ("rate-tolerated", Kind::Degraded),
-                ("offset-at-rate", Kind::NotPossible),
-            ],
-        );
+        both(&host, &WITHOUT_SCALING);
     }
 }
 
@@ -251,17 +251,7 @@ fn pushes_before_each_reading_are_not_believed_where_scaling_is_not_claimed() {
         ..Faults::default()
     })
     .without_scaling();
-    both(
-        &host,
-        &[
-            ("rate-half", Kind::Refused),
-            ("rate-0.999", Kind::Refused),
-            ("rate-1.7", Kind::Degraded),
-            ("rate-default", Kind::NotPossible),
-            ("rate-tolerated", Kind::Degraded),
-            ("offset-at-rate", Kind::NotPossible),
-        ],
-    );
+    both(&host, &WITHOUT_SCALING);
 }
 
 #[test]

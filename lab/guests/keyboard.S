@@ -1,5 +1,5 @@
-// A 64-bit guest that writes a line, waits for a byte from the keyboard, such as the first of
-// Ctrl+Alt+Del, and resets through the keyboard controller (command 0xFE).
+// A 64-bit guest that writes a line, waits for Ctrl+Alt+Del, and resets through the keyboard controller
+// (command 0xFE). Any other byte from the keyboard stops it for ever.
 
         .intel_syntax noprefix
         .text
@@ -14,10 +14,18 @@ _start:
         out dx, al
         dec ecx
         jnz 1b
+        lea rsi, [rip + keys]
+        mov ecx, offset keys_end - keys
         // The controller's status: bit 0 says that there is a byte.
 2:      in al, 0x64
         test al, 1
         jz 2b
+        in al, 0x60
+        cmp al, [rsi]
+        jne 3f
+        inc rsi
+        dec ecx
+        jnz 2b
         mov al, 0xfe
         out 0x64, al
 3:      hlt
@@ -26,3 +34,6 @@ _start:
         .section .rodata
 line:   .ascii "keyboard guest\n"
 line_end:
+        // Scan code set 1: Ctrl, Alt and the grey Delete go down.
+keys:   .byte 0x1d, 0x38, 0xe0, 0x53
+keys_end:

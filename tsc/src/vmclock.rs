@@ -5,6 +5,7 @@
 //! first; the rest is protected by a sequence count whose low bit says "under change".
 
 use core::fmt;
+use core::num::NonZeroU128;
 
 use crate::units::{GuestTsc, Hz, Nanos, Ppb};
 use crate::wide;
@@ -116,17 +117,17 @@ impl CounterPeriod {
     /// what [`Self::nearest`] may lose on top. A rate that is less by a share `e` has a period that is
     /// longer by `e / (1 - e)`, which is the larger of the two sides. Saturates.
     #[must_use]
-    pub const fn error_ceil(self, error: Ppb) -> PeriodError {
+    pub fn error_ceil(self, error: Ppb) -> PeriodError {
         const ONE: u64 = 1_000_000_000;
         let share = error.get().unsigned_abs();
         // OK because ONE - share is 1 to 10^9; a rate that may be 0 has a period without end.
-        let rest = match ONE.checked_sub(share) {
-            Some(rest) if rest > 0 => rest,
-            _ => return PeriodError(u64::MAX),
+        let rest = ONE.checked_sub(share).map(u128::from);
+        let Some(rest) = rest.and_then(NonZeroU128::new) else {
+            return PeriodError(u64::MAX);
         };
         // The period before its rounding is below fraction + 1. Bit budget: 65 + 30 = 95.
-        let most = (self.fraction as u128).wrapping_add(1);
-        let parts = most.wrapping_mul(share as u128).div_ceil(rest as u128);
+        let most = u128::from(self.fraction).wrapping_add(1);
+        let parts = wide::div_ceil(most.wrapping_mul(u128::from(share)), rest);
         match wide::narrow(parts) {
             Some(parts) => PeriodError(parts.saturating_add(1)),
             None => PeriodError(u64::MAX),

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
+use support::api::{read_answer, request};
 use support::{FOR_EVER, elf};
 
 /// How long something may take that should happen at once: a bound for a machine that is busy.
@@ -67,7 +68,7 @@ impl Launcher {
     }
 
     /// What is answered on a new connection.
-    fn ask(&self, method: &str, path: &str, body: &str) -> String {
+    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut client = self.connect();
         client
             .write_all(request(method, path, body).as_bytes())
@@ -105,7 +106,7 @@ impl Launcher {
     }
 
     fn is_served(&self) -> bool {
-        self.ask("GET", "/version", "").starts_with("HTTP/1.1 200 ")
+        self.ask("GET", "/version", "").0 == 200
     }
 }
 
@@ -125,34 +126,6 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn request(method: &str, path: &str, body: &str) -> String {
-    let length = body.len();
-    let length = if length == 0 {
-        String::new()
-    } else {
-        format!("Content-Length: {length}\r\n")
-    };
-    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n{body}")
-}
-
-/// The next answer, head and body.
-fn read_answer(client: &mut UnixStream) -> String {
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    while !answer.ends_with(b"\r\n\r\n") {
-        client.read_exact(&mut byte).expect("more of the head");
-        answer.extend(byte);
-    }
-    let head = String::from_utf8(answer).expect("text");
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("Content-Length: "))
-        .map_or(0, |length| length.parse().expect("a number"));
-    let mut body = vec![0; length];
-    client.read_exact(&mut body).expect("the whole body");
-    head + std::str::from_utf8(&body).expect("text")
-}
-
 /// Whether the launcher has closed the connection, waiting for it.
 fn is_closed(client: &mut UnixStream) -> bool {
     match client.read(&mut [0]) {
@@ -168,9 +141,9 @@ fn slow_client_does_not_keep_another_waiting() {
         for byte in request("GET", "/version", "").bytes() {
             slow.write_all(&[byte]).unwrap();
             other.write_all(request("GET", "/", "").as_bytes()).unwrap();
-            assert!(read_answer(&mut other).contains("Not started"));
+            assert!(read_answer(&mut other).1.contains("Not started"));
         }
-        assert!(read_answer(&mut slow).starts_with("HTTP/1.1 200 "));
+        assert_eq!(read_answer(&mut slow).0, 200);
     });
 }
 
@@ -217,10 +190,10 @@ fn body_over_the_limit_is_refused_with_its_limit() {
         let mut body = String::from("{}");
         body.extend(std::iter::repeat_n(' ', 51_200 - body.len()));
         let fits = launcher.ask("PUT", "/mmds", &body);
-        assert!(!fits.contains("51200"), "{fits}");
+        assert_eq!(fits, (204, String::new()));
         body.push(' ');
-        let refused = launcher.ask("PUT", "/mmds", &body);
-        assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
+        let (status, refused) = launcher.ask("PUT", "/mmds", &body);
+        assert_eq!(status, 400, "{refused}");
         assert!(
             refused.contains("51201") && refused.contains("fault_message"),
             "{refused}"
@@ -254,7 +227,7 @@ fn half_closed_connections_are_answered_and_closed() {
             let text = request("GET", "/", "");
             whole.write_all(text.as_bytes()).unwrap();
             whole.shutdown(Shutdown::Write).unwrap();
-            assert!(read_answer(&mut whole).contains("Not started"));
+            assert!(read_answer(&mut whole).1.contains("Not started"));
             assert!(is_closed(&mut whole));
 
             let mut half = launcher.connect();
@@ -294,9 +267,7 @@ fn client_that_is_killed_in_a_request_leaves_nothing() {
 
 /// What the metadata store holds.
 fn mmds(launcher: &Launcher) -> String {
-    let answer = launcher.ask("GET", "/mmds", "");
-    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
-    body.to_owned()
+    launcher.ask("GET", "/mmds", "").1
 }
 
 #[test]
@@ -311,7 +282,7 @@ fn two_clients_at_once_get_their_own_answers() {
                 client
                     .write_all(request("PATCH", "/machine-config", &body).as_bytes())
                     .unwrap();
-                assert!(read_answer(&mut client).starts_with("HTTP/1.1 204 "));
+                assert_eq!(read_answer(&mut client).0, 204);
             }
         });
         scope.spawn(|| {
@@ -321,11 +292,11 @@ fn two_clients_at_once_get_their_own_answers() {
                 client
                     .write_all(request("PUT", "/mmds", &body).as_bytes())
                     .unwrap();
-                assert!(read_answer(&mut client).starts_with("HTTP/1.1 204 "));
+                assert_eq!(read_answer(&mut client).0, 204);
                 client
                     .write_all(request("GET", "/mmds", "").as_bytes())
                     .unwrap();
-                assert!(read_answer(&mut client).ends_with(&body));
+                assert_eq!(read_answer(&mut client), (200, body.clone()));
             }
         });
     });
@@ -346,10 +317,10 @@ fn guest_runs_on_while_its_api_is_abused() {
     let kernel = elf(&TALK);
     let body = format!(r#"{{"kernel_image_path":{:?}}}"#, kernel.path());
     let answer = launcher.ask("PUT", "/boot-source", &body);
-    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    assert_eq!(answer.0, 204, "{}", answer.1);
     let start = r#"{"action_type":"InstanceStart"}"#;
     let answer = launcher.ask("PUT", "/actions", start);
-    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    assert_eq!(answer.0, 204, "{}", answer.1);
     let mut console = launcher.child.stdout.take().expect("a pipe");
     launcher.survives(|launcher| {
         let mut hanging: Vec<UnixStream> = Vec::new();
@@ -363,7 +334,7 @@ fn guest_runs_on_while_its_api_is_abused() {
             }
             console.read_exact(&mut letters).expect("the guest writes");
             assert!(letters.iter().all(|letter| *letter == b'x'));
-            assert!(launcher.ask("GET", "/", "").contains("Running"));
+            assert!(launcher.ask("GET", "/", "").1.contains("Running"));
         }
     });
 }
@@ -377,15 +348,16 @@ fn guest_that_never_exits_is_paused_and_resumed() {
     let launcher = Launcher::start();
     let kernel = elf(&FOR_EVER);
     let body = format!(r#"{{"kernel_image_path":{:?}}}"#, kernel.path());
-    launcher.ask("PUT", "/boot-source", &body);
-    launcher.ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    let start = r#"{"action_type":"InstanceStart"}"#;
+    assert_eq!(launcher.ask("PUT", "/boot-source", &body).0, 204);
+    assert_eq!(launcher.ask("PUT", "/actions", start).0, 204);
     launcher.survives(|launcher| {
         for _ in 0..20 {
             for (state, shown) in [("Paused", "Paused"), ("Resumed", "Running")] {
                 let body = format!(r#"{{"state":"{state}"}}"#);
                 let answer = launcher.ask("PATCH", "/vm", &body);
-                assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
-                assert!(launcher.ask("GET", "/", "").contains(shown));
+                assert_eq!(answer.0, 204, "{}", answer.1);
+                assert!(launcher.ask("GET", "/", "").1.contains(shown));
             }
         }
     });

@@ -385,6 +385,7 @@ impl Policy for Targeted {
 mod tests {
     use super::super::{Left, Slew};
     use super::*;
+    use crate::wide;
     use proptest::prelude::*;
 
     /// 1 tick per ns; the guest's TSC is 0 at host TSC 0 and time 0; the clock is right to 10 ns.
@@ -823,16 +824,19 @@ mod tests {
         /// The counters, all of which are equal.
         fn tsc(&self, fs: u64) -> HostTsc {
             // Ticks in 10^18 fs: kilohertz x 10^-12 x (10^6 + off) x 10^-6.
-            let factor = u128::from(self.khz) * (1_000_000 + i128::from(self.off_ppm)) as u128;
+            let share = u128::try_from(1_000_000 + i128::from(self.off_ppm));
+            let factor = u128::from(self.khz) * share.expect("a rate is not negative");
             let ticks = u128::from(fs) * factor / 10_u128.pow(18);
-            HostTsc::new(self.counter.wrapping_add(ticks as u64))
+            // A counter wraps around.
+            HostTsc::new(self.counter.wrapping_add(wide::low(ticks)))
         }
 
         /// The clock: wrong by its error, and rounded down to a nanosecond.
         fn clock(&self, fs: u64, error: i64) -> Nanos {
             let base = i128::from(self.start) * 1_000_000 + 2_000_000_000;
             let error = i128::from(error) * i128::from(self.clock_error) * 1_000_000 / 1_024;
-            Nanos::new(((base + i128::from(fs) + error) / 1_000_000) as u64)
+            let shown = u64::try_from((base + i128::from(fs) + error) / 1_000_000);
+            Nanos::new(shown.expect("the error is less than where the clock begins"))
         }
     }
 

@@ -1,6 +1,6 @@
 //! A launcher with an API, and a client of a few lines.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -154,36 +154,43 @@ impl Drop for Vm {
     }
 }
 
-/// Sends one request: the answer's status and body.
+/// Sends one request over a connection of its own: the answer's status and body.
 pub(crate) fn raw(socket: &Path, method: &str, path: &str, body: &Value) -> (u16, String) {
     let body = match body {
         Value::Null => String::new(),
         other => other.to_string(),
     };
     let mut stream = UnixStream::connect(socket).expect("the socket");
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .expect("the request is taken");
-    let mut answer = BufReader::new(stream);
-    let mut line = String::new();
-    answer.read_line(&mut line).expect("a status line");
-    let status = line.split(' ').nth(1).expect("a status");
-    let status = status.parse().expect("a number");
-    let mut length = 0;
-    loop {
-        let mut header = String::new();
-        answer.read_line(&mut header).expect("a header");
-        if header.trim().is_empty() {
-            break;
-        }
-        if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().expect("a length");
-        }
+    stream
+        .write_all(request(method, path, &body).as_bytes())
+        .expect("the request is taken");
+    read_answer(&mut stream)
+}
+
+/// A request as it is sent.
+pub(crate) fn request(method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")
+}
+
+/// The next answer on a connection that may go on: its status and body.
+pub(crate) fn read_answer(client: &mut UnixStream) -> (u16, String) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte).expect("more of the head");
+        head.extend(byte);
     }
-    let mut text = vec![0; length];
-    answer.read_exact(&mut text).expect("the body");
-    (status, String::from_utf8(text).expect("text"))
+    let head = String::from_utf8(head).expect("text");
+    let status = head.split(' ').nth(1).expect("a status");
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "))
+        .map_or(0, |length| length.parse().expect("a length"));
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).expect("the whole body");
+    (
+        status.parse().expect("a number"),
+        String::from_utf8(body).expect("text"),
+    )
 }
