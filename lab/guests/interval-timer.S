@@ -9,11 +9,10 @@
         .set CONTROL, 0x43
         .set SPEAKER, 0x61
 
-        .intel_syntax noprefix
+        .include "say.inc"
         .text
         .globl _start
 _start:
-        cld
         // Counter 2: gate high, both bytes, mode 0, count 0xffff.
         mov al, 1
         out SPEAKER, al
@@ -29,16 +28,14 @@ _start:
         and al, 0x3f
         cmp al, 0x30
         jne 0f
-        lea rsi, [rip + mode]
-        call print
+        say "counter 2 is in its mode"
 0:      call counter_2
         mov ebx, eax
 1:      call counter_2
         cmp eax, ebx
         je 1b
         ja 2f
-        lea rsi, [rip + counts_down]
-        call print
+        say "counter 2 counts down"
 
         // Bit 4 of the speaker port.
 2:      in al, SPEAKER
@@ -47,8 +44,7 @@ _start:
         xor al, bl
         test al, 0x10
         jz 3b
-        lea rsi, [rip + toggles]
-        call print
+        say "refresh bit toggles"
 
         // Counter 0: both bytes, mode 0, count 0x1000; then bit 0 of the interrupt controller's request
         // register.
@@ -63,8 +59,7 @@ _start:
 4:      in al, PIC
         test al, 1
         jz 4b
-        lea rsi, [rip + interrupt]
-        call print
+        say "counter 0 raises its interrupt"
         mov al, 0xfe
         out 0x64, al
 5:      hlt
@@ -81,23 +76,3 @@ counter_2:
         shl eax, 8
         or eax, ecx
         ret
-
-// The string at rsi, to COM1, byte by byte: the string form of OUT needs an emulator on some hosts.
-print:
-        mov dx, 0x3f8
-6:      lodsb
-        test al, al
-        jz 7f
-        out dx, al
-        jmp 6b
-7:      ret
-
-        .section .rodata
-mode:
-        .asciz "counter 2 is in its mode\n"
-counts_down:
-        .asciz "counter 2 counts down\n"
-toggles:
-        .asciz "refresh bit toggles\n"
-interrupt:
-        .asciz "counter 0 raises its interrupt\n"

@@ -1,19 +1,11 @@
 // A 64-bit guest that writes a line, waits for Ctrl+Alt+Del, and resets through the keyboard controller
 // (command 0xFE). Any other byte from the keyboard stops it for ever.
 
-        .intel_syntax noprefix
+        .include "say.inc"
         .text
         .globl _start
 _start:
-        cld
-        lea rsi, [rip + line]
-        mov ecx, offset line_end - line
-        mov dx, 0x3f8
-        // Byte by byte: the string form of OUT needs an emulator on some hosts.
-1:      lodsb
-        out dx, al
-        dec ecx
-        jnz 1b
+        say "keyboard guest"
         lea rsi, [rip + keys]
         mov ecx, offset keys_end - keys
         // The controller's status: bit 0 says that there is a byte.
@@ -32,8 +24,6 @@ _start:
         jmp 3b
 
         .section .rodata
-line:   .ascii "keyboard guest\n"
-line_end:
         // Scan code set 1: Ctrl, Alt and the grey Delete go down.
 keys:   .byte 0x1d, 0x38, 0xe0, 0x53
 keys_end:

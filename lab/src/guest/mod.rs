@@ -16,6 +16,9 @@ pub(crate) struct Small {
     bits: Bits,
 }
 
+/// What the 64-bit guests include.
+const SAY: &str = include_str!("../../guests/say.inc");
+
 #[derive(Debug, Clone, Copy)]
 enum Bits {
     /// An ELF32, which the launcher enters in protected mode without paging.
@@ -86,10 +89,14 @@ impl Small {
         };
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let file = |name: &str| folder.path().join(name);
-        fs::write(file("guest.S"), self.source).context("cannot write the guest's source")?;
+        for (name, source) in [("guest.S", self.source), ("say.inc", SAY)] {
+            fs::write(file(name), source).context("cannot write the guest's source")?;
+        }
         let mut assembler = Command::new("as");
         assembler
-            .args([assembler_mode, "-o"])
+            .args([assembler_mode, "-I"])
+            .arg(folder.path())
+            .arg("-o")
             .arg(file("guest.o"))
             .arg(file("guest.S"));
         capture(&mut assembler).context("install binutils, or mend the guest")?;

@@ -42,6 +42,7 @@ pub(super) fn run(
             );
             left.retain(|scenario| waiting.contains(&scenario.name));
             may_restart = false;
+            tally.restarted(host.name());
             continue;
         }
         let reason = format!("{error:#}");

@@ -88,6 +88,7 @@ impl fmt::Display for Counts {
 pub(crate) struct Tally {
     deny_skips: bool,
     counts: Mutex<Counts>,
+    restarts: Mutex<Vec<String>>,
 }
 
 impl Tally {
@@ -96,7 +97,20 @@ impl Tally {
         Self {
             deny_skips,
             counts: Mutex::default(),
+            restarts: Mutex::default(),
         }
+    }
+
+    /// Notes that the host of this name was started again, since its emulator had lost it.
+    pub(crate) fn restarted(&self, host: String) {
+        let mut restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+        restarts.push(host);
+    }
+
+    /// The hosts that were started again.
+    pub(crate) fn restarts(&self) -> Vec<String> {
+        let restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+        restarts.clone()
     }
 
     /// Takes a verdict. Safe from several threads: each verdict's lines stay together.
