@@ -276,16 +276,25 @@ impl From<&Run> for VmConfig {
 
 fn boot(config: &VmConfig, started: Instant) -> Result<Outcome, CommandError> {
     let kvm = Kvm::open()?;
-    let machine = Machine::assemble(
-        &kvm,
+    let machine = assemble(&kvm, config, &Surroundings::new(started)?)?;
+    tell_missing(&kvm);
+    Ok(machine.run(Console::StandardInput)?)
+}
+
+/// Puts the machine of a configuration together, which always has interrupt controllers.
+fn assemble(
+    kvm: &Kvm,
+    config: &VmConfig,
+    surroundings: &Surroundings,
+) -> Result<Machine<Kvm>, MachineError> {
+    Machine::assemble(
+        kvm,
         &config.machine,
         InterruptControllers::InKernel,
         &Payload::Files(&config.boot),
         None,
-        &Surroundings::new(started)?,
-    )?;
-    tell_missing(&kvm);
-    Ok(machine.run(Console::StandardInput)?)
+        surroundings,
+    )
 }
 
 /// Logs what this host lacks.

@@ -5,12 +5,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use hypervisor::Hypervisor;
 use hypervisor::kvm::Kvm;
-use hypervisor::{Hypervisor, InterruptControllers};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::flags::{DEFAULT_SOCKET, Flags};
-use super::tell_missing;
+use super::{assemble, tell_missing};
 use crate::api::http::{self, Limits, Server};
 use crate::api::mailbox::mailbox;
 use crate::api::request::{ApiRequest, Fault};
@@ -20,7 +20,7 @@ use crate::controller::{Controller, Instance};
 use crate::error::one_line;
 use crate::event_loop::EventLoop;
 use crate::logging::{Change, LogError, log};
-use crate::machine::{Console, Machine, MachineError, Payload, Surroundings, host};
+use crate::machine::{Console, MachineError, Surroundings, host};
 use crate::metrics::{FlushTimer, Metrics, MetricsError, PERIOD};
 use crate::mmds::{Metadata, MetadataError};
 use crate::outcome::Outcome;
@@ -177,15 +177,7 @@ fn boot(
         // What was in the way may be gone.
         None => kvm.insert(Kvm::open()?),
     };
-    let payload = Payload::Files(&config.boot);
-    let machine = Machine::assemble(
-        kvm,
-        &config.machine,
-        InterruptControllers::InKernel,
-        &payload,
-        None,
-        surroundings,
-    )?;
+    let machine = assemble(kvm, config, surroundings)?;
     Ok(Box::new(machine.start(Console::StandardInput, events)?))
 }
 

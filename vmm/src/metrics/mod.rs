@@ -96,7 +96,7 @@ pub(crate) struct Metrics {
     pub(crate) startup_us: Counter,
     /// The processor time of it.
     pub(crate) startup_cpu_us: Counter,
-    /// How long the last pause took to take effect, and the last resumption.
+    /// How long the last pause took to take effect.
     pub(crate) pause_us: Counter,
     /// How long the last resumption took.
     pub(crate) resume_us: Counter,
