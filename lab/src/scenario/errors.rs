@@ -21,10 +21,11 @@ const BZIMAGE_FIELDS: &[u32] = &[
     0x234, 0x235, 0x236, 0x238, 0x23c, 0x240, 0x248, 0x24c, 0x250, 0x258, 0x260, 0x264, 0x268,
     0x26c, 0x400, 0x8000, 0x10_0000,
 ];
-/// Where the fields of an ELF64 begin, then those of its first program header, then its segments.
+/// Where the fields of an ELF64 begin, then those of its first program header, then its segment of code
+/// (which `ld` puts at the second page), and the last size that lacks a byte of it.
 const ELF64_FIELDS: &[u32] = &[
     1, 4, 5, 6, 7, 16, 18, 20, 24, 32, 40, 48, 52, 54, 56, 58, 60, 62, 64, 68, 72, 80, 88, 96, 104,
-    112, 120, 0x1000, 0x1001, 0x2001,
+    112, 120, 0x1000, 0x1001, 0x1027,
 ];
 /// The same of an ELF32.
 const ELF32_FIELDS: &[u32] = &[
