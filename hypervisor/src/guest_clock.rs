@@ -1,8 +1,8 @@
 //! The paravirtual clock of a whole VM (kvmclock), read and set from outside.
 
-use tsc::{HostTsc, Nanos};
+use tsc::{GuestTsc, HostTsc, Nanos};
 
-use crate::IoctlError;
+use crate::{IoctlError, MsrError};
 
 /// What the hypervisor says of a VM's clock. Which fields come depends on the kernel: before Linux
 /// 5.16 only the clock itself does (Documentation/virt/kvm/api.rst, 4.29).
@@ -61,6 +61,25 @@ pub trait VmClock {
     /// # Errors
     /// The kernel's refusal of `KVM_SET_CLOCK`: `EINVAL` for a real time on kernels before 5.16.
     fn set_clock(&self, setting: ClockSetting) -> Result<(), IoctlError>;
+}
+
+/// The local APIC's timer in TSC-deadline mode (SDM vol. 3, 10.5.4.1), read and set from outside while
+/// the vCPU is not running.
+pub trait DeadlineTimer {
+    /// The value of the guest's TSC at which the timer fires; 0 when it is not armed. A timer that has
+    /// fired while the vCPU was out of the guest still shows its value: the interrupt is yet to be
+    /// delivered (`kvm_inject_apic_timer_irqs` in arch/x86/kvm/lapic.c clears it).
+    ///
+    /// # Errors
+    /// The hypervisor's refusal.
+    fn deadline(&self) -> Result<GuestTsc, MsrError>;
+
+    /// Arms the timer, or disarms it with 0, an interrupt that is yet to be delivered included. In
+    /// another mode of the timer it is without effect.
+    ///
+    /// # Errors
+    /// The hypervisor's refusal.
+    fn set_deadline(&mut self, deadline: GuestTsc) -> Result<(), MsrError>;
 }
 
 /// A vCPU that is resumed after a pause.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use devices::i8042::KeyboardError;
+use hypervisor::guest_clock::VmClock;
 use hypervisor::{Hypervisor, MissingFeature};
 use serde::Serialize;
 use serde_json::json;
@@ -22,32 +23,49 @@ use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::{COMPATIBLE_VERSION, server};
 use crate::config::{BootConfig, MachineConfig, VmConfig};
+use crate::doctor;
 use crate::error::one_line;
 use crate::logging::{Change, log};
 use crate::machine::{self, Running};
 use crate::metrics::{Metrics, prometheus};
 use crate::mmds::Metadata;
 use crate::time_report::TimeReport;
+use crate::timekeeper::StopReport;
 
 /// A running guest, as far as requests have to do with it.
 pub(crate) trait Instance {
     /// Brings the vCPUs to a halt.
-    fn pause(&self);
-    /// Lets them go on.
-    fn resume(&self);
+    fn pause(&mut self, policy: TimePolicy);
+    /// Lets them go on, with their clocks as `policy` wants; on an error they still wait.
+    fn resume(&mut self, policy: TimePolicy) -> Result<(), Fault>;
     /// Types Ctrl+Alt+Del.
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError>;
     /// The rate of the guest's TSC.
     fn tsc_rate(&self) -> Option<Khz>;
+    /// What became of the clocks at the latest pauses.
+    fn stops(&self) -> Vec<StopReport>;
 }
 
-impl<H: Hypervisor> Instance for Running<H> {
-    fn pause(&self) {
-        Running::pause(self);
+impl<H: Hypervisor> Instance for Running<H>
+where
+    H::Vm: VmClock,
+{
+    fn pause(&mut self, policy: TimePolicy) {
+        Running::pause(self, policy);
     }
 
-    fn resume(&self) {
-        Running::resume(self);
+    fn resume(&mut self, policy: TimePolicy) -> Result<(), Fault> {
+        Running::resume(self, policy).map_err(|error| {
+            Fault::new(format!(
+                "the microVM stays paused, since its clocks cannot be kept as policy {policy} wants: {}; \
+                 PUT /time with another policy, then resume",
+                one_line(&error)
+            ))
+        })
+    }
+
+    fn stops(&self) -> Vec<StopReport> {
+        Running::stops(self)
     }
 
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError> {
@@ -81,6 +99,9 @@ pub(crate) struct Controller {
     metrics: Arc<Metrics>,
     /// What the host lacks.
     missing: Vec<MissingFeature>,
+    policy: TimePolicy,
+    /// Measures whether this host's offsets have an effect, or says why not.
+    measure_offsets: fn() -> Result<(), String>,
     phase: Phase,
 }
 
@@ -95,6 +116,8 @@ impl Controller {
             metadata,
             metrics,
             missing: Vec::new(),
+            policy: TimePolicy::Advance,
+            measure_offsets: doctor::offsets_take_effect,
             phase: Phase::NotStarted,
         }
     }
@@ -152,6 +175,8 @@ impl Controller {
             ApiRequest::GetTime => Ok(json(&TimeReport::new(
                 self.instance().and_then(Instance::tsc_rate),
                 &self.missing,
+                self.policy,
+                self.instance().map(Instance::stops).unwrap_or_default(),
             ))),
             ApiRequest::GetDocument => Ok(Response::json(DOCUMENT.into())),
             ApiRequest::GetMetrics => Ok(Response {
@@ -192,7 +217,7 @@ impl Controller {
                 self.not_started()?;
                 Err(refuse_mmds_config(&body))
             }
-            ApiRequest::PutTime(body) => done(put_time(body)),
+            ApiRequest::PutTime(body) => done(self.put_time(body)),
             ApiRequest::PatchVm(state) => self.patch_vm(state),
             ApiRequest::Absent(missing) => Err(missing.fault()),
         }
@@ -282,14 +307,17 @@ impl Controller {
         let begin = Instant::now();
         let microseconds = || u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.phase = match (state, phase) {
-            (VmState::Paused, Phase::Running(instance)) => {
-                instance.pause();
+            (VmState::Paused, Phase::Running(mut instance)) => {
+                instance.pause(self.policy);
                 self.metrics.pause_us.set(microseconds());
                 tracing::info!("the microVM is paused");
                 Phase::Paused(instance)
             }
-            (VmState::Resumed, Phase::Paused(instance)) => {
-                instance.resume();
+            (VmState::Resumed, Phase::Paused(mut instance)) => {
+                if let Err(fault) = instance.resume(self.policy) {
+                    self.phase = Phase::Paused(instance);
+                    return Err(fault);
+                }
                 self.metrics.resume_us.set(microseconds());
                 tracing::info!("the microVM goes on");
                 Phase::Running(instance)
@@ -298,6 +326,21 @@ impl Controller {
             (_, phase) => phase,
         };
         done(Ok(()))
+    }
+
+    /// Takes a policy for pauses, the present one included. Under `freeze` TSC offsets are written, and
+    /// there are KVMs that accept them and do nothing: it is taken where a guest was seen to follow.
+    fn put_time(&mut self, body: TimeBody) -> Result<(), Fault> {
+        if body.policy == TimePolicy::Freeze && self.policy != TimePolicy::Freeze {
+            (self.measure_offsets)().map_err(|reason| {
+                Fault::new(format!(
+                    "policy: a guest's clocks cannot be frozen on this host: {reason}; keeptime doctor \
+                     tells more"
+                ))
+            })?;
+        }
+        self.policy = body.policy;
+        Ok(())
     }
 
     fn vm_config(&self) -> serde_json::Value {
@@ -350,16 +393,6 @@ fn refuse_mmds_config(body: &MmdsConfig) -> Fault {
             "network_interfaces: this version of keeptime has no network devices yet, so there is \
              none of this name",
         ),
-    }
-}
-
-fn put_time(body: TimeBody) -> Result<(), Fault> {
-    match body.policy {
-        TimePolicy::Advance => Ok(()),
-        TimePolicy::Freeze => Err(Fault::new(
-            "policy: this version of keeptime has no timekeeper yet, so a guest's clocks go on while \
-             it is paused: only advance can be had",
-        )),
     }
 }
 

@@ -112,6 +112,20 @@ impl Doctor {
     }
 }
 
+/// Measures, in some milliseconds and with a throw-away guest, whether a guest's TSC follows the offset
+/// that is written for it, also after its vCPU was on another CPU.
+///
+/// # Errors
+/// In words what it does instead, or why that could not be measured.
+pub(crate) fn offsets_take_effect() -> Result<(), String> {
+    let allowed = cpus::allowed().map_err(|error| one_line(&error))?;
+    let kvm = Kvm::open().map_err(|error| one_line(&error))?;
+    let trial = on_the_first(&kvm, &allowed, |fixture| {
+        effects::try_offset(fixture).map_err(|error| error.chain())
+    })?;
+    effects::all_in_force(&trial)
+}
+
 fn examine() -> Report {
     let started = Instant::now();
     let mut progress = Progress::start();
@@ -173,13 +187,24 @@ fn measure_host(cpus: &[CpuId], progress: &mut Progress) -> Measurements {
     (rate, Ok(exchanges))
 }
 
-/// The effects in a guest. It is measured on a thread of its own, which is kept on one CPU.
+/// The effects in a guest.
 fn measure_guest(
     kvm: &Kvm,
     allowed: &[CpuId],
     tolerance: Ppm,
     progress: &mut Progress,
 ) -> Result<Effects, String> {
+    on_the_first(kvm, allowed, |fixture| {
+        effects::measure(fixture, tolerance, progress).map_err(|error| error.chain())
+    })
+}
+
+/// Runs `measure` on a thread of its own, which is kept on one CPU.
+fn on_the_first<T: Send>(
+    kvm: &Kvm,
+    allowed: &[CpuId],
+    measure: impl FnOnce(&HostFixture<'_>) -> Result<T, String> + Send,
+) -> Result<T, String> {
     let Some(&home) = allowed.first() else {
         return Err("the kernel allows this process no CPU".to_owned());
     };
@@ -188,6 +213,5 @@ fn measure_guest(
         home,
         other: allowed.get(1).copied(),
     };
-    let measure = || effects::measure(&fixture, tolerance, progress).map_err(|error| error.chain());
-    thread::scope(|scope| cpus::joined(scope.spawn(measure)))
+    thread::scope(|scope| cpus::joined(scope.spawn(|| measure(&fixture))))
 }

@@ -5,6 +5,9 @@
 //! still present wait. Resuming opens the gate. The end of the microVM opens it too: a paused microVM
 //! can be ended like a running one.
 //!
+//! A vCPU's clocks and timers are touched on its own thread alone, and while it waits it has time: whoever
+//! closed the gate can [ask](Gate::ask) those that wait there to carry out an order, each for itself.
+//!
 //! Only a vCPU that left the guest because of a kick looks at the gate, so it costs nothing on the
 //! path of other exits.
 
@@ -18,22 +21,27 @@ use crate::vcpu::Ending;
 const KICK_AGAIN: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
-struct State {
+struct State<O, A> {
     closed: bool,
     /// vCPUs whose threads have not ended.
     present: usize,
     /// Those of them that wait here.
     parked: usize,
+    /// The latest order, and how many there have been.
+    order: Option<O>,
+    orders: u64,
+    /// What has been answered to it.
+    answers: Vec<A>,
 }
 
-/// The gate: see the [module](self).
+/// The gate: see the [module](self). `O` is what those that wait can be asked to do, `A` their answer.
 #[derive(Debug)]
-pub(crate) struct Gate {
-    state: Mutex<State>,
+pub(crate) struct Gate<O, A> {
+    state: Mutex<State<O, A>>,
     changed: Condvar,
 }
 
-impl Gate {
+impl<O: Copy, A> Gate<O, A> {
     /// An open gate for so many vCPUs.
     pub(crate) fn new(vcpus: usize) -> Self {
         Self {
@@ -41,12 +49,15 @@ impl Gate {
                 closed: false,
                 present: vcpus,
                 parked: 0,
+                order: None,
+                orders: 0,
+                answers: Vec::with_capacity(vcpus),
             }),
             changed: Condvar::new(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<O, A>> {
         // The counts are changed in single steps: a panic elsewhere leaves them right.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,6 +66,24 @@ impl Gate {
     pub(crate) fn close(&self, kick: impl Fn()) {
         self.lock().closed = true;
         self.wait_until(kick, |state| state.parked >= state.present);
+    }
+
+    /// Has every vCPU that waits at the closed gate carry out `order`, side by side, and returns their
+    /// answers in no certain order. Those that leave meanwhile, because the microVM is ending, may be
+    /// missing.
+    pub(crate) fn ask(&self, order: O) -> Vec<A> {
+        let mut state = self.lock();
+        state.order = Some(order);
+        state.orders = state.orders.wrapping_add(1);
+        state.answers.clear();
+        self.changed.notify_all();
+        while state.answers.len() < state.parked {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::take(&mut state.answers)
     }
 
     /// Lets the vCPUs go on.
@@ -71,7 +100,7 @@ impl Gate {
         self.wait_until(kick, |state| state.present == 0);
     }
 
-    fn wait_until(&self, kick: impl Fn(), done: impl Fn(&State) -> bool) {
+    fn wait_until(&self, kick: impl Fn(), done: impl Fn(&State<O, A>) -> bool) {
         kick();
         let mut state = self.lock();
         while !done(&state) {
@@ -87,21 +116,36 @@ impl Gate {
     }
 
     /// A vCPU's look at the gate: returns when it is open or the microVM is ending, and whether the vCPU
-    /// had to wait.
-    pub(crate) fn pass(&self, ending: &Ending) -> bool {
+    /// had to wait. Meanwhile `carry_out` is called for each order.
+    pub(crate) fn pass(&self, ending: &Ending, mut carry_out: impl FnMut(O) -> A) -> bool {
         let mut state = self.lock();
         if !state.closed {
             return false;
         }
+        let mut seen = state.orders;
         state.parked += 1;
         self.changed.notify_all();
         while state.closed && !ending.is_ending() {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = match state.order {
+                Some(order) if state.orders != seen => {
+                    seen = state.orders;
+                    drop(state);
+                    let unwinding = LeaveWhenUnwinding(self);
+                    let answer = carry_out(order);
+                    std::mem::forget(unwinding);
+                    let mut state = self.lock();
+                    state.answers.push(answer);
+                    self.changed.notify_all();
+                    state
+                }
+                _ => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
         }
         state.parked -= 1;
+        self.changed.notify_all();
         true
     }
 
@@ -111,6 +155,16 @@ impl Gate {
         state.present = state.present.saturating_sub(1);
         drop(state);
         self.changed.notify_all();
+    }
+}
+
+/// Takes one whose order panics out of those that wait: nobody is to wait for its answer.
+struct LeaveWhenUnwinding<'a, O: Copy, A>(&'a Gate<O, A>);
+
+impl<O: Copy, A> Drop for LeaveWhenUnwinding<'_, O, A> {
+    fn drop(&mut self) {
+        self.0.lock().parked -= 1;
+        self.0.changed.notify_all();
     }
 }
 
@@ -124,7 +178,7 @@ mod tests {
 
     /// Threads that look at the gate when they are kicked, as vCPUs do.
     struct Vcpus {
-        gate: Arc<Gate>,
+        gate: Arc<Gate<u32, u32>>,
         ending: Arc<Ending>,
         kicked: Vec<Arc<AtomicBool>>,
         waits: Arc<AtomicUsize>,
@@ -146,7 +200,9 @@ mod tests {
                     let (kicked, waits) = (kicked.clone(), waits.clone());
                     std::thread::spawn(move || {
                         while !ending.is_ending() {
-                            if kicked.swap(false, Ordering::SeqCst) && gate.pass(&ending) {
+                            if kicked.swap(false, Ordering::SeqCst)
+                                && gate.pass(&ending, |order| order + 1)
+                            {
                                 waits.fetch_add(1, Ordering::SeqCst);
                             }
                             std::thread::yield_now();
@@ -194,6 +250,50 @@ mod tests {
     }
 
     #[test]
+    fn ask_has_each_that_waits_answer_each_order_once() {
+        let vcpus = Vcpus::start(3);
+        for order in 0..100 {
+            vcpus.gate.close(|| vcpus.kick());
+            assert_eq!(vcpus.gate.ask(order), [order + 1; 3]);
+            assert_eq!(vcpus.gate.ask(order + 7), [order + 8; 3]);
+            vcpus.gate.open();
+        }
+        vcpus.end();
+    }
+
+    #[test]
+    fn ask_of_those_that_left_returns() {
+        let vcpus = Vcpus::start(2);
+        vcpus.gate.close(|| vcpus.kick());
+        vcpus.ending.end(Outcome::PowerOff);
+        vcpus.gate.wait_until_left(|| vcpus.kick());
+        assert!(vcpus.gate.ask(1).is_empty());
+        vcpus.end();
+    }
+
+    #[test]
+    fn ask_does_not_wait_for_one_that_panics() {
+        let gate = Arc::new(Gate::<u32, u32>::new(1));
+        let ending = Arc::new(Ending::new().expect("an eventfd"));
+        let vcpu = {
+            let (gate, ending) = (gate.clone(), ending.clone());
+            std::thread::spawn(move || {
+                let panics = std::panic::AssertUnwindSafe(|| {
+                    while !gate.pass(&ending, |_| std::panic::panic_any("on purpose")) {
+                        std::thread::yield_now();
+                    }
+                });
+                let caught = std::panic::catch_unwind(panics);
+                gate.leave();
+                caught.is_err()
+            })
+        };
+        gate.close(|| {});
+        assert!(gate.ask(1).is_empty());
+        assert!(vcpu.join().expect("caught"));
+    }
+
+    #[test]
     fn end_while_paused_lets_them_go() {
         let vcpus = Vcpus::start(2);
         vcpus.gate.close(|| vcpus.kick());
@@ -202,7 +302,7 @@ mod tests {
 
     #[test]
     fn close_does_not_wait_for_those_that_left() {
-        let gate = Gate::new(2);
+        let gate = Gate::<u32, u32>::new(2);
         gate.leave();
         gate.leave();
         gate.close(|| {});

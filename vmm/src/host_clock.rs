@@ -19,6 +19,12 @@ pub(crate) fn monotonic_raw() -> Nanos {
     nanos(now.tv_sec, now.tv_nsec)
 }
 
+/// CLOCK_BOOTTIME, which goes on while the host sleeps.
+pub(crate) fn boottime() -> Nanos {
+    let now = clock_gettime(ClockId::Boottime);
+    nanos(now.tv_sec, now.tv_nsec)
+}
+
 /// Nanoseconds of CLOCK_REALTIME since 1970, for the CMOS clock.
 pub(crate) fn real_time() -> Nanos {
     let now = clock_gettime(ClockId::Realtime);

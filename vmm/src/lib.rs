@@ -46,6 +46,7 @@ mod signals;
 mod simulate;
 mod terminal;
 mod time_report;
+mod timekeeper;
 mod vcpu;
 
 pub use error::one_line;

@@ -14,20 +14,25 @@ use ::devices::serial::Serial;
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{LoadError, Loaded};
 use arch::cpuid::{self, CpuidConfig};
-use hypervisor::guest_clock::PauseNotice;
+use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
+use hypervisor::host::{self as host_cpu, read_tsc};
+use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, IoctlError, MsrError, Vcpu, Vm};
 use tsc::{Khz, VcpuId};
 use vm_memory::Address;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::api::body::TimePolicy;
 use crate::config::{MachineConfig, VcpuCount};
 use crate::console::{self, ConsoleInput};
 use crate::event_loop::EventLoop;
 use crate::gate::Gate;
+use crate::host_clock;
 use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::outcome::Outcome;
 use crate::terminal::RawMode;
+use crate::timekeeper::{Clocks, ResumeError, StopReport, Timekeeper};
 use crate::vcpu::{Ending, Shared, VcpuThread};
 
 pub(crate) use devices::PortDevice;
@@ -142,7 +147,8 @@ pub(crate) struct Machine<H: Hypervisor> {
 
 impl<H: Hypervisor> Machine<H>
 where
-    <H::Vm as Vm>::Vcpu: PauseNotice,
+    H::Vm: VmClock,
+    <H::Vm as Vm>::Vcpu: PauseNotice + TscOffsetControl + DeadlineTimer,
 {
     /// Creates the VM with its memory, loads the payload, and sets up processors and devices.
     pub(crate) fn assemble(
@@ -247,8 +253,9 @@ where
             shared: self.shared,
             keyboard: self.keyboard,
             host_rate: self.host_rate,
+            timekeeper: Timekeeper::new(host_cpu::vendor(), self.host_rate),
             _terminal: terminal,
-            _vm: self.vm,
+            vm: self.vm,
         };
         let mut waiting = self.vcpus.into_iter().zip(self.counters);
         for index in 0.. {
@@ -278,9 +285,10 @@ pub(crate) struct Running<H: Hypervisor> {
     shared: Arc<Shared>,
     keyboard: Arc<Mutex<I8042>>,
     host_rate: Option<Khz>,
+    timekeeper: Timekeeper,
     _terminal: Option<RawMode>,
     /// Dropped last: a VM outlives its vCPUs.
-    _vm: Arc<H::Vm>,
+    vm: Arc<H::Vm>,
 }
 
 impl<H: Hypervisor> Running<H> {
@@ -289,15 +297,38 @@ impl<H: Hypervisor> Running<H> {
             thread.kick();
         }
     }
+}
 
-    /// Brings all vCPUs to a halt between two instructions, and returns when they are.
-    pub(crate) fn pause(&self) {
+impl<H: Hypervisor> Running<H>
+where
+    H::Vm: VmClock,
+{
+    /// Brings all vCPUs to a halt between two instructions, and returns when they are and their clocks are
+    /// noted.
+    pub(crate) fn pause(&mut self, policy: TimePolicy) {
         self.shared.gate.close(|| self.kick());
+        let gate = &self.shared.gate;
+        let clocks = host_clocks(&*self.vm);
+        self.timekeeper
+            .stop(policy, &clocks, |order| gate.ask(order));
     }
 
-    /// Lets them go on.
-    pub(crate) fn resume(&self) {
-        self.shared.gate.open();
+    /// Lets them go on, with their clocks as `policy` wants.
+    ///
+    /// # Errors
+    /// Why the clocks cannot be so; the vCPUs still wait.
+    pub(crate) fn resume(&mut self, policy: TimePolicy) -> Result<(), ResumeError> {
+        let gate = &self.shared.gate;
+        let clocks = host_clocks(&*self.vm);
+        self.timekeeper
+            .go_on(policy, &clocks, |order| gate.ask(order))?;
+        gate.open();
+        Ok(())
+    }
+
+    /// What became of the clocks at the latest pauses.
+    pub(crate) fn stops(&self) -> Vec<StopReport> {
+        self.timekeeper.stops()
     }
 
     /// Types Ctrl+Alt+Del on the guest's keyboard.
@@ -324,6 +355,14 @@ impl<H: Hypervisor> Drop for Running<H> {
         for thread in self.threads.drain(..) {
             thread.join();
         }
+    }
+}
+
+fn host_clocks<C>(vm: &C) -> Clocks<'_, C> {
+    Clocks {
+        vm,
+        boottime: &host_clock::boottime,
+        host_tsc: &read_tsc,
     }
 }
 

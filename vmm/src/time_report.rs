@@ -8,6 +8,7 @@ use serde::Serialize;
 use tsc::Khz;
 
 use crate::api::body::TimePolicy;
+use crate::timekeeper::StopReport;
 
 /// The report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -16,6 +17,8 @@ pub(crate) struct TimeReport {
     guest: Guest,
     /// What the guest's clocks do while it is paused.
     policy: TimePolicy,
+    /// What became of the clocks at the latest pauses, the last one last.
+    stops: Vec<StopReport>,
     /// What this host cannot do for guests' time, and what follows.
     degradations: Vec<Degradation>,
 }
@@ -53,13 +56,15 @@ const OF_TIME: [&str; 6] = [
     "KVM_CAP_KVMCLOCK_CTRL",
 ];
 
-/// What a guest's clocks do while it is paused: they go on, since nothing stops them.
-pub(crate) const POLICY: TimePolicy = TimePolicy::Advance;
-
 impl TimeReport {
     /// From what the hypervisor says of a running guest's rate, which is the host's as long as no
     /// other is asked for, and what it lacks.
-    pub(crate) fn new(guest_rate: Option<Khz>, missing: &[MissingFeature]) -> Self {
+    pub(crate) fn new(
+        guest_rate: Option<Khz>,
+        missing: &[MissingFeature],
+        policy: TimePolicy,
+        stops: Vec<StopReport>,
+    ) -> Self {
         let rate = guest_rate.map(Khz::get);
         let clocksource = clocksource();
         let mut degradations: Vec<_> = missing
@@ -91,7 +96,8 @@ impl TimeReport {
                 tsc_khz_asked: None,
                 tsc_khz_in_force: rate,
             },
-            policy: POLICY,
+            policy,
+            stops,
             degradations,
         }
     }
@@ -120,7 +126,12 @@ mod tests {
                 consequence: "nothing to do with time",
             },
         ];
-        let report = serde_json::to_value(TimeReport::new(Khz::new(2_000_000), &missing));
+        let report = serde_json::to_value(TimeReport::new(
+            Khz::new(2_000_000),
+            &missing,
+            TimePolicy::Advance,
+            Vec::new(),
+        ));
         let report = report.expect("JSON");
         assert_eq!(report["host"]["tsc_khz"], 2_000_000);
         assert_eq!(report["guest"]["tsc_khz_in_force"], 2_000_000);
@@ -129,7 +140,9 @@ mod tests {
         assert_eq!(report["degradations"][0]["name"], "KVM_CAP_TSC_CONTROL");
         let text = report["degradations"].to_string();
         assert!(!text.contains("XCRS"), "{text}");
-        let before = serde_json::to_value(TimeReport::new(None, &[])).expect("JSON");
+        let before =
+            serde_json::to_value(TimeReport::new(None, &[], TimePolicy::Freeze, Vec::new()))
+                .expect("JSON");
         assert_eq!(before["host"]["tsc_khz_source"], serde_json::Value::Null);
     }
 }

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::bus::{Bus, Reaction};
-use hypervisor::guest_clock::PauseNotice;
+use hypervisor::guest_clock::{DeadlineTimer, PauseNotice};
+use hypervisor::host::read_tsc;
+use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Direction, Exit, Kick, PortAccess, SystemEvent, Vcpu};
 use tsc::VcpuId;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -20,6 +22,7 @@ use crate::gate::Gate;
 use crate::metrics::VcpuCounters;
 use crate::outcome::Outcome;
 use crate::signals;
+use crate::timekeeper::{Answer, Order, VcpuClock};
 
 /// The machine's two address spaces for devices.
 #[derive(Debug)]
@@ -78,7 +81,7 @@ impl Ending {
 pub(crate) struct Shared {
     pub(crate) buses: Buses,
     pub(crate) ending: Arc<Ending>,
-    pub(crate) gate: Gate,
+    pub(crate) gate: Gate<Order, Answer>,
 }
 
 /// A running vCPU's thread. It ends when the microVM does, and whoever owns this value sees to that.
@@ -97,7 +100,7 @@ impl<K: Kick> VcpuThread<K> {
         counters: Arc<VcpuCounters>,
     ) -> io::Result<Self>
     where
-        V: Vcpu<Kick = K> + PauseNotice + 'static,
+        V: Vcpu<Kick = K> + PauseNotice + TscOffsetControl + DeadlineTimer + 'static,
     {
         let kick = vcpu.kick_handle().map_err(io::Error::other)?;
         let handle = std::thread::Builder::new()
@@ -138,8 +141,12 @@ impl<K: Kick> VcpuThread<K> {
     }
 }
 
-fn run(id: VcpuId, vcpu: &mut (impl Vcpu + PauseNotice), shared: &Shared, counters: &VcpuCounters) {
+fn run<V>(id: VcpuId, vcpu: &mut V, shared: &Shared, counters: &VcpuCounters)
+where
+    V: Vcpu + PauseNotice + TscOffsetControl + DeadlineTimer,
+{
     let ending = &shared.ending;
+    let mut clock = VcpuClock::default();
     while !ending.is_ending() {
         match serve_one_exit(vcpu, &shared.buses, counters) {
             Served::Continue => {}
@@ -147,7 +154,11 @@ fn run(id: VcpuId, vcpu: &mut (impl Vcpu + PauseNotice), shared: &Shared, counte
                 // First the request is withdrawn, then it is looked what was requested: what comes
                 // later makes the vCPU return once more.
                 vcpu.acknowledge_exit_request();
-                if shared.gate.pass(ending) {
+                let carry_out = |order| Answer {
+                    vcpu: id,
+                    outcome: clock.carry_out(vcpu, order, read_tsc),
+                };
+                if shared.gate.pass(ending, carry_out) {
                     notify_pause(id, vcpu);
                 }
             }

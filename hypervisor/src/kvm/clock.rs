@@ -1,15 +1,18 @@
 //! kvmclock, from outside.
 
+use arch::msr::{IA32_TSC_DEADLINE, Msr};
 use kvm_bindings::{
     KVM_CAP_ADJUST_CLOCK, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE,
     kvm_clock_data,
 };
-use tsc::{HostTsc, Nanos};
+use tsc::{GuestTsc, HostTsc, Nanos};
 
 use super::vcpu::KvmVcpu;
 use super::vm::KvmVm;
-use crate::IoctlError;
-use crate::guest_clock::{ClockReading, ClockSetting, ClockSupport, PauseNotice, VmClock};
+use crate::guest_clock::{
+    ClockReading, ClockSetting, ClockSupport, DeadlineTimer, PauseNotice, VmClock,
+};
+use crate::{IoctlError, MsrError, Vcpu};
 
 impl VmClock for KvmVm {
     fn clock_support(&self) -> ClockSupport {
@@ -29,6 +32,20 @@ impl VmClock for KvmVm {
         self.vm
             .set_clock(&data(setting))
             .map_err(IoctlError::new("KVM_SET_CLOCK"))
+    }
+}
+
+impl DeadlineTimer for KvmVcpu {
+    fn deadline(&self) -> Result<GuestTsc, MsrError> {
+        let [value] = self.msrs([IA32_TSC_DEADLINE])?;
+        Ok(GuestTsc::new(value))
+    }
+
+    fn set_deadline(&mut self, deadline: GuestTsc) -> Result<(), MsrError> {
+        self.set_msrs(&[Msr {
+            index: IA32_TSC_DEADLINE,
+            value: deadline.get(),
+        }])
     }
 }
 

@@ -27,9 +27,9 @@ pub use rate::{RateOutcome, within_tolerance};
 use core::fmt;
 
 use crate::offset::Transform;
-use crate::rate::ticks_exact_floor;
+use crate::rate::{nanos_exact_floor, ticks_exact_floor};
 use crate::ratio::{RatioError, RatioFormat};
-use crate::units::{GuestTsc, HostTsc, Khz, Nanos, Ppb, Ppm, Ticks};
+use crate::units::{GuestTsc, HostTsc, Khz, Nanos, NanosDelta, Ppb, Ppm, Ticks};
 
 /// A guest's clocks at the instant when it was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +134,26 @@ pub struct Plan<F: RatioFormat> {
     /// What was done.
     pub adjustments: Adjustments,
     saved_tsc: GuestTsc,
+    host_tsc: HostTsc,
+    host_khz: Khz,
+}
+
+impl<F: RatioFormat> Plan<F> {
+    /// How far a kvmclock that showed `clock` when the host's TSC read `host_tsc`, after the plan was
+    /// carried out, is from where the plan has it then: positive when it is ahead. `None` when the TSC
+    /// is before the plan's own instant, or so far beyond it that nanoseconds do not count it.
+    ///
+    /// The rate of the host's TSC is known to its last digit in kHz, and the kernel's clock is slewed:
+    /// soon after the plan's instant the result means something, an hour later it does not.
+    #[must_use]
+    pub fn kvmclock_error(&self, clock: Nanos, host_tsc: HostTsc) -> Option<NanosDelta> {
+        if host_tsc.is_before(self.host_tsc) {
+            return None;
+        }
+        let since = nanos_exact_floor(host_tsc.wrapping_elapsed(self.host_tsc), self.host_khz)?;
+        let expected = self.kvmclock.checked_add(since)?;
+        Some(clock.saturating_difference(expected))
+    }
 }
 
 /// Makes the plan.
@@ -217,6 +237,8 @@ pub fn plan<F: RatioFormat>(
             uncertainty: errors,
         },
         saved_tsc: saved.guest_tsc,
+        host_tsc: present.host_tsc,
+        host_khz: host.khz,
     })
 }
 
@@ -424,6 +446,22 @@ mod tests {
             (plan.adjustments.advanced, plan.adjustments.ticks),
             (Nanos::ZERO, Ticks::ZERO)
         );
+    }
+
+    #[test]
+    fn kvmclock_error_is_what_the_clock_is_off_the_plan() {
+        let plan = planned(70_000_000_000, TimePolicy::Freeze);
+        let error = |clock, later| {
+            let host_tsc = present(0).host_tsc.wrapping_advance(Ticks::new(later));
+            plan.kvmclock_error(Nanos::new(clock), host_tsc)
+        };
+        // The plan has 500,000 ns; 3,000 ticks of 3 GHz later it has 1,000 ns more.
+        assert_eq!(error(500_000, 0), Some(NanosDelta::new(0)));
+        assert_eq!(error(501_000, 3_000), Some(NanosDelta::new(0)));
+        assert_eq!(error(500_990, 3_000), Some(NanosDelta::new(-10)));
+        assert_eq!(error(501_007, 3_000), Some(NanosDelta::new(7)));
+        let before = HostTsc::new(present(0).host_tsc.get() - 1);
+        assert_eq!(plan.kvmclock_error(Nanos::new(500_000), before), None);
     }
 
     #[test]

@@ -12,12 +12,20 @@ use crate::api::request;
 struct Noting(Rc<RefCell<Vec<&'static str>>>);
 
 impl Instance for Noting {
-    fn pause(&self) {
+    fn pause(&mut self, _policy: TimePolicy) {
         self.0.borrow_mut().push("pause");
     }
 
-    fn resume(&self) {
+    fn resume(&mut self, policy: TimePolicy) -> Result<(), Fault> {
+        if policy == TimePolicy::Freeze {
+            return Err(Fault::new("too warm"));
+        }
         self.0.borrow_mut().push("resume");
+        Ok(())
+    }
+
+    fn stops(&self) -> Vec<StopReport> {
+        Vec::new()
     }
 
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError> {
@@ -232,9 +240,36 @@ fn what_does_not_exist_is_named() {
     let interfaces = json!({"network_interfaces": ["eth0"]});
     let message = vm.refused(Method::Put, "/mmds/config", &interfaces);
     assert!(message.contains("no network devices yet"), "{message}");
-    let message = vm.refused(Method::Put, "/time", &json!({"policy": "freeze"}));
-    assert!(message.contains("no timekeeper yet"), "{message}");
+}
+
+#[test]
+fn freeze_is_taken_where_offsets_were_seen_to_work() {
+    let mut vm = Fixture::new();
+    let freeze = json!({"policy": "freeze"});
+    vm.controller.measure_offsets = || Err("they do nothing".to_owned());
+    let message = vm.refused(Method::Put, "/time", &freeze);
+    assert!(message.contains("they do nothing"), "{message}");
+    assert_eq!(vm.get("/time")["policy"], "advance");
     vm.done(Method::Put, "/time", &json!({"policy": "advance"}));
+    vm.controller.measure_offsets = || Ok(());
+    vm.done(Method::Put, "/time", &freeze);
+    assert_eq!(vm.get("/time")["policy"], "freeze");
+}
+
+#[test]
+fn a_guest_whose_clocks_cannot_be_kept_stays_paused_until_another_policy() {
+    let mut vm = Fixture::new();
+    vm.controller.measure_offsets = || Ok(());
+    vm.start();
+    vm.done(Method::Patch, "/vm", &json!({"state": "Paused"}));
+    vm.done(Method::Put, "/time", &json!({"policy": "freeze"}));
+    let message = vm.refused(Method::Patch, "/vm", &json!({"state": "Resumed"}));
+    assert!(message.contains("too warm"), "{message}");
+    assert_eq!(vm.get("/")["state"], "Paused");
+    vm.done(Method::Put, "/time", &json!({"policy": "advance"}));
+    vm.done(Method::Patch, "/vm", &json!({"state": "Resumed"}));
+    assert_eq!(vm.get("/")["state"], "Running");
+    assert_eq!(vm.notes.borrow()[..], ["pause", "resume"]);
 }
 
 #[test]

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arch::memory::MemorySize;
-use hypervisor::guest_clock::PauseNotice;
+use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
+use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, Vm};
 use tsc::measure::{self, GuestSample};
 
@@ -42,7 +43,8 @@ const MEMORY_MIB: u64 = 2;
 /// exits were.
 pub(crate) fn run<H: Hypervisor>(hypervisor: &H, started: Instant) -> Result<Outcome, DemoError>
 where
-    <H::Vm as Vm>::Vcpu: PauseNotice,
+    H::Vm: VmClock,
+    <H::Vm as Vm>::Vcpu: PauseNotice + TscOffsetControl + DeadlineTimer,
 {
     let config = MachineConfig {
         vcpus: VcpuCount::new(1).expect("1 is in bounds"),

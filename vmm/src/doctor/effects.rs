@@ -48,6 +48,24 @@ pub(super) struct OffsetTrial {
     pub(super) after_move: Option<OffsetEffect>,
 }
 
+/// Whether the guest followed the offset at home and abroad; otherwise, in words, what happened.
+pub(super) fn all_in_force(trial: &OffsetTrial) -> Result<(), String> {
+    for effect in [Some(trial.effect), trial.after_move].into_iter().flatten() {
+        let what = match effect {
+            OffsetEffect::InForce(_) => continue,
+            OffsetEffect::Ignored(_) => "its KVM accepts TSC offsets and ignores them",
+            OffsetEffect::MovedByKernel { .. } => {
+                "its KVM moves TSC offsets by itself, since it takes the TSC for unstable"
+            }
+            OffsetEffect::Other(_) | OffsetEffect::Unsteady | OffsetEffect::Undecided(_) => {
+                "a guest was not seen to follow a TSC offset"
+            }
+        };
+        return Err(what.to_owned());
+    }
+    Ok(())
+}
+
 /// What became of a rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RateOutcome {
@@ -211,7 +229,7 @@ fn rates(host: Khz, tolerance: Ppm) -> Vec<(&'static str, bool, Khz)> {
     .collect()
 }
 
-fn try_offset<F: Fixture>(fixture: &F) -> Result<OffsetTrial, ProbeError> {
+pub(super) fn try_offset<F: Fixture>(fixture: &F) -> Result<OffsetTrial, ProbeError> {
     let mut probe = fixture.build(1, None)?;
     let ratio = VendorRatio::one(probe.control(VCPU)?.tsc_support().vendor);
     let before = probe.readings(VCPU, READINGS)?;

@@ -1,0 +1,374 @@
+//! The guest's clocks across a pause.
+//!
+//! [`tsc::plan`] decides what they are to show afterwards; here it is carried out on a machine whose
+//! vCPUs wait at the [gate](crate::gate), and looked at afterwards:
+//!
+//! | policy | at the pause | at the resumption |
+//! | --- | --- | --- |
+//! | `advance` | the clocks are noted | nothing is written: TSC, kvmclock and timers went on by themselves, and KVM's master clock stays as it was |
+//! | `freeze` | noted, and deadline timers disarmed | every vCPU gets the same offset, once; then the kvmclock is set for the same instant; both are read back; then the timers are armed again |
+//!
+//! The policy of the resumption counts; the one at the pause decides only whether timers are held. A
+//! timer that went on under `advance` and fired is armed again under `freeze`: its interrupt may come
+//! early, which a kernel takes for a spurious one.
+//!
+//! When a step fails, the clocks are set back as they were and **the guest stays paused**: whoever asked
+//! is told why, and can resume it under `advance`, which writes no clock.
+//!
+//! Timers in other modes than TSC-deadline (the local APIC's one-shot and periodic modes, the 8254) are
+//! the kernel's and go on under either policy; stock kernels use the deadline timer.
+
+mod vcpu;
+
+use std::collections::VecDeque;
+
+use hypervisor::IoctlError;
+use hypervisor::guest_clock::{ClockReading, ClockSetting, VmClock};
+use hypervisor::tsc_control::{Vendor, VendorRatio};
+use serde::Serialize;
+use tsc::plan::{self, Allow, HostTime, Present, Refusal, Saved};
+use tsc::{HostTsc, Khz, Nanos, Ppm, Svm, TscOffset, VcpuId, Vmx};
+
+use crate::api::body::TimePolicy;
+pub(crate) use vcpu::{Answer, HostPlan, Order, TimeError, VcpuClock};
+use vcpu::{Noted, with_plan};
+
+/// So many pauses are remembered; older ones are only counted.
+const REMEMBERED: usize = 64;
+
+/// A guest's clocks cannot be set as the policy wants.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResumeError {
+    /// A vCPU's clock.
+    #[error("{vcpu}")]
+    Vcpu {
+        /// Which.
+        vcpu: VcpuId,
+        /// Why.
+        source: TimeError,
+    },
+    /// The VM's clock.
+    #[error(transparent)]
+    Clock(#[from] IoctlError),
+    /// The host does not say what its TSC's rate is.
+    #[error("this host's KVM does not tell its TSC's rate")]
+    NoRate,
+    /// The clocks were not noted at the pause.
+    #[error("the clocks could not be read at the pause: {0}")]
+    NotNoted(String),
+    /// There is no plan.
+    #[error(transparent)]
+    Refused(#[from] RefusalError),
+    /// The kvmclock is elsewhere than it was set to.
+    #[error("the kvmclock was set, and is off by {0} ns")]
+    KvmclockOff(i64),
+}
+
+/// A refusal of `tsc`'s, as an error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct RefusalError(Refusal);
+
+/// A kvmclock that is further off than this was not set: the kernel or another process set it meanwhile.
+const KVMCLOCK_OFF: Nanos = Nanos::new(1_000_000);
+
+/// What became of the clocks at a pause's end, for the time report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct StopReport {
+    policy: TimePolicy,
+    /// How long the guest was paused (`CLOCK_BOOTTIME`).
+    elapsed_ns: u64,
+    /// What its clocks advanced by meanwhile.
+    advanced_ns: u64,
+    /// What was kept from it.
+    withheld_ns: u64,
+    /// How far its clocks can be from that, by what was read back; null where nothing was written, since
+    /// the clocks went on by themselves.
+    error_ns: Option<u64>,
+    /// The kvmclock against the plan, as read back.
+    kvmclock_error_ns: Option<i64>,
+    /// Over how many ticks of the host's TSC the guest's was read back.
+    tsc_bracket_ticks: Option<i64>,
+    /// How far apart the vCPUs' TSCs were found.
+    spread_ticks: Option<u64>,
+    /// The offset of vCPU 0 before and of all after it.
+    offset_before: Option<i64>,
+    offset_after: Option<i64>,
+    /// Whether KVM's master clock is on, if the kernel tells.
+    master_clock: Option<bool>,
+}
+
+/// The clocks of the host and of the VM as a whole.
+pub(crate) struct Clocks<'a, C> {
+    pub(crate) vm: &'a C,
+    /// `CLOCK_BOOTTIME`.
+    pub(crate) boottime: &'a dyn Fn() -> Nanos,
+    /// This CPU's TSC.
+    pub(crate) host_tsc: &'a dyn Fn() -> HostTsc,
+}
+
+/// Readings that belong together.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    reading: ClockReading,
+    host_tsc: HostTsc,
+    boottime: Nanos,
+    error: Nanos,
+}
+
+impl<C: VmClock> Clocks<'_, C> {
+    fn pair(&self) -> Result<Pair, IoctlError> {
+        let boottime = (self.boottime)();
+        let host_tsc = (self.host_tsc)();
+        let reading = self.vm.clock()?;
+        Ok(Pair {
+            reading,
+            host_tsc: reading.host_tsc.unwrap_or(host_tsc),
+            boottime,
+            error: (self.boottime)().saturating_sub(boottime),
+        })
+    }
+}
+
+/// What was noted at a pause.
+#[derive(Debug)]
+struct Stopped {
+    boottime: Nanos,
+    timers_held: bool,
+    noted: Result<(Saved, Option<TscOffset>, u64), String>,
+}
+
+/// Keeps a machine's clocks: see the [module](self).
+#[derive(Debug)]
+pub(crate) struct Timekeeper {
+    vendor: Vendor,
+    khz: Option<Khz>,
+    stopped: Option<Stopped>,
+    stops: VecDeque<StopReport>,
+}
+
+impl Timekeeper {
+    /// For a machine whose TSC has the host's rate `khz`.
+    pub(crate) fn new(vendor: Vendor, khz: Option<Khz>) -> Self {
+        Self {
+            vendor,
+            khz,
+            stopped: None,
+            stops: VecDeque::with_capacity(REMEMBERED),
+        }
+    }
+
+    /// The latest pauses, the last one last.
+    pub(crate) fn stops(&self) -> Vec<StopReport> {
+        self.stops.iter().cloned().collect()
+    }
+
+    /// All vCPUs have just come to wait, and `ask` has each of them carry out an order.
+    pub(crate) fn stop(
+        &mut self,
+        policy: TimePolicy,
+        clocks: &Clocks<'_, impl VmClock>,
+        ask: impl Fn(Order) -> Vec<Answer>,
+    ) {
+        let boottime = (clocks.boottime)();
+        let timers_held = policy == TimePolicy::Freeze;
+        let noted = self.note(timers_held, clocks, ask);
+        self.stopped = Some(Stopped {
+            boottime,
+            timers_held,
+            noted: noted.map_err(|error| crate::error::one_line(&error)),
+        });
+    }
+
+    fn note(
+        &self,
+        hold_timer: bool,
+        clocks: &Clocks<'_, impl VmClock>,
+        ask: impl Fn(Order) -> Vec<Answer>,
+    ) -> Result<(Saved, Option<TscOffset>, u64), ResumeError> {
+        let vcpus = all(ask(Order::Note { hold_timer }))?;
+        let pair = clocks.pair()?;
+        let ratio = VendorRatio::one(self.vendor);
+        let readings: Vec<_> = vcpus
+            .iter()
+            .map(|noted| ratio.guest_at(noted.offset, pair.host_tsc))
+            .collect();
+        let unified = plan::unify(&readings)
+            .ok_or_else(|| ResumeError::NotNoted("there is no vCPU".to_owned()))?;
+        let saved = Saved {
+            guest_tsc: unified.guest_tsc,
+            guest_khz: self.khz.ok_or(ResumeError::NoRate)?,
+            kvmclock: pair.reading.clock,
+            real: pair.boottime,
+            pairing_error: pairing_error(&pair),
+        };
+        let first = vcpus.first().map(|noted| noted.offset);
+        Ok((saved, first, unified.spread.get()))
+    }
+
+    /// The guest is to go on under `policy`.
+    ///
+    /// # Errors
+    /// Why its clocks cannot show what the policy wants. They are as they were at the pause, and the guest
+    /// is to stay paused; this can be called again.
+    pub(crate) fn go_on(
+        &mut self,
+        policy: TimePolicy,
+        clocks: &Clocks<'_, impl VmClock>,
+        ask: impl Fn(Order) -> Vec<Answer>,
+    ) -> Result<(), ResumeError> {
+        let Some(stopped) = &self.stopped else {
+            return Ok(());
+        };
+        let report = match policy {
+            TimePolicy::Advance => {
+                if stopped.timers_held {
+                    all(ask(Order::Rearm(None)))?;
+                }
+                let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime).get();
+                StopReport {
+                    policy,
+                    elapsed_ns: elapsed,
+                    advanced_ns: elapsed,
+                    withheld_ns: 0,
+                    error_ns: None,
+                    kvmclock_error_ns: None,
+                    tsc_bracket_ticks: None,
+                    spread_ticks: None,
+                    offset_before: None,
+                    offset_after: None,
+                    master_clock: clocks.vm.clock().ok().map(|clock| clock.tsc_stable),
+                }
+            }
+            TimePolicy::Freeze => self.freeze(stopped, clocks, &ask)?,
+        };
+        self.stopped = None;
+        if self.stops.len() == REMEMBERED {
+            self.stops.pop_front();
+        }
+        self.stops.push_back(report);
+        Ok(())
+    }
+
+    fn freeze(
+        &self,
+        stopped: &Stopped,
+        clocks: &Clocks<'_, impl VmClock>,
+        ask: &impl Fn(Order) -> Vec<Answer>,
+    ) -> Result<StopReport, ResumeError> {
+        let (saved, offset_before, spread) = match &stopped.noted {
+            Ok(noted) => *noted,
+            Err(reason) => return Err(ResumeError::NotNoted(reason.clone())),
+        };
+        let pair = clocks.pair()?;
+        let plan = self.plan(saved, &pair)?;
+        let done = carry_out(&plan, &pair, clocks, ask);
+        let (vcpus, kvmclock_error, after) = match done {
+            Ok(done) => done,
+            Err(error) => {
+                // What it was. Whether that succeeds or not, the guest does not run on it: it stays
+                // paused, and the next attempt begins anew.
+                let back = ask(Order::SetBack);
+                let clock = clocks.vm.set_clock(setting(pair.reading.clock, &pair));
+                if clock.is_err() || back.iter().any(|answer| answer.outcome.is_err()) {
+                    tracing::error!("the paused guest's clocks could not be set back either");
+                }
+                return Err(error);
+            }
+        };
+        all(ask(Order::Rearm(Some(plan))))?;
+        let adjustments = with_plan!(&plan, plan => plan.adjustments);
+        let bracket = vcpus.iter().map(|noted| noted.bracket.get()).max();
+        let read_back = kvmclock_error.map_or(0, |error| error.unsigned_abs());
+        let pairing = pairing_error(&pair).saturating_add(saved.pairing_error);
+        Ok(StopReport {
+            policy: TimePolicy::Freeze,
+            elapsed_ns: adjustments.elapsed.get(),
+            advanced_ns: adjustments.advanced.get(),
+            withheld_ns: adjustments.withheld.get(),
+            error_ns: Some(pairing.get().max(read_back)),
+            kvmclock_error_ns: kvmclock_error,
+            tsc_bracket_ticks: bracket,
+            spread_ticks: Some(spread),
+            offset_before: offset_before.map(|offset| offset.as_signed().get()),
+            offset_after: Some(plan.offset().as_signed().get()),
+            master_clock: Some(after.tsc_stable),
+        })
+    }
+
+    fn plan(&self, saved: Saved, pair: &Pair) -> Result<HostPlan, ResumeError> {
+        let present = Present {
+            host_tsc: pair.host_tsc,
+            real: pair.boottime,
+            pairing_error: pairing_error(pair),
+        };
+        // At the host's own rate nothing is scaled. Whether offsets have an effect is seen when they are
+        // read back, and was measured before this policy was accepted.
+        let host = HostTime {
+            khz: saved.guest_khz,
+            offsets: true,
+            scaling: false,
+            catch_up: false,
+            tolerance: Ppm::KVM_TOLERANCE,
+        };
+        let (policy, allow) = (plan::TimePolicy::Freeze, Allow::default());
+        let planned = match self.vendor {
+            Vendor::Intel => {
+                plan::plan::<Vmx>(saved, present, host, policy, allow).map(HostPlan::Vmx)
+            }
+            Vendor::Amd => {
+                plan::plan::<Svm>(saved, present, host, policy, allow).map(HostPlan::Svm)
+            }
+        };
+        planned.map_err(|refusal| RefusalError(refusal).into())
+    }
+}
+
+/// The error with which a pair's TSC and kvmclock belong together: none where the kernel read both at the
+/// same instant.
+fn pairing_error(pair: &Pair) -> Nanos {
+    match pair.reading.host_tsc {
+        Some(_) => Nanos::ZERO,
+        None => pair.error,
+    }
+}
+
+/// Sets all vCPUs' TSCs, then the kvmclock for the same instant, and reads it back.
+fn carry_out(
+    plan: &HostPlan,
+    pair: &Pair,
+    clocks: &Clocks<'_, impl VmClock>,
+    ask: &impl Fn(Order) -> Vec<Answer>,
+) -> Result<(Vec<Noted>, Option<i64>, ClockReading), ResumeError> {
+    let vcpus = all(ask(Order::Set(*plan)))?;
+    let kvmclock = with_plan!(plan, plan => plan.kvmclock);
+    clocks.vm.set_clock(setting(kvmclock, pair))?;
+    let after = clocks.pair()?;
+    let error = with_plan!(plan, plan => plan.kvmclock_error(after.reading.clock, after.host_tsc));
+    match error {
+        Some(error) if error.magnitude() > KVMCLOCK_OFF => {
+            Err(ResumeError::KvmclockOff(error.get()))
+        }
+        error => Ok((vcpus, error.map(|error| error.get()), after.reading)),
+    }
+}
+
+/// `clock` at the instant of `pair`, or now on kernels that do not know of instants.
+fn setting(clock: Nanos, pair: &Pair) -> ClockSetting {
+    match pair.reading.real_time {
+        Some(real_time) => ClockSetting::AtRealTime { clock, real_time },
+        None => ClockSetting::Now(clock),
+    }
+}
+
+/// What all vCPUs answered, or the first failure.
+fn all(answers: Vec<Answer>) -> Result<Vec<Noted>, ResumeError> {
+    let mut answers = answers;
+    answers.sort_by_key(|answer| answer.vcpu.get());
+    let answer =
+        |Answer { vcpu, outcome }| outcome.map_err(|source| ResumeError::Vcpu { vcpu, source });
+    answers.into_iter().map(answer).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,455 @@
+//! Pauses on the model of both vendors' hosts, obedient and not.
+
+use std::cell::{Cell, RefCell};
+
+use hypervisor::MsrError;
+use hypervisor::guest_clock::{ClockSupport, DeadlineTimer};
+use hypervisor::model::{Faults, ModelForm, ModelHost, ModelVcpu, ModelVm, Obedience};
+use hypervisor::tsc_control::{Claimed, TscControlError, TscOffsetControl, TscSupport, Written};
+use tsc::{CpuId, GuestTsc, TscDelta};
+
+use super::*;
+
+const RATE: u32 = 2_000_000;
+const PAUSE: Nanos = Nanos::new(10_000_000_000);
+/// A system call.
+const CALL: Nanos = Nanos::new(700);
+const HERE: CpuId = CpuId::new(0);
+
+/// What goes wrong, beyond the model's own faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trouble {
+    #[default]
+    None,
+    /// The second vCPU's offset is refused.
+    OffsetRefused,
+    /// The kvmclock is set to nothing.
+    ClockIgnored,
+    ClockRefused,
+}
+
+/// A vCPU of the model with a deadline timer.
+struct TimedVcpu<F: ModelForm> {
+    inner: ModelVcpu<F>,
+    deadline: GuestTsc,
+    refuse: bool,
+    writes: usize,
+}
+
+impl<F: ModelForm> TscOffsetControl for TimedVcpu<F> {
+    fn tsc_support(&self) -> TscSupport {
+        self.inner.tsc_support()
+    }
+
+    fn offset(&self) -> Result<Claimed<TscOffset>, TscControlError> {
+        self.inner.offset()
+    }
+
+    fn write_offset(&mut self, offset: TscOffset) -> Result<Written<TscOffset>, TscControlError> {
+        self.writes += 1;
+        if self.refuse {
+            return Err(TscControlError::NoRate);
+        }
+        self.inner.write_offset(offset)
+    }
+
+    fn ratio(&self) -> Result<Claimed<VendorRatio>, TscControlError> {
+        self.inner.ratio()
+    }
+
+    fn rate(&self) -> Result<Claimed<Khz>, TscControlError> {
+        self.inner.rate()
+    }
+
+    fn ask_rate(&mut self, rate: Khz) -> Result<Written<Khz>, TscControlError> {
+        self.inner.ask_rate(rate)
+    }
+
+    fn guest_tsc(&self) -> Result<Claimed<GuestTsc>, TscControlError> {
+        self.inner.guest_tsc()
+    }
+
+    fn write_guest_tsc(&mut self, tsc: GuestTsc) -> Result<Written<GuestTsc>, TscControlError> {
+        self.inner.write_guest_tsc(tsc)
+    }
+}
+
+impl<F: ModelForm> DeadlineTimer for TimedVcpu<F> {
+    fn deadline(&self) -> Result<GuestTsc, MsrError> {
+        Ok(self.deadline)
+    }
+
+    fn set_deadline(&mut self, deadline: GuestTsc) -> Result<(), MsrError> {
+        self.deadline = deadline;
+        Ok(())
+    }
+}
+
+/// A kvmclock that counts the model's time.
+struct ModelClock<'a, F: ModelForm> {
+    vm: &'a ModelVm<F>,
+    ahead: Cell<u64>,
+    trouble: Cell<Trouble>,
+    settings: Cell<usize>,
+}
+
+const EPOCH: u64 = 1_700_000_000_000_000_000;
+
+impl<F: ModelForm> VmClock for ModelClock<'_, F> {
+    fn clock_support(&self) -> ClockSupport {
+        ClockSupport {
+            adjustable: true,
+            tsc_stable: true,
+            real_time: true,
+            host_tsc: true,
+        }
+    }
+
+    fn clock(&self) -> Result<ClockReading, IoctlError> {
+        self.vm.pass(CALL);
+        let now = self.vm.host(|host| host.now().get());
+        Ok(ClockReading {
+            clock: Nanos::new(now.wrapping_add(self.ahead.get())),
+            tsc_stable: self.vm.master_clock(),
+            host_tsc: Some(self.vm.host(|host| host.tsc(HERE))),
+            real_time: Some(Nanos::new(EPOCH + now)),
+        })
+    }
+
+    fn set_clock(&self, setting: ClockSetting) -> Result<(), IoctlError> {
+        self.vm.pass(CALL);
+        self.settings.set(self.settings.get() + 1);
+        let ClockSetting::AtRealTime { clock, real_time } = setting else {
+            panic!("the kernel knows of instants");
+        };
+        match self.trouble.get() {
+            Trouble::ClockRefused => Err(IoctlError {
+                call: "KVM_SET_CLOCK",
+                source: std::io::Error::from_raw_os_error(libc::EINVAL),
+            }),
+            Trouble::ClockIgnored => Ok(()),
+            _ => {
+                let then = real_time.get() - EPOCH;
+                self.ahead.set(clock.get().wrapping_sub(then));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A machine of two vCPUs, with timers armed 3 s ahead and not at all.
+struct Machine<'a, F: ModelForm> {
+    vm: &'a ModelVm<F>,
+    clock: ModelClock<'a, F>,
+    vcpus: RefCell<Vec<(TimedVcpu<F>, VcpuClock)>>,
+    keeper: Timekeeper,
+}
+
+const THREE_SECONDS: u64 = 6_000_000_000;
+
+impl<'a, F: ModelForm> Machine<'a, F> {
+    fn new(vm: &'a ModelVm<F>) -> Self {
+        vm.pass(Nanos::new(5_000_000));
+        let inners: Vec<_> = (0..2).map(|_| vm.create_vcpu()).collect();
+        let mut vcpus = Vec::new();
+        for mut inner in inners {
+            // The same for both, as a VMM's start has it.
+            let offset = TscOffset::new(0_u64.wrapping_sub(1 << 40));
+            let _: Written<TscOffset> = inner.write_offset(offset).expect("accepted");
+            vcpus.push((
+                TimedVcpu {
+                    inner,
+                    deadline: GuestTsc::new(0),
+                    refuse: false,
+                    writes: 0,
+                },
+                VcpuClock::default(),
+            ));
+        }
+        let armed = vm.host(|host| host.tsc(HERE).get() - (1 << 40)) + THREE_SECONDS;
+        vcpus[0].0.deadline = GuestTsc::new(armed);
+        let machine = Self {
+            vm,
+            clock: ModelClock {
+                vm,
+                ahead: Cell::new(77),
+                trouble: Cell::default(),
+                settings: Cell::new(0),
+            },
+            vcpus: RefCell::new(vcpus),
+            keeper: Timekeeper::new(F::VENDOR, Khz::new(RATE)),
+        };
+        machine.run_a_little();
+        machine
+    }
+
+    /// The guest runs on all vCPUs, and leaves.
+    fn run_a_little(&self) {
+        for (vcpu, _) in &*self.vcpus.borrow() {
+            self.vm.enter(&vcpu.inner).expect("sane registers");
+            self.vm.pass(Nanos::new(50_000));
+            self.vm.leave(&vcpu.inner);
+        }
+    }
+
+    fn ask(&self, order: Order) -> Vec<Answer> {
+        let mut vcpus = self.vcpus.borrow_mut();
+        let answers = vcpus.iter_mut().enumerate().map(|(index, (vcpu, clock))| {
+            let host_tsc = || {
+                self.vm.pass(CALL);
+                self.vm.host(|host| host.tsc(HERE))
+            };
+            Answer {
+                vcpu: VcpuId::new(u32::try_from(index).expect("few")),
+                outcome: clock.carry_out(vcpu, order, host_tsc),
+            }
+        });
+        // The order in which they answer is nobody's to rely on.
+        let mut answers: Vec<_> = answers.collect();
+        answers.reverse();
+        answers
+    }
+
+    fn with_keeper<R>(
+        &mut self,
+        act: impl FnOnce(
+            &mut Timekeeper,
+            &Clocks<'_, ModelClock<'_, F>>,
+            &dyn Fn(Order) -> Vec<Answer>,
+        ) -> R,
+    ) -> R {
+        let mut keeper = std::mem::replace(&mut self.keeper, Timekeeper::new(F::VENDOR, None));
+        let clocks = Clocks {
+            vm: &self.clock,
+            boottime: &|| self.vm.host(ModelHost::now),
+            host_tsc: &|| self.vm.host(|host| host.tsc(HERE)),
+        };
+        let result = act(&mut keeper, &clocks, &|order| self.ask(order));
+        self.keeper = keeper;
+        result
+    }
+
+    fn pause(&mut self, policy: TimePolicy) {
+        self.with_keeper(|keeper, clocks, ask| keeper.stop(policy, clocks, ask));
+    }
+
+    fn resume(&mut self, policy: TimePolicy) -> Result<(), ResumeError> {
+        self.with_keeper(|keeper, clocks, ask| keeper.go_on(policy, clocks, ask))
+    }
+
+    fn offsets(&self) -> Vec<TscOffset> {
+        let vcpus = self.vcpus.borrow();
+        let offset = |(vcpu, _): &(TimedVcpu<F>, _)| vcpu.offset().expect("readable").claim();
+        vcpus.iter().map(offset).collect()
+    }
+
+    fn deadlines(&self) -> Vec<u64> {
+        let vcpus = self.vcpus.borrow();
+        vcpus.iter().map(|(vcpu, _)| vcpu.deadline.get()).collect()
+    }
+
+    fn writes(&self) -> usize {
+        self.vcpus
+            .borrow()
+            .iter()
+            .map(|(vcpu, _)| vcpu.writes)
+            .sum()
+    }
+
+    /// What each vCPU's RDTSC gives, less what the guest clock was when the model began.
+    fn guest_tscs(&self) -> Vec<u64> {
+        let vcpus = self.vcpus.borrow();
+        let read = |(vcpu, _): &(TimedVcpu<F>, _)| {
+            self.vm.enter(&vcpu.inner).expect("sane registers");
+            let tsc = self.vm.rdtsc(&vcpu.inner).get();
+            self.vm.leave(&vcpu.inner);
+            tsc
+        };
+        vcpus.iter().map(read).collect()
+    }
+
+    fn kvmclock(&self) -> u64 {
+        self.clock.clock().expect("readable").clock.get()
+    }
+}
+
+fn host(faults: Faults) -> ModelHost {
+    ModelHost::uniform(2, Khz::new(RATE).expect("not 0"), faults)
+}
+
+/// Runs a test on both vendors' models.
+macro_rules! on_both {
+    ($test:ident, $host:expr) => {{
+        $test(&ModelVm::<Vmx>::new($host));
+        $test(&ModelVm::<Svm>::new($host));
+    }};
+}
+
+#[test]
+fn freeze_goes_on_where_the_guest_was() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        let armed = machine.deadlines();
+        let (tsc, clock) = (machine.guest_tscs(), machine.kvmclock());
+        machine.pause(TimePolicy::Freeze);
+        assert_eq!(machine.deadlines(), [0, 0], "held");
+        vm.pass(PAUSE);
+        machine
+            .resume(TimePolicy::Freeze)
+            .expect("an obedient host");
+        let (tsc_then, clock_then) = (machine.guest_tscs(), machine.kvmclock());
+        // Some calls of 700 ns lie between the two looks, 10 s do not.
+        for (now, before) in tsc_then.iter().zip(&tsc) {
+            assert!((1..40_000).contains(&(now - before)), "{before} {now}");
+        }
+        assert_eq!(tsc_then[0], tsc_then[1]);
+        // One microsecond of the kvmclock is 2,000 ticks, to within the one tick of a nanosecond.
+        let (ticks, nanos) = (tsc_then[0] - tsc[0], clock_then - clock);
+        let apart = i128::from(ticks) - i128::from(nanos) * 2;
+        assert!(apart.unsigned_abs() <= 4_000, "{ticks} ticks in {nanos} ns");
+        assert_eq!(machine.deadlines(), armed, "armed again");
+        assert!(vm.master_clock());
+        assert_eq!(machine.writes(), 2, "each offset once");
+        let report = machine.keeper.stops().pop().expect("a report");
+        assert_eq!((report.advanced_ns, report.kvmclock_error_ns), (0, Some(0)));
+        assert!(report.withheld_ns >= PAUSE.get());
+        assert_eq!(report.error_ns, Some(0));
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+#[test]
+fn advance_writes_nothing() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        let (armed, offsets) = (machine.deadlines(), machine.offsets());
+        machine.pause(TimePolicy::Advance);
+        vm.pass(PAUSE);
+        machine
+            .resume(TimePolicy::Advance)
+            .expect("nothing to fail");
+        assert_eq!(machine.offsets(), offsets);
+        assert_eq!(machine.deadlines(), armed);
+        assert_eq!((machine.writes(), machine.clock.settings.get()), (0, 0));
+        let report = machine.keeper.stops().pop().expect("a report");
+        assert_eq!((report.withheld_ns, report.error_ns), (0, None));
+        assert!(report.advanced_ns >= PAUSE.get());
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+#[test]
+fn timers_held_under_freeze_are_armed_under_advance() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        let armed = machine.deadlines();
+        machine.pause(TimePolicy::Freeze);
+        machine
+            .resume(TimePolicy::Advance)
+            .expect("nothing to fail");
+        assert_eq!(machine.deadlines(), armed);
+        assert_eq!(machine.writes(), 0);
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+#[test]
+fn vcpus_found_apart_go_on_together_from_the_latest() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        {
+            let mut vcpus = machine.vcpus.borrow_mut();
+            let further = TscDelta::new(5_000);
+            let _: Written<_> = vcpus[1].0.inner.adjust_offset(further).expect("accepted");
+        }
+        let latest = machine.guest_tscs()[1];
+        machine.pause(TimePolicy::Freeze);
+        machine
+            .resume(TimePolicy::Freeze)
+            .expect("an obedient host");
+        let offsets = machine.offsets();
+        assert_eq!(offsets[0], offsets[1]);
+        assert!(machine.guest_tscs()[0] > latest);
+        let report = machine.keeper.stops().pop().expect("a report");
+        assert_eq!(report.spread_ticks, Some(5_000));
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+/// The guest stays paused with the clocks that it had, and can go on under `advance`.
+fn fails<F: ModelForm>(vm: &ModelVm<F>, trouble: Trouble, reason: &str) {
+    let mut machine = Machine::new(vm);
+    let armed = machine.deadlines();
+    machine.pause(TimePolicy::Freeze);
+    let offsets = machine.offsets();
+    vm.pass(PAUSE);
+    machine.clock.trouble.set(trouble);
+    machine.vcpus.borrow_mut()[1].0.refuse = trouble == Trouble::OffsetRefused;
+    let ahead = machine.clock.ahead.get();
+    let error = machine.resume(TimePolicy::Freeze).expect_err("a fault");
+    let message = crate::error::one_line(&error);
+    assert!(message.contains(reason), "{message}");
+    assert_eq!(machine.clock.ahead.get(), ahead, "the kvmclock goes on");
+    if !vm.host(ModelHost::is_unstable) {
+        assert_eq!(machine.offsets(), offsets);
+    }
+    assert!(machine.keeper.stops().is_empty(), "nothing is claimed");
+    machine
+        .resume(TimePolicy::Advance)
+        .expect("nothing to fail");
+    assert_eq!(machine.deadlines(), armed, "armed again");
+    assert_eq!(machine.keeper.stops().len(), 1);
+}
+
+fn each_fails(host: &ModelHost, trouble: Trouble, reason: &str) {
+    fails(&ModelVm::<Vmx>::new(host.clone()), trouble, reason);
+    fails(&ModelVm::<Svm>::new(host.clone()), trouble, reason);
+}
+
+#[test]
+fn each_fault_of_the_host_is_found_and_the_guest_stays_paused() {
+    let with = |offset_writes| {
+        host(Faults {
+            offset_writes,
+            ..Faults::LINUX
+        })
+    };
+    each_fails(&with(Obedience::Ignored), Trouble::None, "moves or ignores");
+    each_fails(
+        &with(Obedience::IgnoredAndReadBack),
+        Trouble::None,
+        "does not explain",
+    );
+    let unstable = host(Faults::LINUX).unstable();
+    each_fails(&unstable, Trouble::None, "does not explain");
+    let fine = host(Faults::LINUX);
+    each_fails(&fine, Trouble::OffsetRefused, "vCPU 1");
+    each_fails(&fine, Trouble::ClockRefused, "KVM_SET_CLOCK");
+    each_fails(&fine, Trouble::ClockIgnored, "off by");
+}
+
+#[test]
+fn a_host_without_a_rate_is_told_and_advance_works() {
+    let vm = ModelVm::<Vmx>::new(host(Faults::LINUX));
+    let mut machine = Machine::new(&vm);
+    machine.keeper = Timekeeper::new(Vendor::Intel, None);
+    machine.pause(TimePolicy::Freeze);
+    let error = machine.resume(TimePolicy::Freeze).expect_err("no rate");
+    assert!(crate::error::one_line(&error).contains("rate"));
+    machine
+        .resume(TimePolicy::Advance)
+        .expect("nothing to fail");
+}
+
+#[test]
+fn old_pauses_are_forgotten() {
+    let vm = ModelVm::<Vmx>::new(host(Faults::LINUX));
+    let mut machine = Machine::new(&vm);
+    for _ in 0..=REMEMBERED {
+        machine.pause(TimePolicy::Advance);
+        machine
+            .resume(TimePolicy::Advance)
+            .expect("nothing to fail");
+    }
+    assert_eq!(machine.keeper.stops().len(), REMEMBERED);
+}
