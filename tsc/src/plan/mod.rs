@@ -22,7 +22,7 @@ mod deadline;
 mod rate;
 
 pub use deadline::Deadline;
-pub use rate::{RateOutcome, within_tolerance};
+pub use rate::{RateOutcome, choose_rate, within_tolerance};
 
 use core::fmt;
 
@@ -198,7 +198,7 @@ pub fn plan<F: RatioFormat>(
     if !host.offsets {
         return Err(Refusal::NoOffset);
     }
-    let (ratio, rate) = rate::choose(saved.guest_khz, host, allow)?;
+    let (ratio, rate) = choose_rate(saved.guest_khz, host, allow)?;
 
     let elapsed = present.real.saturating_sub(saved.real);
     let clock_behind = saved.real.saturating_sub(present.real);

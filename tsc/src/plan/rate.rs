@@ -47,8 +47,25 @@ pub fn within_tolerance(guest: Khz, host: Khz, tolerance: Ppm) -> bool {
     (low..=high).contains(&u64::from(guest.get()))
 }
 
-/// The ratio for a guest of rate `guest`, or why there is none.
-pub(super) fn choose<F: RatioFormat>(
+/// The ratio for a guest of rate `guest`, and how that rate is kept with it.
+///
+/// ```
+/// use tsc::plan::{Allow, HostTime, RateOutcome, choose_rate};
+/// use tsc::{Khz, Ppb, Ppm, Vmx};
+///
+/// let khz = Khz::new(2_000_000).unwrap();
+/// let tolerance = Ppm::KVM_TOLERANCE;
+/// let host = HostTime { khz, offsets: true, scaling: true, catch_up: false, tolerance };
+/// let half = Khz::new(1_000_000).unwrap();
+/// let (ratio, outcome) = choose_rate::<Vmx>(half, host, Allow::default())?;
+/// assert_eq!(ratio.bits(), 1 << 47);
+/// assert_eq!(outcome, RateOutcome::Scaled { error: Ppb::new(0) });
+/// # Ok::<(), tsc::plan::Refusal>(())
+/// ```
+///
+/// # Errors
+/// Why the host cannot keep the rate, or not in a form that `allow` has.
+pub fn choose_rate<F: RatioFormat>(
     guest: Khz,
     host: HostTime,
     allow: Allow,
@@ -119,7 +136,7 @@ mod tests {
             catch_up: true,
             tolerance,
         };
-        choose(khz(guest), host, allow)
+        choose_rate(khz(guest), host, allow)
     }
 
     #[test]
@@ -200,7 +217,7 @@ mod tests {
             tolerance: Ppm::KVM_TOLERANCE,
         };
         for allow in [Allow::default(), allowed] {
-            let refused = choose::<Svm>(khz(3_400_000), host, allow);
+            let refused = choose_rate::<Svm>(khz(3_400_000), host, allow);
             let (guest, host) = (khz(3_400_000), khz(2_000_000));
             assert_eq!(refused, Err(Refusal::RateAboveHost { guest, host }));
         }
