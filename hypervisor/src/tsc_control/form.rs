@@ -4,7 +4,7 @@ use std::fmt;
 
 use tsc::nested;
 use tsc::{
-    GuestTsc, HostTsc, Khz, RatioError, RatioFormat, Svm, Transform, TscOffset, TscRatio, Vmx,
+    GuestTsc, HostTsc, Khz, Ppb, RatioError, RatioFormat, Svm, Transform, TscOffset, TscRatio, Vmx,
 };
 
 /// Whose virtualization a host has.
@@ -131,6 +131,13 @@ impl VendorRatio {
             Vendor::Intel => Self::Vmx(TscRatio::from_rates_floor(guest, host)?),
             Vendor::Amd => Self::Svm(TscRatio::from_rates_floor(guest, host)?),
         })
+    }
+
+    /// By how much the rate that this ratio makes of the host's is off `guest`, rounded away from zero;
+    /// `None` beyond 63 bits.
+    #[must_use]
+    pub fn quantisation_error_outward(self, guest: Khz, host: Khz) -> Option<Ppb> {
+        with_ratio!(self, ratio => ratio.quantisation_error_outward(guest, host))
     }
 
     /// Whose format it has.
