@@ -17,12 +17,16 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use hypervisor::kvm::Kvm;
 use hypervisor::{Hypervisor, InterruptControllers, OpenError};
+use tsc::Khz;
 
 use crate::api::COMPATIBLE_VERSION;
-use crate::config::{BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, VcpuCount, VmConfig};
+use crate::config::{
+    BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscRate, VcpuCount, VmConfig,
+};
 use crate::demo::{self, DemoError};
-use crate::doctor::{Doctor, DoctorError};
+use crate::doctor::{Doctor, DoctorError, OnKvm};
 use crate::error::one_line;
+use crate::guest_rate;
 use crate::logging::{self, Change, Level, log};
 use crate::machine::{Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
@@ -117,6 +121,14 @@ struct Run {
     /// Leave out the interval timer. A guest that does not use it does not pay for it either way
     #[arg(long)]
     no_pit: bool,
+    /// The rate of the guest's TSC in kHz [default: the host's]. Measured with a throw-away guest, and
+    /// refused where the host does not keep it
+    #[arg(long, value_name = "KHZ", value_parser = parse_tsc_khz)]
+    tsc_khz: Option<Khz>,
+    /// Where the hardware does not scale TSCs, let KVM push the guest's forward in steps to a rate above
+    /// the host's
+    #[arg(long, requires = "tsc_khz")]
+    allow_tsc_catchup: bool,
 }
 
 fn parse_vcpus(text: &str) -> Result<VcpuCount, String> {
@@ -129,6 +141,11 @@ fn parse_vcpus(text: &str) -> Result<VcpuCount, String> {
 fn parse_memory(text: &str) -> Result<MemorySize, String> {
     let mib = text.parse().map_err(|_| "not a number of MiB".to_owned())?;
     MemorySize::from_mib(mib).map_err(|error| error.to_string())
+}
+
+fn parse_tsc_khz(text: &str) -> Result<Khz, String> {
+    let khz = text.parse().map_err(|_| "not a number of kHz".to_owned())?;
+    TscRate::khz(khz).map_err(|error| error.to_string())
 }
 
 /// Why nothing could be run: status 1, one line.
@@ -269,6 +286,10 @@ impl From<&Run> for VmConfig {
                 debug_exit: run.debug_exit,
                 boot_timer: run.boot_timer,
                 pit: !run.no_pit,
+                tsc: TscRate {
+                    khz: run.tsc_khz,
+                    allow_catch_up: run.allow_tsc_catchup,
+                },
             },
         )
     }
@@ -287,6 +308,7 @@ fn assemble(
     config: &VmConfig,
     surroundings: &Surroundings,
 ) -> Result<Machine<Kvm>, MachineError> {
+    let rate = guest_rate::settle(config.machine.tsc, &OnKvm(kvm))?;
     Machine::assemble(
         kvm,
         &config.machine,
@@ -294,6 +316,7 @@ fn assemble(
         &Payload::Files(&config.boot),
         None,
         surroundings,
+        rate,
     )
 }
 
@@ -320,7 +343,7 @@ mod tests {
     #[test]
     fn usage_errors_are_one_paragraph() {
         // (arguments, what the line must hold)
-        let rows: [(&[&str], &str); 6] = [
+        let rows: [(&[&str], &str); 9] = [
             (&["run"], "--kernel <FILE>"),
             (
                 &["run", "--kernel", "k", "--cpus", "0"],
@@ -331,6 +354,18 @@ mod tests {
                 "1000 vCPUs are not possible",
             ),
             (&["run", "--kernel", "k", "--memory", "0"], "--memory"),
+            (
+                &["run", "--kernel", "k", "--tsc-khz", "0"],
+                "0 kHz is not possible",
+            ),
+            (
+                &["run", "--kernel", "k", "--tsc-khz", "4294967296"],
+                "choose 1 to 4294967295",
+            ),
+            (
+                &["run", "--kernel", "k", "--allow-tsc-catchup"],
+                "--tsc-khz <KHZ>",
+            ),
             (&["--no-api"], "--config-file"),
             (&["run", "--kernl", "k"], "--kernl"),
         ];

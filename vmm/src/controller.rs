@@ -22,9 +22,10 @@ use crate::api::http::{Response, Status};
 use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::{COMPATIBLE_VERSION, server};
-use crate::config::{BootConfig, MachineConfig, VmConfig};
+use crate::config::{BootConfig, MachineConfig, TscRate, VmConfig};
 use crate::doctor;
 use crate::error::one_line;
+use crate::guest_rate::GuestRate;
 use crate::logging::{Change, log};
 use crate::machine::{self, Running};
 use crate::metrics::{Metrics, prometheus};
@@ -40,8 +41,8 @@ pub(crate) trait Instance {
     fn resume(&mut self, policy: TimePolicy) -> Result<(), Fault>;
     /// Types Ctrl+Alt+Del.
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError>;
-    /// The rate of the guest's TSC.
-    fn tsc_rate(&self) -> Option<Khz>;
+    /// The rate of the guest's TSC and how it is kept, and the host's own.
+    fn tsc_rate(&self) -> (GuestRate, Option<Khz>);
     /// What became of the clocks at the latest pauses.
     fn stops(&self) -> Vec<StopReport>;
 }
@@ -72,7 +73,7 @@ where
         Running::ctrl_alt_del(self)
     }
 
-    fn tsc_rate(&self) -> Option<Khz> {
+    fn tsc_rate(&self) -> (GuestRate, Option<Khz>) {
         Running::tsc_rate(self)
     }
 }
@@ -100,6 +101,8 @@ pub(crate) struct Controller {
     /// What the host lacks.
     missing: Vec<MissingFeature>,
     policy: TimePolicy,
+    /// What the command line says of the TSC's rate, where a configuration says nothing.
+    tsc_flags: TscRate,
     /// Measures whether this host's offsets have an effect, or says why not.
     measure_offsets: fn() -> Result<(), String>,
     phase: Phase,
@@ -117,6 +120,7 @@ impl Controller {
             metrics,
             missing: Vec::new(),
             policy: TimePolicy::Advance,
+            tsc_flags: TscRate::default(),
             measure_offsets: doctor::offsets_take_effect,
             phase: Phase::NotStarted,
         }
@@ -132,6 +136,12 @@ impl Controller {
         self.machine.boot_timer = boot_timer;
     }
 
+    /// Adds what the command line says of the TSC's rate.
+    pub(crate) fn set_tsc_rate(&mut self, rate: TscRate) {
+        self.tsc_flags = rate;
+        self.machine.tsc = rate;
+    }
+
     /// Takes a configuration file's settings over.
     ///
     /// # Errors
@@ -141,6 +151,7 @@ impl Controller {
         self.boot = Some(config.boot);
         self.machine = MachineConfig {
             boot_timer,
+            tsc: config.machine.tsc.or(self.tsc_flags),
             ..config.machine
         };
         if let Some(logger) = config.logger {
@@ -173,7 +184,8 @@ impl Controller {
             ApiRequest::GetMachineConfig => Ok(json(&machine_config(&self.machine))),
             ApiRequest::GetMmds => Ok(json(&self.metadata.get())),
             ApiRequest::GetTime => Ok(json(&TimeReport::new(
-                self.instance().and_then(Instance::tsc_rate),
+                self.machine.tsc.khz,
+                self.instance().map(Instance::tsc_rate),
                 &self.missing,
                 self.policy,
                 self.instance().map(Instance::stops).unwrap_or_default(),
@@ -195,8 +207,18 @@ impl Controller {
                 done(flushed.map_err(|error| Fault::new(one_line(&error))))
             }
             ApiRequest::PutBootSource(body) => done(self.put_boot_source(body)),
-            ApiRequest::PutMachineConfig(body) => done(self.patch_machine(body.into())),
-            ApiRequest::PatchMachineConfig(body) => done(self.patch_machine(body)),
+            ApiRequest::PutMachineConfig(body) => {
+                // Of a whole configuration that says nothing of the rate, the command line decides.
+                let tsc = self.tsc_flags;
+                done(self.change_machine(
+                    MachineConfig {
+                        tsc,
+                        ..self.machine
+                    },
+                    body.into(),
+                ))
+            }
+            ApiRequest::PatchMachineConfig(body) => done(self.change_machine(self.machine, body)),
             ApiRequest::PutLogger(body) => {
                 self.not_started()?;
                 done(self.put_logger(body))
@@ -260,9 +282,9 @@ impl Controller {
         Ok(())
     }
 
-    fn patch_machine(&mut self, patch: MachinePatch) -> Result<(), Fault> {
+    fn change_machine(&mut self, machine: MachineConfig, patch: MachinePatch) -> Result<(), Fault> {
         self.not_started()?;
-        self.machine = patch.apply_to(self.machine)?;
+        self.machine = patch.apply_to(machine)?;
         Ok(())
     }
 
@@ -377,13 +399,22 @@ fn json(value: &impl Serialize) -> Response {
 }
 
 fn machine_config(machine: &MachineConfig) -> serde_json::Value {
-    json!({
+    let mut config = json!({
         "vcpu_count": machine.vcpus.get(),
         "mem_size_mib": machine.memory.mib(),
         "smt": false,
         "track_dirty_pages": false,
         "huge_pages": "None",
-    })
+    });
+    // Other people's clients may insist on the members that they know: ours are there when they were
+    // asked for.
+    if let Some(khz) = machine.tsc.khz {
+        config["tsc_khz"] = json!(khz.get());
+    }
+    if machine.tsc.allow_catch_up {
+        config["allow_tsc_catchup"] = json!(true);
+    }
+    config
 }
 
 fn refuse_mmds_config(body: &MmdsConfig) -> Fault {

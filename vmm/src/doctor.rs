@@ -44,6 +44,7 @@ mod report;
 mod require;
 mod skew;
 mod text;
+mod trial;
 
 use std::path::Path;
 use std::thread;
@@ -64,6 +65,9 @@ use rate::{Measured, RateMeter};
 use report::{Parts, Report};
 use require::Requirement;
 use skew::{Budget, Exchanges};
+pub(crate) use trial::OnKvm;
+#[cfg(test)]
+pub(crate) use trial::OnModel;
 
 /// What to report, and what a script requires.
 #[derive(Debug, Args)]

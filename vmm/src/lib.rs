@@ -11,6 +11,7 @@
 //! | `event_loop` | what the main thread waits for |
 //! | `vcpu`, `gate` | vCPU threads: enter, serve exits, wait while paused, leave |
 //! | [`logging`], `metrics`, `line_sink` | what is told while it runs, without blocking anyone |
+//! | `guest_rate` | the rate of a guest's TSC: what was asked for, how the host keeps it, or why not |
 //! | `mmds` | the store of the guest's metadata |
 //! | `time_report` | what is known of a guest's time |
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
@@ -33,6 +34,7 @@ mod dump;
 mod error;
 mod event_loop;
 mod gate;
+mod guest_rate;
 mod host_clock;
 mod line_sink;
 pub mod logging;

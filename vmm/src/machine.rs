@@ -27,12 +27,13 @@ use crate::config::{MachineConfig, VcpuCount};
 use crate::console::{self, ConsoleInput};
 use crate::event_loop::EventLoop;
 use crate::gate::Gate;
+use crate::guest_rate::{GuestRate, RateError};
 use crate::host_clock;
 use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::outcome::Outcome;
 use crate::terminal::RawMode;
-use crate::timekeeper::{Clocks, ResumeError, StopReport, Timekeeper};
+use crate::timekeeper::{Clocks, Rates, ResumeError, StopReport, Timekeeper};
 use crate::vcpu::{Ending, Shared, VcpuThread};
 
 pub(crate) use devices::PortDevice;
@@ -85,6 +86,9 @@ pub(crate) enum MachineError {
         /// The host's bound.
         limit: usize,
     },
+    /// The guest's TSC cannot have the rate that it is to have.
+    #[error(transparent)]
+    Rate(#[from] RateError),
     /// The kernel refused a call.
     #[error(transparent)]
     Ioctl(#[from] IoctlError),
@@ -140,6 +144,7 @@ pub(crate) struct Machine<H: Hypervisor> {
     serial_room: EventFd,
     console_counters: Arc<ConsoleCounters>,
     keyboard: Arc<Mutex<I8042>>,
+    rate: GuestRate,
     host_rate: Option<Khz>,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
@@ -158,6 +163,7 @@ where
         payload: &Payload<'_>,
         extra: Option<PortDevice>,
         surroundings: &Surroundings,
+        rate: GuestRate,
     ) -> Result<Self, MachineError> {
         let Surroundings {
             ending,
@@ -181,9 +187,9 @@ where
             },
         )?;
         let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
-        let vcpus = create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded)?;
+        let (vcpus, host_rate) =
+            create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded, rate)?;
         let devices = Devices::create(&vm, ending, config, controllers, extra, *started)?;
-        let host_rate = vcpus.first().and_then(|vcpu| vcpu.tsc_khz().ok());
         let counters = metrics.watch_machine(
             vcpus.len(),
             devices.keyboard_counters,
@@ -207,6 +213,7 @@ where
             serial_room: devices.serial_room,
             console_counters: devices.console_counters,
             keyboard: devices.keyboard,
+            rate,
             host_rate,
             vm,
         })
@@ -248,12 +255,16 @@ where
                 raw
             }
         };
+        if let Some(degradation) = self.rate.other().and_then(|other| other.degradation()) {
+            tracing::warn!("{degradation}");
+        }
         let mut running = Running {
             threads: Vec::with_capacity(self.vcpus.len()),
             shared: self.shared,
             keyboard: self.keyboard,
+            rate: self.rate,
             host_rate: self.host_rate,
-            timekeeper: Timekeeper::new(host_cpu::vendor(), self.host_rate),
+            timekeeper: Timekeeper::new(Rates::new(host_cpu::vendor(), self.rate, self.host_rate)),
             _terminal: terminal,
             vm: self.vm,
         };
@@ -284,6 +295,7 @@ pub(crate) struct Running<H: Hypervisor> {
     threads: Vec<VcpuThread<<<H::Vm as Vm>::Vcpu as Vcpu>::Kick>>,
     shared: Arc<Shared>,
     keyboard: Arc<Mutex<I8042>>,
+    rate: GuestRate,
     host_rate: Option<Khz>,
     timekeeper: Timekeeper,
     _terminal: Option<RawMode>,
@@ -337,9 +349,9 @@ where
         keyboard.trigger_ctrl_alt_del()
     }
 
-    /// The rate of the guest's TSC, which is the host's, as the kernel reports it.
-    pub(crate) fn tsc_rate(&self) -> Option<Khz> {
-        self.host_rate
+    /// The rate of the guest's TSC and how it is kept, and the host's own, as the kernel reports it.
+    pub(crate) fn tsc_rate(&self) -> (GuestRate, Option<Khz>) {
+        (self.rate, self.host_rate)
     }
 }
 
@@ -375,22 +387,33 @@ pub(crate) enum Console {
     StandardInput,
 }
 
+/// The vCPUs, ready to run, and the rate of the host's TSC.
+type Vcpus<H> = (Vec<<<H as Hypervisor>::Vm as Vm>::Vcpu>, Option<Khz>);
+
 fn create_vcpus<H: Hypervisor>(
     hypervisor: &H,
     vm: &H::Vm,
     count: VcpuCount,
     controllers: InterruptControllers,
     loaded: &Loaded,
-) -> Result<Vec<<H::Vm as Vm>::Vcpu>, MachineError> {
+    rate: GuestRate,
+) -> Result<Vcpus<H>, MachineError>
+where
+    <H::Vm as Vm>::Vcpu: TscOffsetControl,
+{
     let supported = hypervisor.supported_cpuid()?;
     let msrs = arch::msr::boot_msrs();
-    let mut vcpus = Vec::with_capacity(count.get().into());
-    for index in 0..count.get() {
-        let mut vcpu = vm.create_vcpu(VcpuId::new(index.into()))?;
+    let mut vcpus = (0..count.get())
+        .map(|index| vm.create_vcpu(VcpuId::new(index.into())))
+        .collect::<Result<Vec<_>, _>>()?;
+    // That of a vCPU that has not been asked for another.
+    let host_rate = vcpus.first().and_then(|vcpu| vcpu.tsc_khz().ok());
+    rate.give(&mut vcpus)?;
+    for (index, vcpu) in (0..).zip(&mut vcpus) {
         let config = CpuidConfig {
             vcpus: count.cpus(),
             index,
-            tsc: vcpu.tsc_khz().ok(),
+            tsc: rate.khz(host_rate),
             tsc_deadline: hypervisor.has_tsc_deadline_timer(),
         };
         // CPUID first: what an MSR accepts depends on it.
@@ -405,7 +428,6 @@ fn create_vcpus<H: Hypervisor>(
             vcpu.set_system_registers(&loaded.system_registers(current))?;
             vcpu.set_general_registers(&loaded.registers)?;
         }
-        vcpus.push(vcpu);
     }
-    Ok(vcpus)
+    Ok((vcpus, host_rate))
 }

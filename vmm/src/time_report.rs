@@ -8,6 +8,7 @@ use serde::Serialize;
 use tsc::Khz;
 
 use crate::api::body::TimePolicy;
+use crate::guest_rate::{GuestRate, OtherRate};
 use crate::timekeeper::StopReport;
 
 /// The report.
@@ -38,6 +39,39 @@ struct Guest {
     tsc_khz_asked: Option<u32>,
     /// The rate that the hypervisor says is in force.
     tsc_khz_in_force: Option<u32>,
+    /// How it is kept.
+    how: Option<How>,
+    /// What the hardware multiplies the host's TSC with, where it is scaled.
+    ratio: Option<Ratio>,
+    /// What the ratio's last bit costs, rounded away from zero.
+    quantisation_error_ppb: Option<i64>,
+    /// How far a throw-away guest at this rate was measured to be from it.
+    measured_error: Option<Measured>,
+}
+
+/// How a guest's rate is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum How {
+    #[serde(rename = "host's rate")]
+    HostsRate,
+    #[serde(rename = "scaled")]
+    Scaled,
+    #[serde(rename = "catch-up")]
+    CatchUp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Ratio {
+    /// The register's value.
+    bits: u64,
+    /// How many of its bits are behind the binary point.
+    fraction_bits: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Measured {
+    at_least_ppb: i64,
+    at_most_ppb: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -56,16 +90,20 @@ const OF_TIME: [&str; 6] = [
     "KVM_CAP_KVMCLOCK_CTRL",
 ];
 
+/// The name of the degradation of a guest whose rate KVM keeps by pushing it.
+const CATCH_UP: &str = "catch-up";
+
 impl TimeReport {
-    /// From what the hypervisor says of a running guest's rate, which is the host's as long as no
-    /// other is asked for, and what it lacks.
+    /// From the rate that is `asked` for, that of a running guest beside the host's, and what the
+    /// hypervisor lacks.
     pub(crate) fn new(
-        guest_rate: Option<Khz>,
+        asked: Option<Khz>,
+        running: Option<(GuestRate, Option<Khz>)>,
         missing: &[MissingFeature],
         policy: TimePolicy,
         stops: Vec<StopReport>,
     ) -> Self {
-        let rate = guest_rate.map(Khz::get);
+        let host_khz = running.and_then(|(_, host)| host).map(Khz::get);
         let clocksource = clocksource();
         let mut degradations: Vec<_> = missing
             .iter()
@@ -86,19 +124,57 @@ impl TimeReport {
                 ),
             });
         }
+        let other = running.and_then(|(rate, _)| rate.other());
+        degradations.extend(
+            other
+                .and_then(|other| other.degradation())
+                .map(|consequence| Degradation {
+                    name: CATCH_UP.to_owned(),
+                    consequence,
+                }),
+        );
         Self {
             host: Host {
-                tsc_khz: rate,
-                tsc_khz_source: rate.map(|_| "KVM_GET_TSC_KHZ"),
+                tsc_khz: host_khz,
+                tsc_khz_source: host_khz.map(|_| "KVM_GET_TSC_KHZ"),
                 clocksource,
             },
-            guest: Guest {
-                tsc_khz_asked: None,
-                tsc_khz_in_force: rate,
-            },
+            guest: Guest::new(asked, running),
             policy,
             stops,
             degradations,
+        }
+    }
+}
+
+impl Guest {
+    fn new(asked: Option<Khz>, running: Option<(GuestRate, Option<Khz>)>) -> Self {
+        let other = running.and_then(|(rate, _)| rate.other());
+        let how = |other: Option<OtherRate>| match other {
+            None => How::HostsRate,
+            Some(other) if other.is_caught_up() => How::CatchUp,
+            Some(_) => How::Scaled,
+        };
+        let scaled = other.filter(|other| !other.is_caught_up());
+        Self {
+            tsc_khz_asked: asked.map(Khz::get),
+            tsc_khz_in_force: running
+                .and_then(|(rate, host)| rate.khz(host))
+                .map(Khz::get),
+            how: running.map(|_| how(other)),
+            ratio: scaled.map(|other| Ratio {
+                bits: other.ratio.bits(),
+                fraction_bits: other.ratio.vendor().fraction_bits(),
+            }),
+            quantisation_error_ppb: scaled
+                .and_then(|other| other.quantisation())
+                .map(|error| error.get()),
+            measured_error: other
+                .and_then(|other| other.measured)
+                .map(|bounds| Measured {
+                    at_least_ppb: bounds.at_least.get(),
+                    at_most_ppb: bounds.at_most.get(),
+                }),
         }
     }
 }
@@ -112,7 +188,69 @@ fn clocksource() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use hypervisor::model::{Faults, ModelFixture, ModelHost};
+    use tsc::Svm;
+
     use super::*;
+    use crate::config::TscRate;
+    use crate::doctor::OnModel;
+    use crate::guest_rate;
+
+    /// The report on a guest of 3.4 GHz, on a host of 2 GHz as it is here.
+    fn of_a_fast_guest(host: ModelHost) -> serde_json::Value {
+        let khz = Khz::new(3_400_000);
+        let wish = TscRate {
+            khz,
+            allow_catch_up: true,
+        };
+        let model = OnModel(ModelFixture::<Svm>::new(host));
+        let rate = guest_rate::settle(wish, &model).expect("possible");
+        let running = Some((rate, Khz::new(2_000_000)));
+        let report = TimeReport::new(khz, running, &[], TimePolicy::Advance, Vec::new());
+        serde_json::to_value(report).expect("JSON")
+    }
+
+    fn host(faults: Faults) -> ModelHost {
+        ModelHost::uniform(2, Khz::new(2_000_000).expect("not 0"), faults)
+    }
+
+    fn degradations(report: &serde_json::Value) -> String {
+        report["degradations"].to_string()
+    }
+
+    #[test]
+    fn report_on_a_scaled_guest_has_its_ratio_and_error() {
+        let report = of_a_fast_guest(host(Faults::LINUX));
+        let guest = &report["guest"];
+        assert_eq!(report["host"]["tsc_khz"], 2_000_000);
+        assert_eq!(guest["tsc_khz_asked"], 3_400_000);
+        assert_eq!(guest["tsc_khz_in_force"], 3_400_000);
+        assert_eq!(guest["how"], "scaled");
+        // 1.7 x 2^32 is 7301444403.2: 0.2 / 7301444403.2 are 0.03 ppb too slow.
+        let ratio = serde_json::json!({"bits": 7_301_444_403_u64, "fraction_bits": 32});
+        assert_eq!(guest["ratio"], ratio);
+        assert_eq!(guest["quantisation_error_ppb"], -1);
+        let error = |bound: &str| guest["measured_error"][bound].as_i64().expect("measured");
+        assert!(error("at_least_ppb") <= 0 && error("at_most_ppb") >= 0);
+        assert!(!degradations(&report).contains("catch-up"), "{report}");
+    }
+
+    #[test]
+    fn report_on_a_pushed_guest_says_that_it_is_degraded() {
+        let pushing = host(Faults {
+            catch_up_by_master_clock: false,
+            ..Faults::LINUX
+        });
+        let report = of_a_fast_guest(pushing.without_scaling());
+        let guest = &report["guest"];
+        assert_eq!(guest["tsc_khz_in_force"], 3_400_000);
+        assert_eq!(guest["how"], "catch-up");
+        assert_eq!(guest["ratio"], serde_json::Value::Null);
+        assert_eq!(guest["quantisation_error_ppb"], serde_json::Value::Null);
+        let told = degradations(&report);
+        assert!(told.contains(r#""name":"catch-up""#), "{told}");
+        assert!(told.contains("degraded: catch-up"), "{told}");
+    }
 
     #[test]
     fn report_tells_what_is_known_and_null_otherwise() {
@@ -126,8 +264,10 @@ mod tests {
                 consequence: "nothing to do with time",
             },
         ];
+        let host = GuestRate::Host;
         let report = serde_json::to_value(TimeReport::new(
-            Khz::new(2_000_000),
+            None,
+            Some((host, Khz::new(2_000_000))),
             &missing,
             TimePolicy::Advance,
             Vec::new(),
@@ -136,13 +276,22 @@ mod tests {
         assert_eq!(report["host"]["tsc_khz"], 2_000_000);
         assert_eq!(report["guest"]["tsc_khz_in_force"], 2_000_000);
         assert_eq!(report["guest"]["tsc_khz_asked"], serde_json::Value::Null);
+        assert_eq!(report["guest"]["how"], "host's rate");
+        assert_eq!(report["guest"]["ratio"], serde_json::Value::Null);
         assert_eq!(report["policy"], "advance");
         assert_eq!(report["degradations"][0]["name"], "KVM_CAP_TSC_CONTROL");
         let text = report["degradations"].to_string();
         assert!(!text.contains("XCRS"), "{text}");
-        let before =
-            serde_json::to_value(TimeReport::new(None, &[], TimePolicy::Freeze, Vec::new()))
-                .expect("JSON");
+        let before = serde_json::to_value(TimeReport::new(
+            Khz::new(5),
+            None,
+            &[],
+            TimePolicy::Freeze,
+            Vec::new(),
+        ))
+        .expect("JSON");
+        assert_eq!(before["guest"]["tsc_khz_asked"], 5);
+        assert_eq!(before["guest"]["how"], serde_json::Value::Null);
         assert_eq!(before["host"]["tsc_khz_source"], serde_json::Value::Null);
     }
 }

@@ -399,3 +399,57 @@ fn socket_that_exists_is_refused_and_left_alone() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(raw(&vm.socket(), "GET", "/", &Value::Null).0, 200);
 }
+
+/// What doctor saw become of a rate, whatever the host is, is what a guest gets of it.
+#[test]
+fn rate_of_the_tsc_is_had_where_a_guest_was_seen_to_have_it() {
+    let doctor = Command::new(env!("CARGO_BIN_EXE_keeptime"))
+        .args(["doctor", "--json"])
+        .output()
+        .expect("the program runs");
+    let report: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let host = report["effects"]["host_rate_khz"].as_u64().expect("a rate");
+    let rates = report["effects"]["rates"].as_array().expect("rates");
+    let effect = |name| {
+        let mut rates = rates.iter();
+        let rate = rates.find(|rate| rate["name"] == name).expect(name);
+        rate["effect"].as_str().expect("a word")
+    };
+    for (name, tenths) in [("half the host's", 5), ("1.7 times the host's", 17)] {
+        let asked = host * tenths / 10;
+        let mut vm = Vm::start(&[]);
+        vm.configure(&[print("at its rate"), FOR_EVER.to_vec()].concat(), 2);
+        let rate = json!({"tsc_khz": asked, "allow_tsc_catchup": true});
+        vm.done("PATCH", "/machine-config", &rate);
+        assert_eq!(vm.get("/machine-config")["tsc_khz"], asked);
+        let start = json!({"action_type": "InstanceStart"});
+        let wanted = match effect(name) {
+            "refused" | "ignored" => {
+                let message = vm.refused("PUT", "/actions", &start);
+                assert!(message.contains(&format!("{asked} kHz")), "{message}");
+                assert!(message.contains("the host cannot scale"), "{message}");
+                // What has no effect is not blamed on a refusal of KVM's.
+                let without_effect = effect(name) == "ignored";
+                assert_eq!(message.contains("without an effect"), without_effect);
+                // A whole configuration that names no rate has the host's.
+                let plain = json!({"vcpu_count": 2, "mem_size_mib": 64});
+                vm.done("PUT", "/machine-config", &plain);
+                "host's rate"
+            }
+            "in-force" => "scaled",
+            "caught-up" => "catch-up",
+            other => {
+                println!("skipped: what becomes of {name} here is {other}");
+                continue;
+            }
+        };
+        vm.done("PUT", "/actions", &start);
+        vm.read_until("at its rate");
+        let guest = vm.get("/time")["guest"].clone();
+        assert_eq!(guest["how"], wanted);
+        let in_force = if wanted == "host's rate" { host } else { asked };
+        assert_eq!(guest["tsc_khz_in_force"], in_force);
+        vm.signal(Signal::TERM);
+        vm.wait();
+    }
+}

@@ -8,7 +8,7 @@ use arch::memory::MemorySize;
 use serde::{Deserialize, Serialize};
 
 use super::request::Fault;
-use crate::config::{BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, VcpuCount};
+use crate::config::{BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscRate, VcpuCount};
 use crate::error::one_line;
 use crate::logging::Level;
 
@@ -127,6 +127,10 @@ pub struct MachineBody {
     pub track_dirty_pages: Option<bool>,
     /// The pages behind guest memory.
     pub huge_pages: Option<HugePages>,
+    /// The rate of the guest's TSC in kHz; without it, that of the command line, or the host's.
+    pub tsc_khz: Option<u64>,
+    /// Let KVM push the guest's TSC forward where the hardware does not scale.
+    pub allow_tsc_catchup: Option<bool>,
 }
 
 /// `PATCH /machine-config`.
@@ -140,6 +144,8 @@ pub struct MachinePatch {
     pub cpu_template: Option<CpuTemplate>,
     pub track_dirty_pages: Option<bool>,
     pub huge_pages: Option<HugePages>,
+    pub tsc_khz: Option<u64>,
+    pub allow_tsc_catchup: Option<bool>,
 }
 
 impl From<MachineBody> for MachinePatch {
@@ -151,6 +157,8 @@ impl From<MachineBody> for MachinePatch {
             cpu_template: body.cpu_template,
             track_dirty_pages: body.track_dirty_pages,
             huge_pages: body.huge_pages,
+            tsc_khz: body.tsc_khz,
+            allow_tsc_catchup: body.allow_tsc_catchup,
         }
     }
 }
@@ -186,6 +194,14 @@ impl MachinePatch {
         if let Some(mib) = self.mem_size_mib {
             machine.memory = MemorySize::from_mib(mib)
                 .map_err(|error| Fault::new(format!("mem_size_mib: {}", one_line(&error))))?;
+        }
+        if let Some(khz) = self.tsc_khz {
+            let khz = TscRate::khz(khz)
+                .map_err(|error| Fault::new(format!("tsc_khz: {}", one_line(&error))))?;
+            machine.tsc.khz = Some(khz);
+        }
+        if let Some(allow) = self.allow_tsc_catchup {
+            machine.tsc.allow_catch_up = allow;
         }
         Ok(machine)
     }
@@ -314,6 +330,23 @@ mod tests {
         let changed = patch.apply_to(machine()).expect("valid");
         assert_eq!(changed.vcpus.get(), 4);
         assert_eq!(changed.memory, machine().memory);
+        assert_eq!(changed.tsc, TscRate::default());
+        let patch = MachinePatch {
+            tsc_khz: Some(1_500_000),
+            allow_tsc_catchup: Some(true),
+            ..MachinePatch::default()
+        };
+        let changed = patch.apply_to(changed).expect("valid");
+        let khz = tsc::Khz::new(1_500_000);
+        let allow_catch_up = true;
+        assert_eq!(
+            changed.tsc,
+            TscRate {
+                khz,
+                allow_catch_up
+            }
+        );
+        assert_eq!(changed.vcpus.get(), 4);
     }
 
     #[test]
@@ -361,6 +394,13 @@ mod tests {
                     ..none
                 },
                 "mem_size_mib",
+            ),
+            (
+                MachinePatch {
+                    tsc_khz: Some(1 << 32),
+                    ..none
+                },
+                "tsc_khz: a TSC rate of 4294967296 kHz",
             ),
         ];
         for (patch, part) in rows {

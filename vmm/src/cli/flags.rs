@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tsc::Khz;
+
+use super::parse_tsc_khz;
+use crate::config::TscRate;
 
 /// Where the API's socket is when nobody says.
 pub(super) const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
@@ -32,6 +36,14 @@ pub(super) struct Flags {
     /// Log the time until the guest writes 123 to physical address 0xc0000000
     #[arg(long)]
     pub(super) boot_timer: bool,
+    /// The rate of the guest's TSC in kHz, where its configuration names none [default: the host's].
+    /// Measured with a throw-away guest, and refused where the host does not keep it
+    #[arg(long, value_name = "KHZ", value_parser = parse_tsc_khz)]
+    pub(super) tsc_khz: Option<Khz>,
+    /// Where the hardware does not scale TSCs, let KVM push the guest's forward in steps to a rate above
+    /// the host's
+    #[arg(long)]
+    pub(super) allow_tsc_catchup: bool,
     /// The file or named pipe that the log goes to [default: standard error]
     #[arg(long, value_name = "FILE")]
     pub(super) log_path: Option<PathBuf>,
@@ -91,6 +103,8 @@ impl Flags {
             (self.no_api, "--no-api"),
             (self.config_file.is_some(), "--config-file"),
             (self.boot_timer, "--boot-timer"),
+            (self.tsc_khz.is_some(), "--tsc-khz"),
+            (self.allow_tsc_catchup, "--allow-tsc-catchup"),
             (self.log_path.is_some(), "--log-path"),
             (self.show_level, "--show-level"),
             (self.show_log_origin, "--show-log-origin"),
@@ -158,6 +172,14 @@ impl Flags {
     /// The microVM's name.
     pub(super) fn id(&self) -> &str {
         self.id.as_deref().unwrap_or(DEFAULT_ID)
+    }
+
+    /// What is wanted of the TSC's rate.
+    pub(super) fn tsc_rate(&self) -> TscRate {
+        TscRate {
+            khz: self.tsc_khz,
+            allow_catch_up: self.allow_tsc_catchup,
+        }
     }
 
     /// The largest size of the metadata.

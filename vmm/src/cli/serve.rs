@@ -88,6 +88,7 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     }
     let mut controller = Controller::new(flags.id(), metadata(flags)?, metrics.clone());
     controller.set_boot_timer(flags.boot_timer);
+    controller.set_tsc_rate(flags.tsc_rate());
     let file = flags.config_file.as_deref().map(read_config).transpose()?;
 
     // Declared before the mailbox, and so dropped after it: on every way out, whoever waits for an answer

@@ -11,7 +11,7 @@ use arch::memory::{MemorySize, MemorySizeError};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::{InvalidVcpuCount, MachineConfig, VcpuCount, VmConfig};
+use super::{InvalidTscRate, InvalidVcpuCount, MachineConfig, TscRate, VcpuCount, VmConfig};
 use crate::api::body::{BootSource, LoggerBody, MetricsBody};
 
 /// A configuration file that cannot be obeyed.
@@ -26,6 +26,9 @@ pub enum ConfigFileError {
     /// `mem_size_mib` out of bounds.
     #[error("machine-config.mem_size_mib")]
     Memory(#[from] MemorySizeError),
+    /// `tsc_khz` out of bounds.
+    #[error("machine-config.tsc_khz")]
+    TscRate(#[from] InvalidTscRate),
 }
 
 /// Reads a configuration file's text.
@@ -40,6 +43,10 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
         machine: MachineConfig {
             vcpus: VcpuCount::new(machine.vcpu_count)?,
             memory: MemorySize::from_mib(machine.mem_size_mib)?,
+            tsc: TscRate {
+                khz: machine.tsc_khz.map(TscRate::khz).transpose()?,
+                allow_catch_up: machine.allow_tsc_catchup.unwrap_or(false),
+            },
             ..MachineConfig::default()
         },
         logger: file.logger,
@@ -90,6 +97,8 @@ struct Machine {
     _huge_pages: NotYet<HugePages>,
     #[serde(default, rename = "cpu_template")]
     _cpu_template: NotYet<CpuTemplate>,
+    tsc_khz: Option<u64>,
+    allow_tsc_catchup: Option<bool>,
 }
 
 impl Default for Machine {
@@ -102,6 +111,8 @@ impl Default for Machine {
             _track_dirty_pages: NotYet::default(),
             _huge_pages: NotYet::default(),
             _cpu_template: NotYet::default(),
+            tsc_khz: None,
+            allow_tsc_catchup: None,
         }
     }
 }
@@ -260,6 +271,28 @@ mod tests {
         assert_eq!(config.machine.memory.mib(), 128);
         assert_eq!(config.boot.cmdline, DEFAULT_CMDLINE);
         assert!(config.boot.modules.is_empty());
+    }
+
+    #[test]
+    fn parse_takes_a_rate_for_the_tsc() {
+        let config = |machine: &str| {
+            parse(
+                format!(
+                    r#"{{"boot-source":{{"kernel_image_path":"k"}},
+                        "machine-config":{{"vcpu_count":1,"mem_size_mib":128,{machine}}}}}"#
+                )
+                .as_bytes(),
+            )
+        };
+        let given = config(r#""tsc_khz":1500000,"allow_tsc_catchup":true"#).expect("valid");
+        let rate = given.machine.tsc;
+        assert_eq!(rate.khz.map(tsc::Khz::get), Some(1_500_000));
+        assert!(rate.allow_catch_up);
+        let not = config(r#""tsc_khz":null,"allow_tsc_catchup":null"#).expect("valid");
+        assert_eq!(not.machine.tsc, TscRate::default());
+        let message = one_line(&config(r#""tsc_khz":0"#).expect_err("no rate"));
+        assert!(message.contains("machine-config.tsc_khz"), "{message}");
+        assert!(message.contains("1 to 4294967295"), "{message}");
     }
 
     #[test]

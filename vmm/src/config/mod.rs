@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use arch::cpuid::CpuCount;
 use arch::memory::MemorySize;
+use tsc::{Khz, bounds};
 
 use crate::api::body::LoggerBody;
 
@@ -51,6 +52,44 @@ impl VcpuCount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{asked} vCPUs are not possible: choose 1 to {MAX_VCPUS}")]
 pub struct InvalidVcpuCount {
+    asked: u64,
+}
+
+/// What is wanted of the guest's TSC rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TscRate {
+    /// The rate; the host's when there is none.
+    pub khz: Option<Khz>,
+    /// Whether KVM may push the guest's TSC forward at its entries where the hardware does not scale.
+    pub allow_catch_up: bool,
+}
+
+impl TscRate {
+    /// Checks the bounds of a rate in kilohertz.
+    ///
+    /// # Errors
+    /// The rate asked for, with the bounds.
+    pub fn khz(khz: u64) -> Result<Khz, InvalidTscRate> {
+        u32::try_from(khz)
+            .ok()
+            .and_then(Khz::new)
+            .ok_or(InvalidTscRate { asked: khz })
+    }
+
+    /// These wishes, and of `others` what they leave open.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            khz: self.khz.or(others.khz),
+            allow_catch_up: self.allow_catch_up || others.allow_catch_up,
+        }
+    }
+}
+
+/// A TSC rate out of bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a TSC rate of {asked} kHz is not possible: choose {} to {}", bounds::KHZ.min, bounds::KHZ.max)]
+pub struct InvalidTscRate {
     asked: u64,
 }
 
@@ -109,6 +148,8 @@ pub struct MachineConfig {
     pub boot_timer: bool,
     /// An 8254 interval timer, made by the kernel when the guest uses it.
     pub pit: bool,
+    /// The rate of its TSC.
+    pub tsc: TscRate,
 }
 
 impl Default for MachineConfig {
@@ -120,6 +161,7 @@ impl Default for MachineConfig {
             debug_exit: false,
             boot_timer: false,
             pit: true,
+            tsc: TscRate::default(),
         }
     }
 }
@@ -167,6 +209,31 @@ mod tests {
         }
         // 256 would be 0 as a byte.
         assert!(VcpuCount::new(256).is_err() && VcpuCount::new(257).is_err());
+    }
+
+    #[test]
+    fn tsc_rate_holds_its_bounds() {
+        for (khz, valid) in [
+            (0, false),
+            (1, true),
+            (4_294_967_295, true),
+            (4_294_967_296, false),
+            (u64::MAX, false),
+        ] {
+            assert_eq!(TscRate::khz(khz).is_ok(), valid, "{khz}");
+        }
+        let message = TscRate::khz(0).expect_err("no rate").to_string();
+        assert!(message.contains("choose 1 to 4294967295"), "{message}");
+    }
+
+    #[test]
+    fn tsc_rate_leaves_open_what_is_not_said() {
+        let rate = |khz, allow_catch_up| TscRate {
+            khz: Khz::new(khz),
+            allow_catch_up,
+        };
+        assert_eq!(rate(0, false).or(rate(5, true)), rate(5, true));
+        assert_eq!(rate(7, true).or(rate(5, false)), rate(7, true));
     }
 
     #[test]

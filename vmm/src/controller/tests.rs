@@ -36,8 +36,8 @@ impl Instance for Noting {
         Ok(())
     }
 
-    fn tsc_rate(&self) -> Option<Khz> {
-        Khz::new(1_000_000)
+    fn tsc_rate(&self) -> (GuestRate, Option<Khz>) {
+        (GuestRate::Host, Khz::new(1_000_000))
     }
 }
 
@@ -208,6 +208,78 @@ fn configuration_is_read_back_as_it_was_given() {
     assert_eq!(config["machine-config"]["vcpu_count"], 2);
     assert_eq!(config["machine-config"]["mem_size_mib"], 32);
     assert_eq!(config["drives"], json!([]));
+}
+
+#[test]
+fn rate_of_the_tsc_is_shown_when_it_was_asked_for() {
+    let rate = |config: &Value| {
+        (
+            config["tsc_khz"].clone(),
+            config["allow_tsc_catchup"].clone(),
+        )
+    };
+    let unsaid = (Value::Null, Value::Null);
+    let mut vm = Fixture::new();
+    let plain = json!({"vcpu_count": 1, "mem_size_mib": 128});
+    let asked = json!({
+        "vcpu_count": 1, "mem_size_mib": 128, "tsc_khz": 1_500_000, "allow_tsc_catchup": true,
+    });
+    vm.done(Method::Put, "/machine-config", &asked);
+    assert_eq!(
+        rate(&vm.get("/machine-config")),
+        (json!(1_500_000), json!(true))
+    );
+    assert_eq!(vm.get("/vm/config")["machine-config"]["tsc_khz"], 1_500_000);
+    assert_eq!(vm.get("/time")["guest"]["tsc_khz_asked"], 1_500_000);
+    vm.done(Method::Patch, "/machine-config", &json!({"vcpu_count": 2}));
+    assert_eq!(
+        rate(&vm.get("/machine-config")),
+        (json!(1_500_000), json!(true))
+    );
+    // A client that knows nothing of rates describes a whole machine: it has the host's.
+    vm.done(Method::Put, "/machine-config", &plain);
+    assert_eq!(rate(&vm.get("/machine-config")), unsaid);
+    let patch = json!({"tsc_khz": 1_000_000});
+    vm.done(Method::Patch, "/machine-config", &patch);
+    assert_eq!(
+        rate(&vm.get("/machine-config")),
+        (json!(1_000_000), Value::Null)
+    );
+}
+
+#[test]
+fn rate_of_the_command_line_holds_where_nothing_else_is_said() {
+    let mut vm = Fixture::new();
+    let flags = TscRate {
+        khz: Khz::new(2_000_000),
+        allow_catch_up: true,
+    };
+    vm.controller.set_tsc_rate(flags);
+    assert_eq!(vm.get("/machine-config")["tsc_khz"], 2_000_000);
+    let plain = json!({"vcpu_count": 3, "mem_size_mib": 128});
+    vm.done(Method::Put, "/machine-config", &plain);
+    assert_eq!(vm.controller.machine.tsc, flags);
+    let asked =
+        json!({"vcpu_count": 3, "mem_size_mib": 128, "tsc_khz": 1, "allow_tsc_catchup": false});
+    vm.done(Method::Put, "/machine-config", &asked);
+    let (khz, allow_catch_up) = (Khz::new(1), false);
+    assert_eq!(
+        vm.controller.machine.tsc,
+        TscRate {
+            khz,
+            allow_catch_up
+        }
+    );
+    for (file, expected) in [("", 2_000_000), (r#","tsc_khz":7"#, 7)] {
+        let text = format!(
+            r#"{{"boot-source":{{"kernel_image_path":"k"}},
+                "machine-config":{{"vcpu_count":1,"mem_size_mib":128{file}}}}}"#
+        );
+        let config = crate::config::parse(text.as_bytes()).expect("valid");
+        vm.controller.configure(config).expect("nothing to fail");
+        assert_eq!(vm.controller.machine.tsc.khz, Khz::new(expected));
+        assert!(vm.controller.machine.tsc.allow_catch_up);
+    }
 }
 
 #[test]

@@ -16,7 +16,8 @@ use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, Vm};
 use tsc::measure::{self, GuestSample};
 
-use crate::config::{MachineConfig, VcpuCount};
+use crate::config::{MachineConfig, TscRate, VcpuCount};
+use crate::guest_rate::GuestRate;
 use crate::machine::{Console, Machine, MachineError, Payload, PortDevice, Surroundings};
 use crate::outcome::Outcome;
 use crate::output::{self, OutputError};
@@ -52,6 +53,7 @@ where
         debug_exit: true,
         boot_timer: false,
         pit: false,
+        tsc: TscRate::default(),
     };
     let limit = usize::try_from(2 * guest::MARKS).expect("a small number");
     let probe = Arc::new(Mutex::new(Probe::new(limit)));
@@ -67,6 +69,7 @@ where
             device: probe.clone(),
         }),
         &Surroundings::new(started)?,
+        GuestRate::Host,
     )?;
     let outcome = machine.run(Console::None)?;
     Ok(match outcome {

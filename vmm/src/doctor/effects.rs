@@ -258,7 +258,11 @@ pub(super) fn try_offset<F: Fixture>(fixture: &F) -> Result<OffsetTrial, ProbeEr
     })
 }
 
-fn try_rate<F: Fixture>(fixture: &F, host: Khz, asked: Khz) -> Result<RateOutcome, ProbeError> {
+pub(super) fn try_rate<F: Fixture>(
+    fixture: &F,
+    host: Khz,
+    asked: Khz,
+) -> Result<RateOutcome, ProbeError> {
     let mut probe = fixture.build(1, None)?;
     let control = probe.control(VCPU)?;
     let support = control.tsc_support();

@@ -68,12 +68,7 @@ impl Platform {
             clocksources: clocksource("available_clocksource")
                 .map(|names| names.split_whitespace().map(str::to_owned).collect())
                 .unwrap_or_default(),
-            tolerance: line(
-                &sources
-                    .root
-                    .join("sys/module/kvm/parameters/tsc_tolerance_ppm"),
-            )
-            .and_then(|text| Ppm::new(text.parse().ok()?)),
+            tolerance: tolerance(sources.root),
         }
     }
 
@@ -101,6 +96,12 @@ impl Platform {
 
 fn is_tsc(clocksource: &str) -> bool {
     matches!(clocksource, "tsc" | "tsc-early")
+}
+
+/// Within what KVM does not scale; `root` is the folder that has `sys`.
+pub(super) fn tolerance(root: &Path) -> Option<Ppm> {
+    line(&root.join("sys/module/kvm/parameters/tsc_tolerance_ppm"))
+        .and_then(|text| Ppm::new(text.parse().ok()?))
 }
 
 /// The only line of a file of the kernel's.

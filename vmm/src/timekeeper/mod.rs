@@ -30,6 +30,7 @@ use tsc::plan::{self, Allow, HostTime, Present, Refusal, Saved};
 use tsc::{HostTsc, Khz, Nanos, Ppm, Svm, TscOffset, VcpuId, Vmx};
 
 use crate::api::body::TimePolicy;
+use crate::guest_rate::GuestRate;
 pub(crate) use vcpu::{Answer, HostPlan, Order, TimeError, VcpuClock};
 use vcpu::{Noted, with_plan};
 
@@ -138,21 +139,59 @@ struct Stopped {
     noted: Result<(Saved, Option<TscOffset>, u64), String>,
 }
 
+/// The rates of a guest's TSC and of the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rates {
+    /// The guest's.
+    guest: Khz,
+    /// What the hardware makes of the host's TSC for it.
+    ratio: VendorRatio,
+    /// The host's, and what it can do for another.
+    host: HostTime,
+    /// What must be allowed for the guest to keep its own.
+    allow: Allow,
+}
+
+impl Rates {
+    /// Those of a guest that was given `rate`, on a host of rate `host`; `None` where that is not known.
+    pub(crate) fn new(vendor: Vendor, rate: GuestRate, host: Option<Khz>) -> Option<Self> {
+        match rate {
+            GuestRate::Other(other) => Some(Self {
+                guest: other.khz,
+                ratio: other.ratio,
+                host: other.host,
+                allow: other.allow(),
+            }),
+            GuestRate::Host => host.map(|khz| Self {
+                guest: khz,
+                ratio: VendorRatio::one(vendor),
+                // At the host's own rate nothing is scaled.
+                host: HostTime {
+                    khz,
+                    offsets: true,
+                    scaling: false,
+                    catch_up: false,
+                    tolerance: Ppm::KVM_TOLERANCE,
+                },
+                allow: Allow::default(),
+            }),
+        }
+    }
+}
+
 /// Keeps a machine's clocks: see the [module](self).
 #[derive(Debug)]
 pub(crate) struct Timekeeper {
-    vendor: Vendor,
-    khz: Option<Khz>,
+    rates: Option<Rates>,
     stopped: Option<Stopped>,
     stops: VecDeque<StopReport>,
 }
 
 impl Timekeeper {
-    /// For a machine whose TSC has the host's rate `khz`.
-    pub(crate) fn new(vendor: Vendor, khz: Option<Khz>) -> Self {
+    /// For a machine whose TSC has these rates, if they are known.
+    pub(crate) fn new(rates: Option<Rates>) -> Self {
         Self {
-            vendor,
-            khz,
+            rates,
             stopped: None,
             stops: VecDeque::with_capacity(REMEMBERED),
         }
@@ -188,16 +227,16 @@ impl Timekeeper {
     ) -> Result<(Saved, Option<TscOffset>, u64), ResumeError> {
         let vcpus = all(ask(Order::Note { hold_timer }))?;
         let pair = clocks.pair()?;
-        let ratio = VendorRatio::one(self.vendor);
+        let rates = self.rates.ok_or(ResumeError::NoRate)?;
         let readings: Vec<_> = vcpus
             .iter()
-            .map(|noted| ratio.guest_at(noted.offset, pair.host_tsc))
+            .map(|noted| rates.ratio.guest_at(noted.offset, pair.host_tsc))
             .collect();
         let unified = plan::unify(&readings)
             .ok_or_else(|| ResumeError::NotNoted("there is no vCPU".to_owned()))?;
         let saved = Saved {
             guest_tsc: unified.guest_tsc,
-            guest_khz: self.khz.ok_or(ResumeError::NoRate)?,
+            guest_khz: rates.guest,
             kvmclock: pair.reading.clock,
             real: pair.boottime,
             pairing_error: pairing_error(&pair),
@@ -302,17 +341,13 @@ impl Timekeeper {
             real: pair.boottime,
             pairing_error: pairing_error(pair),
         };
-        // At the host's own rate nothing is scaled. Whether offsets have an effect is seen when they are
-        // read back, and was measured before this policy was accepted.
-        let host = HostTime {
-            khz: saved.guest_khz,
-            offsets: true,
-            scaling: false,
-            catch_up: false,
-            tolerance: Ppm::KVM_TOLERANCE,
-        };
-        let (policy, allow) = (plan::TimePolicy::Freeze, Allow::default());
-        let planned = match self.vendor {
+        // Whether offsets have an effect is seen when they are read back, and was measured before this
+        // policy was accepted.
+        let Rates {
+            ratio, host, allow, ..
+        } = self.rates.ok_or(ResumeError::NoRate)?;
+        let policy = plan::TimePolicy::Freeze;
+        let planned = match ratio.vendor() {
             Vendor::Intel => {
                 plan::plan::<Vmx>(saved, present, host, policy, allow).map(HostPlan::Vmx)
             }

@@ -4,11 +4,16 @@ use std::cell::{Cell, RefCell};
 
 use hypervisor::MsrError;
 use hypervisor::guest_clock::{ClockSupport, DeadlineTimer};
-use hypervisor::model::{Faults, ModelForm, ModelHost, ModelVcpu, ModelVm, Obedience};
+use hypervisor::model::{
+    Faults, ModelFixture, ModelForm, ModelHost, ModelVcpu, ModelVm, Obedience,
+};
 use hypervisor::tsc_control::{Claimed, TscControlError, TscOffsetControl, TscSupport, Written};
-use tsc::{CpuId, GuestTsc, TscDelta};
+use tsc::{CpuId, GuestTsc, Ticks, TscDelta};
 
 use super::*;
+use crate::config::TscRate;
+use crate::doctor::OnModel;
+use crate::guest_rate;
 
 const RATE: u32 = 2_000_000;
 const PAUSE: Nanos = Nanos::new(10_000_000_000);
@@ -149,8 +154,15 @@ const THREE_SECONDS: u64 = 6_000_000_000;
 
 impl<'a, F: ModelForm> Machine<'a, F> {
     fn new(vm: &'a ModelVm<F>) -> Self {
+        Self::at(vm, GuestRate::Host)
+    }
+
+    /// Whose guest has this rate.
+    fn at(vm: &'a ModelVm<F>, rate: GuestRate) -> Self {
         vm.pass(Nanos::new(5_000_000));
-        let inners: Vec<_> = (0..2).map(|_| vm.create_vcpu()).collect();
+        let mut inners: Vec<_> = (0..2).map(|_| vm.create_vcpu()).collect();
+        rate.give(&mut inners).expect("a host that has the rate");
+        let rates = Rates::new(F::VENDOR, rate, Khz::new(RATE));
         let mut vcpus = Vec::new();
         for mut inner in inners {
             // The same for both, as a VMM's start has it.
@@ -166,8 +178,8 @@ impl<'a, F: ModelForm> Machine<'a, F> {
                 VcpuClock::default(),
             ));
         }
-        let armed = vm.host(|host| host.tsc(HERE).get() - (1 << 40)) + THREE_SECONDS;
-        vcpus[0].0.deadline = GuestTsc::new(armed);
+        let now = vcpus[0].0.inner.guest_tsc().expect("readable").claim();
+        vcpus[0].0.deadline = now.wrapping_advance(Ticks::new(THREE_SECONDS));
         let machine = Self {
             vm,
             clock: ModelClock {
@@ -177,7 +189,7 @@ impl<'a, F: ModelForm> Machine<'a, F> {
                 settings: Cell::new(0),
             },
             vcpus: RefCell::new(vcpus),
-            keeper: Timekeeper::new(F::VENDOR, Khz::new(RATE)),
+            keeper: Timekeeper::new(rates),
         };
         machine.run_a_little();
         machine
@@ -218,7 +230,7 @@ impl<'a, F: ModelForm> Machine<'a, F> {
             &dyn Fn(Order) -> Vec<Answer>,
         ) -> R,
     ) -> R {
-        let mut keeper = std::mem::replace(&mut self.keeper, Timekeeper::new(F::VENDOR, None));
+        let mut keeper = std::mem::replace(&mut self.keeper, Timekeeper::new(None));
         let clocks = Clocks {
             vm: &self.clock,
             boottime: &|| self.vm.host(ModelHost::now),
@@ -316,6 +328,85 @@ fn freeze_goes_on_where_the_guest_was() {
         assert_eq!(report.error_ns, Some(0));
     }
     on_both!(test, host(Faults::LINUX));
+}
+
+/// The host's rates that a guest is given here, in tenths of the host's.
+const TENTHS: [u32; 2] = [5, 17];
+
+fn rate_of<F: ModelForm>(tenths: u32) -> GuestRate {
+    let wish = TscRate {
+        khz: Khz::new(RATE / 10 * tenths),
+        allow_catch_up: false,
+    };
+    let model = OnModel(ModelFixture::<F>::new(host(Faults::LINUX)));
+    guest_rate::settle(wish, &model).expect("a host that scales")
+}
+
+#[test]
+fn freeze_goes_on_where_the_guest_was_at_a_rate_of_its_own() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>, tenths: u32) {
+        // What an offset is taken for at the wrong ratio grows with the host's TSC.
+        vm.pass(Nanos::new(3_600_000_000_000));
+        let mut machine = Machine::at(vm, rate_of::<F>(tenths));
+        let armed = machine.deadlines();
+        let (tsc, clock) = (machine.guest_tscs(), machine.kvmclock());
+        machine.pause(TimePolicy::Freeze);
+        vm.pass(PAUSE);
+        machine
+            .resume(TimePolicy::Freeze)
+            .expect("an obedient host");
+        let (tsc_then, clock_then) = (machine.guest_tscs(), machine.kvmclock());
+        assert_eq!(tsc_then[0], tsc_then[1]);
+        // The calls between the two looks take less than 20 us, the pause 10 s.
+        let (ticks, nanos) = (tsc_then[0].wrapping_sub(tsc[0]), clock_then - clock);
+        assert!(nanos < 20_000, "{nanos}");
+        // 2 ticks of the host's a nanosecond: at 0.5 and 1.7 times that, 1.0 and 3.4. The two looks at
+        // the two clocks are 2 us apart at most.
+        let apart = i128::from(ticks) * 10 - i128::from(nanos) * 2 * i128::from(tenths);
+        let allowed = 2_000 * 2 * u128::from(tenths);
+        assert!(
+            apart.unsigned_abs() <= allowed,
+            "{ticks} ticks in {nanos} ns"
+        );
+        assert_eq!(machine.deadlines(), armed, "armed again");
+        assert!(vm.master_clock());
+        let report = machine.keeper.stops().pop().expect("a report");
+        assert_eq!((report.advanced_ns, report.kvmclock_error_ns), (0, Some(0)));
+        assert_eq!((report.error_ns, report.spread_ticks), (Some(0), Some(0)));
+        // And it goes on at its rate.
+        let before = machine.guest_tscs()[0];
+        vm.pass(Nanos::new(1_000_000_000));
+        let ticks = machine.guest_tscs()[0] - before;
+        let second = u64::from(RATE) * 100 * u64::from(tenths);
+        assert!(ticks.abs_diff(second) <= 1, "{ticks} ticks in a second");
+    }
+    for tenths in TENTHS {
+        test(&ModelVm::<Vmx>::new(host(Faults::LINUX)), tenths);
+        test(&ModelVm::<Svm>::new(host(Faults::LINUX)), tenths);
+    }
+}
+
+#[test]
+fn vcpus_found_apart_at_a_rate_of_their_own_go_on_together() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>, tenths: u32) {
+        let mut machine = Machine::at(vm, rate_of::<F>(tenths));
+        let further = TscDelta::new(5_000);
+        let mut vcpus = machine.vcpus.take();
+        let _: Written<_> = vcpus[1].0.inner.adjust_offset(further).expect("accepted");
+        machine.vcpus.replace(vcpus);
+        machine.pause(TimePolicy::Freeze);
+        machine
+            .resume(TimePolicy::Freeze)
+            .expect("an obedient host");
+        let offsets = machine.offsets();
+        assert_eq!(offsets[0], offsets[1]);
+        let report = machine.keeper.stops().pop().expect("a report");
+        assert_eq!(report.spread_ticks, Some(5_000));
+    }
+    for tenths in TENTHS {
+        test(&ModelVm::<Vmx>::new(host(Faults::LINUX)), tenths);
+        test(&ModelVm::<Svm>::new(host(Faults::LINUX)), tenths);
+    }
 }
 
 #[test]
@@ -432,7 +523,7 @@ fn each_fault_of_the_host_is_found_and_the_guest_stays_paused() {
 fn a_host_without_a_rate_is_told_and_advance_works() {
     let vm = ModelVm::<Vmx>::new(host(Faults::LINUX));
     let mut machine = Machine::new(&vm);
-    machine.keeper = Timekeeper::new(Vendor::Intel, None);
+    machine.keeper = Timekeeper::new(None);
     machine.pause(TimePolicy::Freeze);
     let error = machine.resume(TimePolicy::Freeze).expect_err("no rate");
     assert!(crate::error::one_line(&error).contains("rate"));
