@@ -135,6 +135,7 @@ pub mod skew;
 pub mod stability;
 mod units;
 pub mod vmclock;
+pub mod watch;
 mod wide;
 
 pub use offset::{Transform, guest_unscaled, offset_between, offset_unscaled};
