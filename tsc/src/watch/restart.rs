@@ -1,0 +1,174 @@
+//! From which offset all vCPUs of a guest go on, after one of them was found elsewhere than the others.
+
+use crate::offset::offset_between;
+use crate::ratio::{RatioFormat, TscRatio};
+use crate::units::{GuestTsc, HostTsc, TscDelta, TscOffset};
+
+/// What one vCPU's clock shows while it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The counter of the CPU that the vCPU's thread is on,
+    pub host: HostTsc,
+    /// and what the guest would read then.
+    pub now: GuestTsc,
+    /// The latest that the guest can have read before it was stopped.
+    pub seen: GuestTsc,
+    /// That CPU's counter less the home CPU's, by exchanged timestamps.
+    pub skew: TscDelta,
+}
+
+/// From where a guest goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restart<F: RatioFormat> {
+    ratio: TscRatio<F>,
+    home: TscOffset,
+}
+
+impl<F: RatioFormat> Restart<F> {
+    /// The offset of a vCPU on the home CPU, or on any whose counter agrees with that one's.
+    #[must_use]
+    pub const fn home(&self) -> TscOffset {
+        self.home
+    }
+
+    /// The offset of a vCPU that stays where it stands: the guest's clock there reads what it reads on
+    /// the home CPU. Exact at the instant of the standing, and without scaling always.
+    #[must_use]
+    pub fn offset_of(&self, standing: &Standing) -> TscOffset {
+        let at_home = self.ratio.scale_floor(standing.at_home());
+        let here = self.ratio.scale_floor(standing.host);
+        // guest = at home + home offset = here + this offset.
+        self.home
+            .wrapping_add(TscOffset::new(at_home.get()).wrapping_since(TscOffset::new(here.get())))
+    }
+
+    /// By how much that takes the vCPU forward; never negative, as long as none is half the circle ahead.
+    #[must_use]
+    pub fn forward(&self, standing: &Standing) -> TscDelta {
+        let here = self.ratio.scale_floor(standing.host);
+        let then = here.get().wrapping_add(self.offset_of(standing).get());
+        GuestTsc::new(then).wrapping_since(standing.now)
+    }
+}
+
+impl Standing {
+    /// The home CPU's counter at the same instant.
+    const fn at_home(&self) -> HostTsc {
+        self.host.wrapping_add(self.skew.wrapping_neg())
+    }
+}
+
+/// From where all vCPUs go on: the latest of where any of them stands or can have been seen, and of where
+/// the guest was at home before. A guest's clock is so taken forward only, and all its vCPUs agree.
+///
+/// `home` is the offset that the guest had on the home CPU as long as nothing was wrong: what a vCPU on a
+/// CPU whose counter is behind is brought forward to.
+///
+/// ```
+/// # use tsc::{GuestTsc, HostTsc, TscDelta, TscOffset, TscRatio, Vmx};
+/// # use tsc::watch::{Standing, restart};
+/// let ratio = TscRatio::<Vmx>::ONE;
+/// // Both on the home CPU; the second vCPU was on one whose counter is 3,000 ahead.
+/// let at = |now, seen| Standing {
+///     host: HostTsc::new(now), now: GuestTsc::new(now), seen: GuestTsc::new(seen), skew: TscDelta::ZERO,
+/// };
+/// let vcpus = [at(1_000, 999), at(1_010, 3_990)];
+/// let all = restart(ratio, &vcpus, TscOffset::ZERO);
+/// assert_eq!(all.home(), TscOffset::new(2_980));
+/// assert_eq!(all.forward(&vcpus[1]).get(), 2_980);
+/// ```
+#[must_use]
+pub fn restart<F: RatioFormat>(
+    ratio: TscRatio<F>,
+    standings: &[Standing],
+    home: TscOffset,
+) -> Restart<F> {
+    let later = |a: TscOffset, b: TscOffset| {
+        if b.wrapping_since(a).is_negative() {
+            a
+        } else {
+            b
+        }
+    };
+    let at_home = standings.iter().flat_map(|standing| {
+        let scaled = ratio.scale_floor(standing.at_home());
+        [standing.now, standing.seen].map(|reading| offset_between::<F>(scaled, reading))
+    });
+    Restart {
+        ratio,
+        home: at_home.fold(home, later),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ratio::{Svm, Vmx};
+
+    /// Exact: what the guest reads on a CPU, by integers.
+    fn guest<F: RatioFormat>(ratio: TscRatio<F>, host: u64, offset: u64) -> u64 {
+        let product = (u128::from(host) * u128::from(ratio.bits())) >> F::FRACTION_BITS;
+        u64::try_from(product % (1 << 64))
+            .unwrap()
+            .wrapping_add(offset)
+    }
+
+    fn holds<F: RatioFormat>(
+        ratio: TscRatio<F>,
+        base: u64,
+        home: u64,
+        vcpus: &[(u64, i64, i64, u64)],
+    ) -> Result<(), TestCaseError> {
+        // Each at its own instant, a little after the base, on a CPU with some skew, with an offset of
+        // its own, having been seen a little before or after.
+        let standings: Vec<_> = vcpus
+            .iter()
+            .map(|&(later, skew, apart, seen)| {
+                let host = base.wrapping_add(later).wrapping_add_signed(skew);
+                let now = guest(ratio, host, home.wrapping_add_signed(apart));
+                Standing {
+                    host: HostTsc::new(host),
+                    now: GuestTsc::new(now),
+                    seen: GuestTsc::new(now.wrapping_add(seen)),
+                    skew: TscDelta::new(skew),
+                }
+            })
+            .collect();
+        let all = restart(ratio, &standings, TscOffset::new(home));
+        let ahead_of_home = all.home().get().wrapping_sub(home).cast_signed();
+        prop_assert!(ahead_of_home >= 0, "the guest is not taken back at home");
+        let mut reached = ahead_of_home == 0;
+        for standing in &standings {
+            let at_home = standing.host.get().wrapping_sub_signed(standing.skew.get());
+            let there = guest(ratio, standing.host.get(), all.offset_of(standing).get());
+            prop_assert_eq!(there, guest(ratio, at_home, all.home().get()), "all agree");
+            for reading in [standing.now, standing.seen] {
+                let forward = there.wrapping_sub(reading.get()).cast_signed();
+                prop_assert!(forward >= 0, "nobody goes backwards: {}", forward);
+                reached |= forward == 0;
+            }
+            let forward = there.wrapping_sub(standing.now.get()).cast_signed();
+            prop_assert_eq!(all.forward(standing).get(), forward);
+        }
+        prop_assert!(reached, "nobody is taken further than to the latest");
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn restart_is_forward_for_all_and_no_further_than_needed(
+            base in 1_u64 << 50..1 << 60,
+            home in any::<u64>(),
+            bits in prop_oneof![Just(1_u64 << 48), (1_u64 << 47)..(1 << 49)],
+            vcpus in prop::collection::vec(
+                (0_u64..1 << 30, -(1_i64 << 40)..1 << 40, -(1_i64 << 40)..1 << 40, 0_u64..1 << 40),
+                1..5,
+            ),
+        ) {
+            holds(TscRatio::<Vmx>::from_bits(bits).unwrap(), base, home, &vcpus)?;
+            holds(TscRatio::<Svm>::from_bits(bits >> 16).unwrap(), base, home, &vcpus)?;
+        }
+    }
+}
