@@ -129,6 +129,9 @@ struct Run {
     /// the host's
     #[arg(long, requires = "tsc_khz")]
     allow_tsc_catchup: bool,
+    /// For tests: nobody watches the guest's time
+    #[arg(long, hide = true)]
+    no_timekeeper: bool,
 }
 
 fn parse_vcpus(text: &str) -> Result<VcpuCount, String> {
@@ -290,6 +293,7 @@ impl From<&Run> for VmConfig {
                     khz: run.tsc_khz,
                     allow_catch_up: run.allow_tsc_catchup,
                 },
+                timekeeper: !run.no_timekeeper,
             },
         )
     }

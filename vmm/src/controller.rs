@@ -30,8 +30,7 @@ use crate::logging::{Change, log};
 use crate::machine::{self, Running};
 use crate::metrics::{Metrics, prometheus};
 use crate::mmds::Metadata;
-use crate::time_report::TimeReport;
-use crate::timekeeper::StopReport;
+use crate::time_report::{Kept, TimeReport};
 
 /// A running guest, as far as requests have to do with it.
 pub(crate) trait Instance {
@@ -43,8 +42,8 @@ pub(crate) trait Instance {
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError>;
     /// The rate of the guest's TSC and how it is kept, and the host's own.
     fn tsc_rate(&self) -> (GuestRate, Option<Khz>);
-    /// What became of the clocks at the latest pauses.
-    fn stops(&self) -> Vec<StopReport>;
+    /// What became of its clocks.
+    fn kept(&self) -> Kept;
 }
 
 impl<H: Hypervisor> Instance for Running<H>
@@ -65,8 +64,8 @@ where
         })
     }
 
-    fn stops(&self) -> Vec<StopReport> {
-        Running::stops(self)
+    fn kept(&self) -> Kept {
+        Running::kept(self)
     }
 
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError> {
@@ -131,9 +130,10 @@ impl Controller {
         self.missing = missing.to_vec();
     }
 
-    /// Adds what a machine has by a flag of the command line.
-    pub(crate) fn set_boot_timer(&mut self, boot_timer: bool) {
+    /// Adds what a machine has, or has not, by flags of the command line.
+    pub(crate) fn set_flags(&mut self, boot_timer: bool, timekeeper: bool) {
         self.machine.boot_timer = boot_timer;
+        self.machine.timekeeper = timekeeper;
     }
 
     /// Adds what the command line says of the TSC's rate.
@@ -147,11 +147,16 @@ impl Controller {
     /// # Errors
     /// The setting that cannot be had.
     pub(crate) fn configure(&mut self, config: VmConfig) -> Result<(), Fault> {
-        let boot_timer = self.machine.boot_timer;
+        let MachineConfig {
+            boot_timer,
+            timekeeper,
+            ..
+        } = self.machine;
         self.boot = Some(config.boot);
         self.machine = MachineConfig {
             boot_timer,
             tsc: config.machine.tsc.or(self.tsc_flags),
+            timekeeper,
             ..config.machine
         };
         if let Some(logger) = config.logger {
@@ -188,7 +193,7 @@ impl Controller {
                 self.instance().map(Instance::tsc_rate),
                 &self.missing,
                 self.policy,
-                self.instance().map(Instance::stops).unwrap_or_default(),
+                self.instance().map(Instance::kept).unwrap_or_default(),
             ))),
             ApiRequest::GetDocument => Ok(Response::json(DOCUMENT.into())),
             ApiRequest::GetMetrics => Ok(Response {

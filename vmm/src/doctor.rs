@@ -52,6 +52,7 @@ use std::time::Instant;
 
 use clap::Args;
 use hypervisor::kvm::Kvm;
+use tsc::skew::SkewBounds;
 use tsc::{CpuId, Nanos, Ppm};
 
 use crate::error::one_line;
@@ -128,6 +129,19 @@ pub(crate) fn offsets_take_effect() -> Result<(), String> {
         effects::try_offset(fixture).map_err(|error| error.chain())
     })?;
     effects::all_in_force(&trial)
+}
+
+/// What is within this is no skew: see [`skew`].
+pub(crate) const DOMAIN_BOUND: Nanos = skew::BOUND;
+
+/// Bounds on `b`'s counter less `a`'s, measured now; `None` when nothing could be.
+pub(crate) fn skew_between(a: CpuId, b: CpuId) -> Option<SkewBounds> {
+    exchange::exchange(a, b, Budget::DEFAULT.pair).ok()?.bounds
+}
+
+/// The CPUs that this thread may run on.
+pub(crate) fn allowed_cpus() -> Vec<CpuId> {
+    cpus::allowed().unwrap_or_default()
 }
 
 fn examine() -> Report {

@@ -11,7 +11,8 @@
 //! Only a vCPU that left the guest because of a kick looks at the gate, so it costs nothing on the
 //! path of other exits.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::vcpu::Ending;
@@ -19,6 +20,17 @@ use crate::vcpu::Ending;
 /// After so long without an answer, vCPUs are kicked once more. A kick is a signal, which also makes a
 /// blocking system call return; one that comes just before the call begins is too early for that.
 const KICK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Whether vCPUs are awaited at the gate: for one that waits for somebody outside and was kicked, which
+/// may as well have been for a look at its clock.
+#[derive(Debug, Default)]
+pub(crate) struct Awaiting(AtomicBool);
+
+impl Awaiting {
+    pub(crate) fn is_so(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
 
 #[derive(Debug)]
 struct State<O, A> {
@@ -38,13 +50,15 @@ struct State<O, A> {
 #[derive(Debug)]
 pub(crate) struct Gate<O, A> {
     state: Mutex<State<O, A>>,
+    awaiting: Arc<Awaiting>,
     changed: Condvar,
 }
 
-impl<O: Copy, A> Gate<O, A> {
+impl<O: Clone, A> Gate<O, A> {
     /// An open gate for so many vCPUs.
-    pub(crate) fn new(vcpus: usize) -> Self {
+    pub(crate) fn new(vcpus: usize, awaiting: Arc<Awaiting>) -> Self {
         Self {
+            awaiting,
             state: Mutex::new(State {
                 closed: false,
                 present: vcpus,
@@ -65,6 +79,7 @@ impl<O: Copy, A> Gate<O, A> {
     /// Closes the gate, and returns when every vCPU that is present waits at it. `kick` makes them look.
     pub(crate) fn close(&self, kick: impl Fn()) {
         self.lock().closed = true;
+        self.awaiting.0.store(true, Ordering::SeqCst);
         self.wait_until(kick, |state| state.parked >= state.present);
     }
 
@@ -89,6 +104,7 @@ impl<O: Copy, A> Gate<O, A> {
     /// Lets the vCPUs go on.
     pub(crate) fn open(&self) {
         self.lock().closed = false;
+        self.awaiting.0.store(false, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
@@ -126,7 +142,7 @@ impl<O: Copy, A> Gate<O, A> {
         state.parked += 1;
         self.changed.notify_all();
         while state.closed && !ending.is_ending() {
-            state = match state.order {
+            state = match state.order.clone() {
                 Some(order) if state.orders != seen => {
                     seen = state.orders;
                     drop(state);
@@ -159,9 +175,9 @@ impl<O: Copy, A> Gate<O, A> {
 }
 
 /// Takes one whose order panics out of those that wait: nobody is to wait for its answer.
-struct LeaveWhenUnwinding<'a, O: Copy, A>(&'a Gate<O, A>);
+struct LeaveWhenUnwinding<'a, O: Clone, A>(&'a Gate<O, A>);
 
-impl<O: Copy, A> Drop for LeaveWhenUnwinding<'_, O, A> {
+impl<O: Clone, A> Drop for LeaveWhenUnwinding<'_, O, A> {
     fn drop(&mut self) {
         self.0.lock().parked -= 1;
         self.0.changed.notify_all();
@@ -170,7 +186,6 @@ impl<O: Copy, A> Drop for LeaveWhenUnwinding<'_, O, A> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
@@ -187,7 +202,7 @@ mod tests {
 
     impl Vcpus {
         fn start(count: usize) -> Self {
-            let gate = Arc::new(Gate::new(count));
+            let gate = Arc::new(Gate::new(count, Arc::default()));
             let ending = Arc::new(Ending::new().expect("an eventfd"));
             let waits = Arc::new(AtomicUsize::new(0));
             let kicked: Vec<_> = (0..count)
@@ -273,7 +288,7 @@ mod tests {
 
     #[test]
     fn ask_does_not_wait_for_one_that_panics() {
-        let gate = Arc::new(Gate::<u32, u32>::new(1));
+        let gate = Arc::new(Gate::<u32, u32>::new(1, Arc::default()));
         let ending = Arc::new(Ending::new().expect("an eventfd"));
         let vcpu = {
             let (gate, ending) = (gate.clone(), ending.clone());
@@ -302,7 +317,7 @@ mod tests {
 
     #[test]
     fn close_does_not_wait_for_those_that_left() {
-        let gate = Gate::<u32, u32>::new(2);
+        let gate = Gate::<u32, u32>::new(2, Arc::default());
         gate.leave();
         gate.leave();
         gate.close(|| {});

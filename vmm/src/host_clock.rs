@@ -25,6 +25,20 @@ pub(crate) fn boottime() -> Nanos {
     nanos(now.tv_sec, now.tv_nsec)
 }
 
+/// CLOCK_MONOTONIC, which stands while the host sleeps.
+pub(crate) fn monotonic() -> Nanos {
+    let now = clock_gettime(ClockId::Monotonic);
+    nanos(now.tv_sec, now.tv_nsec)
+}
+
+/// What the host's kernel keeps time by.
+pub(crate) fn clocksource() -> Option<String> {
+    let path = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let text = std::fs::read_to_string(path).ok()?;
+    let name = text.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
 /// Nanoseconds of CLOCK_REALTIME since 1970, for the CMOS clock.
 pub(crate) fn real_time() -> Nanos {
     let now = clock_gettime(ClockId::Realtime);

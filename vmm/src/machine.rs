@@ -5,7 +5,7 @@ mod payload;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ::devices::bus::BusError;
@@ -15,31 +15,37 @@ use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{LoadError, Loaded};
 use arch::cpuid::{self, CpuidConfig};
 use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
-use hypervisor::host::{self as host_cpu, read_tsc};
+use hypervisor::host::{self as host_cpu, Rdtscp, read_tsc};
 use hypervisor::tsc_control::TscOffsetControl;
-use hypervisor::{Hypervisor, InterruptControllers, IoctlError, MsrError, Vcpu, Vm};
-use tsc::{Khz, VcpuId};
+use hypervisor::{Hypervisor, InterruptControllers, IoctlError, Kick, MsrError, Vcpu, Vm};
+use rustix::thread::CpuSet;
+use tsc::{CpuId, Khz, VcpuId};
 use vm_memory::Address;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::body::TimePolicy;
 use crate::config::{MachineConfig, VcpuCount};
 use crate::console::{self, ConsoleInput};
+use crate::error::one_line;
 use crate::event_loop::EventLoop;
-use crate::gate::Gate;
+use crate::gate::{Awaiting, Gate};
 use crate::guest_rate::{GuestRate, RateError};
 use crate::host_clock;
 use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::outcome::Outcome;
 use crate::terminal::RawMode;
-use crate::timekeeper::{Clocks, Rates, ResumeError, StopReport, Timekeeper};
+use crate::time_report::Kept;
+use crate::timekeeper::{
+    self, Answer, Bell, Clocks, ExitWatch, Halt, Home, HostSenses, Observed, Order, Rates,
+    ResumeError, Timekeeper, Watch, WatchThread,
+};
 use crate::vcpu::{Ending, Shared, VcpuThread};
 
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
 
-use devices::Devices;
+use devices::{Devices, StopSigns};
 
 /// A microVM cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +152,8 @@ pub(crate) struct Machine<H: Hypervisor> {
     keyboard: Arc<Mutex<I8042>>,
     rate: GuestRate,
     host_rate: Option<Khz>,
+    /// Whether the guest's time is watched.
+    timekeeper: bool,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
 }
@@ -189,7 +197,12 @@ where
         let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
         let (vcpus, host_rate) =
             create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded, rate)?;
-        let devices = Devices::create(&vm, ending, config, controllers, extra, *started)?;
+        let awaiting = Arc::new(Awaiting::default());
+        let until = StopSigns {
+            ending: ending.clone(),
+            awaiting: awaiting.clone(),
+        };
+        let devices = Devices::create(&vm, until, config, controllers, extra, *started)?;
         let counters = metrics.watch_machine(
             vcpus.len(),
             devices.keyboard_counters,
@@ -205,7 +218,8 @@ where
             shared: Arc::new(Shared {
                 buses: devices.buses,
                 ending: ending.clone(),
-                gate: Gate::new(vcpus.len()),
+                gate: Gate::new(vcpus.len(), awaiting),
+                beat: Arc::default(),
             }),
             vcpus,
             counters,
@@ -215,6 +229,7 @@ where
             keyboard: devices.keyboard,
             rate,
             host_rate,
+            timekeeper: config.timekeeper,
             vm,
         })
     }
@@ -234,6 +249,10 @@ where
         console: Console,
         events: &mut EventLoop,
     ) -> Result<Running<H>, MachineError> {
+        let rates = Rates::new(host_cpu::vendor(), self.rate, self.host_rate);
+        let watched = rates.filter(|_| self.timekeeper);
+        // Before a vCPU runs: afterwards KVM or the guest may have moved it.
+        let home = watched.and_then(|_| self.home());
         let terminal = match console {
             Console::None => None,
             Console::StandardInput => {
@@ -259,45 +278,73 @@ where
             tracing::warn!("{degradation}");
         }
         let mut running = Running {
-            threads: Vec::with_capacity(self.vcpus.len()),
+            threads: Arc::new(Vec::new()),
             shared: self.shared,
             keyboard: self.keyboard,
             rate: self.rate,
             host_rate: self.host_rate,
-            timekeeper: Timekeeper::new(Rates::new(host_cpu::vendor(), self.rate, self.host_rate)),
+            timekeeper: Arc::new(Mutex::new(Timekeeper::new(rates))),
+            observed: Vec::new(),
+            watch: None,
             _terminal: terminal,
             vm: self.vm,
         };
+        let bell = Arc::new(Bell::default());
+        let senses = HostSenses::detect();
+        let mut threads = Vec::with_capacity(self.vcpus.len());
         let mut waiting = self.vcpus.into_iter().zip(self.counters);
         for index in 0.. {
             let Some((vcpu, counters)) = waiting.next() else {
                 break;
             };
+            let observed = Arc::new(Observed::default());
+            running.observed.push(observed.clone());
+            let watch = ExitWatch::new(senses, watched, observed, bell.clone());
             let shared = running.shared.clone();
-            match VcpuThread::start(VcpuId::new(index), vcpu, shared, counters) {
-                Ok(thread) => running.threads.push(thread),
+            match VcpuThread::start(VcpuId::new(index), vcpu, shared, counters, watch) {
+                Ok(thread) => threads.push(thread),
                 Err(error) => {
                     // Neither this one nor those after it are waited for.
                     for _ in 0..=waiting.len() {
                         running.shared.gate.leave();
                     }
+                    running.threads = Arc::new(threads);
                     return Err(host("start a vCPU thread")(error));
                 }
             }
         }
+        running.threads = Arc::new(threads);
+        if let (Some(rates), Some(home)) = (watched, home) {
+            running.watch = Some(running.watch(rates, home, bell)?);
+        } else if self.timekeeper {
+            tracing::warn!(
+                "the guest's time is not watched: this host tells neither its TSC's rate nor whose TSC is read"
+            );
+        }
         Ok(running)
     }
+
+    /// The CPU that this thread is on, and the offset that the vCPUs have been created with.
+    fn home(&self) -> Option<Home> {
+        let (_, cpu) = Rdtscp::detect()?.read();
+        let offset = self.vcpus.first()?.offset().ok()?.claim();
+        Some(Home { cpu, offset })
+    }
 }
+
+type KickOf<H> = <<<H as Hypervisor>::Vm as Vm>::Vcpu as Vcpu>::Kick;
 
 /// A microVM whose guest runs. Dropped, it is stopped.
 #[derive(Debug)]
 pub(crate) struct Running<H: Hypervisor> {
-    threads: Vec<VcpuThread<<<H::Vm as Vm>::Vcpu as Vcpu>::Kick>>,
+    threads: Arc<Vec<VcpuThread<KickOf<H>>>>,
     shared: Arc<Shared>,
     keyboard: Arc<Mutex<I8042>>,
     rate: GuestRate,
     host_rate: Option<Khz>,
-    timekeeper: Timekeeper,
+    timekeeper: Arc<Mutex<Timekeeper>>,
+    observed: Vec<Arc<Observed>>,
+    watch: Option<WatchThread>,
     _terminal: Option<RawMode>,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
@@ -305,9 +352,81 @@ pub(crate) struct Running<H: Hypervisor> {
 
 impl<H: Hypervisor> Running<H> {
     fn kick(&self) {
-        for thread in &self.threads {
+        for thread in &*self.threads {
             thread.kick();
         }
+    }
+
+    /// Starts the thread that watches the guest's time.
+    fn watch(
+        &self,
+        rates: Rates,
+        home: Home,
+        bell: Arc<Bell>,
+    ) -> Result<WatchThread, MachineError> {
+        let watch = Watch {
+            halt: Crew {
+                threads: self.threads.clone(),
+                shared: self.shared.clone(),
+            },
+            rates,
+            home,
+            host: timekeeper::Host::THIS,
+            may_confine: true,
+            vcpus: self.observed.clone(),
+            keeper: self.timekeeper.clone(),
+        };
+        WatchThread::start(watch, bell, self.shared.beat.clone())
+            .map_err(host("start the thread that watches the guest's time"))
+    }
+
+    fn timekeeper(&self) -> MutexGuard<'_, Timekeeper> {
+        // It is changed in whole steps.
+        self.timekeeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The vCPUs' threads, for whoever stops and moves them.
+#[derive(Debug)]
+struct Crew<K: Kick> {
+    threads: Arc<Vec<VcpuThread<K>>>,
+    shared: Arc<Shared>,
+}
+
+impl<K: Kick + Send + Sync> Halt for Crew<K> {
+    fn close(&self) {
+        self.shared.gate.close(|| {
+            for thread in &*self.threads {
+                thread.kick();
+            }
+        });
+    }
+
+    fn ask(&self, order: Order) -> Vec<Answer> {
+        self.shared.gate.ask(order)
+    }
+
+    fn open(&self) {
+        self.shared.gate.open();
+    }
+
+    fn nudge(&self, vcpu: usize) {
+        if let Some(thread) = self.threads.get(vcpu) {
+            thread.kick();
+        }
+    }
+
+    fn confine(&self, cpus: &[CpuId]) -> Result<(), String> {
+        let mut set = CpuSet::new();
+        for cpu in cpus {
+            set.set(usize::try_from(cpu.get()).unwrap_or(usize::MAX));
+        }
+        self.threads
+            .iter()
+            .try_for_each(|thread| thread.confine(&set))
+            .map_err(|error| one_line(&error))
     }
 }
 
@@ -318,11 +437,12 @@ where
     /// Brings all vCPUs to a halt between two instructions, and returns when they are and their clocks are
     /// noted.
     pub(crate) fn pause(&mut self, policy: TimePolicy) {
+        // Held until all wait: the watch stops them, too.
+        let mut timekeeper = self.timekeeper();
         self.shared.gate.close(|| self.kick());
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
-        self.timekeeper
-            .stop(policy, &clocks, |order| gate.ask(order));
+        timekeeper.stop(policy, &clocks, |order| gate.ask(order));
     }
 
     /// Lets them go on, with their clocks as `policy` wants.
@@ -332,15 +452,22 @@ where
     pub(crate) fn resume(&mut self, policy: TimePolicy) -> Result<(), ResumeError> {
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
-        self.timekeeper
+        self.timekeeper()
             .go_on(policy, &clocks, |order| gate.ask(order))?;
         gate.open();
         Ok(())
     }
 
-    /// What became of the clocks at the latest pauses.
-    pub(crate) fn stops(&self) -> Vec<StopReport> {
-        self.timekeeper.stops()
+    /// What became of the guest's clocks.
+    pub(crate) fn kept(&self) -> Kept {
+        let timekeeper = self.timekeeper();
+        Kept {
+            stops: timekeeper.stops(),
+            events: timekeeper.events(),
+            vcpus: (self.observed.iter().enumerate())
+                .map(|(index, observed)| observed.report(index))
+                .collect(),
+        }
     }
 
     /// Types Ctrl+Alt+Del on the guest's keyboard.
@@ -364,7 +491,9 @@ impl<H: Hypervisor> Drop for Running<H> {
         // All are to leave the guest; kicked together, they leave side by side before they are joined
         // one by one.
         self.shared.gate.wait_until_left(|| self.kick());
-        for thread in self.threads.drain(..) {
+        // It may be waiting for vCPUs that have left now.
+        self.watch = None;
+        for thread in &*self.threads {
             thread.join();
         }
     }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -13,6 +13,7 @@ const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTE
 
 static WAKE: OnceLock<EventFd> = OnceLock::new();
 static RECEIVED: AtomicI32 = AtomicI32::new(0);
+static CONTINUED: AtomicU32 = AtomicU32::new(0);
 
 /// The signal that makes KVM_RUN return in one thread.
 pub(crate) fn kick_signal() -> i32 {
@@ -33,6 +34,8 @@ pub(crate) fn install() -> io::Result<&'static EventFd> {
         register_signal_handler(signal, on_ending_signal)?;
     }
     register_signal_handler(kick_signal(), on_kick)?;
+    // It goes on with or without a handler; with one it is known.
+    register_signal_handler(libc::SIGCONT, on_continue)?;
     Ok(wake)
 }
 
@@ -42,6 +45,19 @@ pub(crate) fn received() -> Option<i32> {
         0 => None,
         signal => Some(signal),
     }
+}
+
+/// How often the process was told to go on after a stop.
+pub(crate) fn continued() -> u32 {
+    CONTINUED.load(Ordering::Relaxed)
+}
+
+extern "C" fn on_continue(
+    _signal: libc::c_int,
+    _info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    CONTINUED.fetch_add(1, Ordering::Relaxed);
 }
 
 // An atomic store and a write(2) to an eventfd: both async-signal-safe.

@@ -9,7 +9,8 @@ use tsc::Khz;
 
 use crate::api::body::TimePolicy;
 use crate::guest_rate::{GuestRate, OtherRate};
-use crate::timekeeper::StopReport;
+use crate::host_clock;
+use crate::timekeeper::{Events, StopReport, VcpuReport};
 
 /// The report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -20,6 +21,10 @@ pub(crate) struct TimeReport {
     policy: TimePolicy,
     /// What became of the clocks at the latest pauses, the last one last.
     stops: Vec<StopReport>,
+    /// What else happened to the guest's time.
+    events: Events,
+    /// What each vCPU's thread saw of its clock.
+    vcpus: Vec<VcpuReport>,
     /// What this host cannot do for guests' time, and what follows.
     degradations: Vec<Degradation>,
 }
@@ -92,6 +97,13 @@ const OF_TIME: [&str; 6] = [
 
 /// The name of the degradation of a guest whose rate KVM keeps by pushing it.
 const CATCH_UP: &str = "catch-up";
+/// What a running guest's timekeeper tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) stops: Vec<StopReport>,
+    pub(crate) events: Events,
+    pub(crate) vcpus: Vec<VcpuReport>,
+}
 
 impl TimeReport {
     /// From the rate that is `asked` for, that of a running guest beside the host's, and what the
@@ -101,10 +113,10 @@ impl TimeReport {
         running: Option<(GuestRate, Option<Khz>)>,
         missing: &[MissingFeature],
         policy: TimePolicy,
-        stops: Vec<StopReport>,
+        kept: Kept,
     ) -> Self {
         let host_khz = running.and_then(|(_, host)| host).map(Khz::get);
-        let clocksource = clocksource();
+        let clocksource = host_clock::clocksource();
         let mut degradations: Vec<_> = missing
             .iter()
             .filter(|feature| OF_TIME.contains(&feature.name))
@@ -141,7 +153,9 @@ impl TimeReport {
             },
             guest: Guest::new(asked, running),
             policy,
-            stops,
+            stops: kept.stops,
+            events: kept.events,
+            vcpus: kept.vcpus,
             degradations,
         }
     }
@@ -179,13 +193,6 @@ impl Guest {
     }
 }
 
-fn clocksource() -> Option<String> {
-    let path = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
-    let text = std::fs::read_to_string(path).ok()?;
-    let name = text.trim();
-    (!name.is_empty()).then(|| name.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use hypervisor::model::{Faults, ModelFixture, ModelHost};
@@ -206,7 +213,7 @@ mod tests {
         let model = OnModel(ModelFixture::<Svm>::new(host));
         let rate = guest_rate::settle(wish, &model).expect("possible");
         let running = Some((rate, Khz::new(2_000_000)));
-        let report = TimeReport::new(khz, running, &[], TimePolicy::Advance, Vec::new());
+        let report = TimeReport::new(khz, running, &[], TimePolicy::Advance, Kept::default());
         serde_json::to_value(report).expect("JSON")
     }
 
@@ -270,7 +277,7 @@ mod tests {
             Some((host, Khz::new(2_000_000))),
             &missing,
             TimePolicy::Advance,
-            Vec::new(),
+            Kept::default(),
         ));
         let report = report.expect("JSON");
         assert_eq!(report["host"]["tsc_khz"], 2_000_000);
@@ -287,7 +294,7 @@ mod tests {
             None,
             &[],
             TimePolicy::Freeze,
-            Vec::new(),
+            Kept::default(),
         ))
         .expect("JSON");
         assert_eq!(before["guest"]["tsc_khz_asked"], 5);

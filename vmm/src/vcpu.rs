@@ -3,15 +3,15 @@
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::bus::{Bus, Reaction};
 use hypervisor::guest_clock::{DeadlineTimer, PauseNotice};
-use hypervisor::host::read_tsc;
 use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Direction, Exit, Kick, PortAccess, SystemEvent, Vcpu};
+use rustix::thread::{CpuSet, Pid, gettid, sched_setaffinity};
 use tsc::VcpuId;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::Killable;
@@ -22,7 +22,7 @@ use crate::gate::Gate;
 use crate::metrics::VcpuCounters;
 use crate::outcome::Outcome;
 use crate::signals;
-use crate::timekeeper::{Answer, Order, VcpuClock};
+use crate::timekeeper::{Answer, ExitWatch, HostSenses, LastBeat, Order, VcpuTime};
 
 /// The machine's two address spaces for devices.
 #[derive(Debug)]
@@ -82,12 +82,15 @@ pub(crate) struct Shared {
     pub(crate) buses: Buses,
     pub(crate) ending: Arc<Ending>,
     pub(crate) gate: Gate<Order, Answer>,
+    pub(crate) beat: Arc<LastBeat>,
 }
 
 /// A running vCPU's thread. It ends when the microVM does, and whoever owns this value sees to that.
 #[derive(Debug)]
 pub(crate) struct VcpuThread<K: Kick> {
-    handle: Option<JoinHandle<()>>,
+    handle: Mutex<Option<JoinHandle<()>>>,
+    /// The kernel's number for it; 0 before it runs.
+    number: Arc<AtomicI32>,
     kick: K,
 }
 
@@ -98,16 +101,20 @@ impl<K: Kick> VcpuThread<K> {
         mut vcpu: V,
         shared: Arc<Shared>,
         counters: Arc<VcpuCounters>,
+        watch: ExitWatch<HostSenses>,
     ) -> io::Result<Self>
     where
         V: Vcpu<Kick = K> + PauseNotice + TscOffsetControl + DeadlineTimer + 'static,
     {
         let kick = vcpu.kick_handle().map_err(io::Error::other)?;
+        let number = Arc::new(AtomicI32::new(0));
+        let own_number = number.clone();
         let handle = std::thread::Builder::new()
             .name(format!("vcpu{}", id.get()))
             .spawn(move || {
+                own_number.store(gettid().as_raw_nonzero().get(), Ordering::Release);
                 // A panic in a device must end the microVM, not leave it with one processor less.
-                let run = AssertUnwindSafe(|| run(id, &mut vcpu, &shared, &counters));
+                let run = AssertUnwindSafe(|| run(id, &mut vcpu, &shared, &counters, watch));
                 if catch_unwind(run).is_err() {
                     shared.ending.end(Outcome::Failure(format!(
                         "{id}: this launcher failed while it served an exit (see above)"
@@ -116,15 +123,20 @@ impl<K: Kick> VcpuThread<K> {
                 shared.gate.leave();
             })?;
         Ok(Self {
-            handle: Some(handle),
+            handle: Mutex::new(Some(handle)),
+            number,
             kick,
         })
+    }
+
+    fn handle(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the thread leave the guest, or a system call that blocks, and look at what is asked of it.
     pub(crate) fn kick(&self) {
         self.kick.request_exit();
-        if let Some(handle) = &self.handle
+        if let Some(handle) = &*self.handle()
             && let Err(error) = handle.kill(signals::kick_signal())
         {
             // ESRCH: the thread has ended by itself.
@@ -132,33 +144,55 @@ impl<K: Kick> VcpuThread<K> {
         }
     }
 
+    /// Keeps the thread on these CPUs from now on.
+    pub(crate) fn confine(&self, cpus: &CpuSet) -> io::Result<()> {
+        match Pid::from_raw(self.number.load(Ordering::Acquire)) {
+            Some(thread) => Ok(sched_setaffinity(Some(thread), cpus)?),
+            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
+    }
+
     /// Waits for the end of a thread that has left the gate.
-    pub(crate) fn join(mut self) {
-        if let Some(handle) = self.handle.take() {
+    pub(crate) fn join(&self) {
+        // Taken out first: whoever kicks meanwhile finds nobody.
+        let handle = self.handle().take();
+        if let Some(handle) = handle {
             // The thread caught its panics; there is nothing left to learn from it.
             let _ = handle.join();
         }
     }
 }
 
-fn run<V>(id: VcpuId, vcpu: &mut V, shared: &Shared, counters: &VcpuCounters)
-where
+fn run<V>(
+    id: VcpuId,
+    vcpu: &mut V,
+    shared: &Shared,
+    counters: &VcpuCounters,
+    watch: ExitWatch<HostSenses>,
+) where
     V: Vcpu + PauseNotice + TscOffsetControl + DeadlineTimer,
 {
     let ending = &shared.ending;
-    let mut clock = VcpuClock::default();
+    let mut time = VcpuTime::begin(id, watch, vcpu);
     while !ending.is_ending() {
-        match serve_one_exit(vcpu, &shared.buses, counters) {
+        let mut sighting = None;
+        let glance = || sighting = time.watch().glance();
+        let served = serve_one_exit(vcpu, &shared.buses, counters, glance);
+        if let Some(sighting) = sighting {
+            time.watch().attend(sighting, vcpu);
+        }
+        match served {
             Served::Continue => {}
             Served::Interrupted => {
                 // First the request is withdrawn, then it is looked what was requested: what comes
                 // later makes the vCPU return once more.
                 vcpu.acknowledge_exit_request();
-                let carry_out = |order| Answer {
-                    vcpu: id,
-                    outcome: clock.carry_out(vcpu, order, read_tsc),
-                };
-                if shared.gate.pass(ending, carry_out) {
+                let carry_out = |order: Order| time.carry_out(vcpu, &order);
+                let stopped = shared.gate.pass(ending, carry_out);
+                time.leave(vcpu);
+                // A process that was stopped, too: nobody beats the time, and the vCPU leaves the guest
+                // to be stopped.
+                if stopped || shared.beat.is_missing() {
                     notify_pause(id, vcpu);
                 }
             }
@@ -204,8 +238,16 @@ impl From<Reaction> for Served {
     }
 }
 
-fn serve_one_exit(vcpu: &mut impl Vcpu, buses: &Buses, counters: &VcpuCounters) -> Served {
-    match vcpu.run() {
+/// Enters the guest and serves what it left for; `glance` is called first of all when it has left.
+fn serve_one_exit(
+    vcpu: &mut impl Vcpu,
+    buses: &Buses,
+    counters: &VcpuCounters,
+    glance: impl FnOnce(),
+) -> Served {
+    let exit = vcpu.run();
+    glance();
+    match exit {
         Ok(Exit::Port(access)) => {
             match access.direction {
                 Direction::In(_) => counters.port_reads.add(1),

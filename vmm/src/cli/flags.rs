@@ -44,6 +44,9 @@ pub(super) struct Flags {
     /// the host's
     #[arg(long)]
     pub(super) allow_tsc_catchup: bool,
+    /// For tests: nobody watches the guest's time
+    #[arg(long, hide = true)]
+    pub(super) no_timekeeper: bool,
     /// The file or named pipe that the log goes to [default: standard error]
     #[arg(long, value_name = "FILE")]
     pub(super) log_path: Option<PathBuf>,
@@ -105,6 +108,7 @@ impl Flags {
             (self.boot_timer, "--boot-timer"),
             (self.tsc_khz.is_some(), "--tsc-khz"),
             (self.allow_tsc_catchup, "--allow-tsc-catchup"),
+            (self.no_timekeeper, "--no-timekeeper"),
             (self.log_path.is_some(), "--log-path"),
             (self.show_level, "--show-level"),
             (self.show_log_origin, "--show-log-origin"),

@@ -87,7 +87,7 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
         metrics.write_to(path)?;
     }
     let mut controller = Controller::new(flags.id(), metadata(flags)?, metrics.clone());
-    controller.set_boot_timer(flags.boot_timer);
+    controller.set_flags(flags.boot_timer, !flags.no_timekeeper);
     controller.set_tsc_rate(flags.tsc_rate());
     let file = flags.config_file.as_deref().map(read_config).transpose()?;
 

@@ -150,6 +150,8 @@ pub struct MachineConfig {
     pub pit: bool,
     /// The rate of its TSC.
     pub tsc: TscRate,
+    /// A watch over the guest's time. Without one is for tests, which show what it is for.
+    pub timekeeper: bool,
 }
 
 impl Default for MachineConfig {
@@ -162,6 +164,7 @@ impl Default for MachineConfig {
             boot_timer: false,
             pit: true,
             tsc: TscRate::default(),
+            timekeeper: true,
         }
     }
 }

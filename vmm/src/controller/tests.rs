@@ -24,8 +24,8 @@ impl Instance for Noting {
         Ok(())
     }
 
-    fn stops(&self) -> Vec<StopReport> {
-        Vec::new()
+    fn kept(&self) -> Kept {
+        Kept::default()
     }
 
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError> {

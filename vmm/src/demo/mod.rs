@@ -54,6 +54,8 @@ where
         boot_timer: false,
         pit: false,
         tsc: TscRate::default(),
+        // It reads its clock itself.
+        timekeeper: false,
     };
     let limit = usize::try_from(2 * guest::MARKS).expect("a small number");
     let probe = Arc::new(Mutex::new(Probe::new(limit)));

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arch::layout;
 use devices::boot_timer::BootTimer;
@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{MachineError, host};
 use crate::config::MachineConfig;
 use crate::error::one_line;
+use crate::gate::Awaiting;
 use crate::host_clock;
 use crate::logging::guest_info;
 use crate::metrics::{AccessCounters, ConsoleCounters};
@@ -82,7 +83,7 @@ pub(super) struct Devices {
 impl Devices {
     pub(super) fn create<V: Vm + 'static>(
         vm: &Arc<V>,
-        ending: &Arc<Ending>,
+        until: StopSigns,
         config: &MachineConfig,
         controllers: InterruptControllers,
         extra: Option<PortDevice>,
@@ -94,7 +95,10 @@ impl Devices {
         let console_counters = Arc::new(ConsoleCounters::default());
         let serial = Arc::new(Mutex::new(Serial::new(
             interrupt(layout::COM1_IRQ)?,
-            Box::new(StandardOutput::new(console_counters.clone())?),
+            Box::new(StandardOutput::new(
+                console_counters.clone(),
+                until.clone(),
+            )?),
             Box::new(move || press(&room_trigger)),
         )));
         let mut port = Bus::new();
@@ -109,7 +113,7 @@ impl Devices {
         port.insert(layout::I8042_DATA_PORT.into(), 1, counted.clone(), name)?;
         port.insert_part(command, 1, i8042::COMMAND, counted, name)?;
         if config.pit && controllers != InterruptControllers::None {
-            let timer = Arc::new(Mutex::new(lazy_pit(vm.clone(), ending.clone())));
+            let timer = Arc::new(Mutex::new(lazy_pit(vm.clone(), until.ending)));
             let (name, speaker) = ("pit", layout::PIT_SPEAKER_PORT.into());
             port.insert(layout::PIT_PORT.into(), pit::PORTS, timer.clone(), name)?;
             port.insert_part(speaker, 1, pit::SPEAKER, timer, name)?;
@@ -215,28 +219,40 @@ fn press(event: &EventFd) {
 }
 
 /// How long the guest waits for a reader of its console that takes nothing.
-const PATIENCE: Timespec = Timespec {
-    tv_sec: 5,
-    tv_nsec: 0,
-};
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a vCPU that waits for somebody outside does not go on waiting for.
+#[derive(Clone, Debug)]
+pub(super) struct StopSigns {
+    pub(super) ending: Arc<Ending>,
+    pub(super) awaiting: Arc<Awaiting>,
+}
+
+impl StopSigns {
+    fn are_there(&self) -> bool {
+        self.ending.is_ending() || self.awaiting.is_so()
+    }
+}
 
 /// Standard output without the buffer and the lock of [`io::stdout`].
 ///
 /// A reader that is slow stops the vCPU that writes. One that takes nothing for [`PATIENCE`] is taken
-/// for gone: what the guest sends is lost until it takes something again. A kick ends the wait, so
-/// that a guest can be paused and ended however full its console is.
+/// for gone: what the guest sends is lost until it takes something again. A guest can be paused and ended
+/// however full its console is: a kick ends the wait when there is a [`StopSigns`].
 struct StandardOutput {
     output: OwnedFd,
+    until: StopSigns,
     reader_is_gone: bool,
     counters: Arc<ConsoleCounters>,
 }
 
 impl StandardOutput {
-    fn new(counters: Arc<ConsoleCounters>) -> Result<Self, MachineError> {
+    fn new(counters: Arc<ConsoleCounters>, until: StopSigns) -> Result<Self, MachineError> {
         let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0)
             .map_err(|error| host("use standard output")(error.into()))?;
         Ok(Self {
             output,
+            until,
             reader_is_gone: false,
             counters,
         })
@@ -245,19 +261,29 @@ impl StandardOutput {
     /// Waits until the output takes something. A failure shows in the write that follows.
     fn wait(&mut self) -> io::Result<()> {
         let patience = if self.reader_is_gone {
-            Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            }
+            Duration::ZERO
         } else {
             PATIENCE
         };
+        let deadline = Instant::now() + patience;
         let mut output = [PollFd::new(&self.output, PollFlags::OUT)];
-        self.reader_is_gone = match poll(&mut output, Some(&patience)) {
-            Ok(ready) => ready == 0,
-            // Who is told "interrupted" would try again.
-            Err(Errno::INTR) => return Err(ErrorKind::WouldBlock.into()),
-            Err(_) => false,
+        self.reader_is_gone = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec {
+                // OK because it is at most the patience.
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            match poll(&mut output, Some(&left)) {
+                Ok(ready) => break ready == 0,
+                // A look at the clock can wait; a pause or the end cannot. Who is told "interrupted"
+                // would try again.
+                Err(Errno::INTR) if self.until.are_there() => {
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => break false,
+            }
         };
         if self.reader_is_gone {
             return Err(ErrorKind::TimedOut.into());
@@ -268,12 +294,17 @@ impl StandardOutput {
 
 impl Write for StandardOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.wait().and_then(|()| {
-            rustix::io::write(&self.output, bytes).map_err(|error| match error {
-                Errno::INTR => ErrorKind::WouldBlock.into(),
-                other => other.into(),
-            })
-        });
+        let written = loop {
+            let written = self.wait().map(|()| rustix::io::write(&self.output, bytes));
+            match written {
+                Ok(Err(Errno::INTR)) if self.until.are_there() => {
+                    break Err(ErrorKind::WouldBlock.into());
+                }
+                Ok(Err(Errno::INTR)) => {}
+                Ok(written) => break written.map_err(io::Error::from),
+                Err(error) => break Err(error),
+            }
+        };
         match &written {
             Ok(count) => self.counters.sent.add(*count as u64),
             Err(_) => self.counters.lost.add(bytes.len() as u64),

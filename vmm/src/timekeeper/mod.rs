@@ -18,7 +18,12 @@
 //! Timers in other modes than TSC-deadline (the local APIC's one-shot and periodic modes, the 8254) are
 //! the kernel's and go on under either policy; stock kernels use the deadline timer.
 
+mod events;
+mod exits;
+mod observed;
+mod restart;
 mod vcpu;
+mod watch;
 
 use std::collections::VecDeque;
 
@@ -31,8 +36,14 @@ use tsc::{HostTsc, Khz, Nanos, Ppm, Svm, TscOffset, VcpuId, Vmx};
 
 use crate::api::body::TimePolicy;
 use crate::guest_rate::GuestRate;
-pub(crate) use vcpu::{Answer, HostPlan, Order, TimeError, VcpuClock};
+pub(crate) use events::Events;
+use events::{Event, RestartCause};
+pub(crate) use exits::{ExitWatch, HostSenses};
+pub(crate) use observed::{Bell, Observed, VcpuReport};
+pub(crate) use restart::Home;
+pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
 use vcpu::{Noted, with_plan};
+pub(crate) use watch::{Halt, Host, LastBeat, Watch, WatchThread};
 
 /// So many pauses are remembered; older ones are only counted.
 const REMEMBERED: usize = 64;
@@ -185,6 +196,9 @@ pub(crate) struct Timekeeper {
     rates: Option<Rates>,
     stopped: Option<Stopped>,
     stops: VecDeque<StopReport>,
+    /// The offset that all vCPUs have where counters agree; `None` before it was set on purpose.
+    home_offset: Option<TscOffset>,
+    events: Events,
 }
 
 impl Timekeeper {
@@ -194,7 +208,19 @@ impl Timekeeper {
             rates,
             stopped: None,
             stops: VecDeque::with_capacity(REMEMBERED),
+            home_offset: None,
+            events: Events::default(),
         }
+    }
+
+    /// What happened beside planned pauses.
+    pub(crate) fn events(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// Whether the guest is paused.
+    fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
     }
 
     /// The latest pauses, the last one last.
@@ -225,7 +251,7 @@ impl Timekeeper {
         clocks: &Clocks<'_, impl VmClock>,
         ask: impl Fn(Order) -> Vec<Answer>,
     ) -> Result<(Saved, Option<TscOffset>, u64), ResumeError> {
-        let vcpus = all(ask(Order::Note { hold_timer }))?;
+        let vcpus = all(ask(Order::Clock(ClockOrder::Note { hold_timer })), clock)?;
         let pair = clocks.pair()?;
         let rates = self.rates.ok_or(ResumeError::NoRate)?;
         let readings: Vec<_> = vcpus
@@ -262,7 +288,7 @@ impl Timekeeper {
         let report = match policy {
             TimePolicy::Advance => {
                 if stopped.timers_held {
-                    all(ask(Order::Rearm(None)))?;
+                    all(ask(Order::Clock(ClockOrder::Rearm(None))), clock)?;
                 }
                 let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime).get();
                 StopReport {
@@ -282,6 +308,9 @@ impl Timekeeper {
             TimePolicy::Freeze => self.freeze(stopped, clocks, &ask)?,
         };
         self.stopped = None;
+        if let Some(offset) = report.offset_after {
+            self.home_offset = Some(TscOffset::new(offset.cast_unsigned()));
+        }
         if self.stops.len() == REMEMBERED {
             self.stops.pop_front();
         }
@@ -307,7 +336,7 @@ impl Timekeeper {
             Err(error) => {
                 // What it was. Whether that succeeds or not, the guest does not run on it: it stays
                 // paused, and the next attempt begins anew.
-                let back = ask(Order::SetBack);
+                let back = ask(Order::Clock(ClockOrder::SetBack));
                 let clock = clocks.vm.set_clock(setting(pair.reading.clock, &pair));
                 if clock.is_err() || back.iter().any(|answer| answer.outcome.is_err()) {
                     tracing::error!("the paused guest's clocks could not be set back either");
@@ -315,7 +344,7 @@ impl Timekeeper {
                 return Err(error);
             }
         };
-        all(ask(Order::Rearm(Some(plan))))?;
+        all(ask(Order::Clock(ClockOrder::Rearm(Some(plan)))), clock)?;
         let adjustments = with_plan!(&plan, plan => plan.adjustments);
         let bracket = vcpus.iter().map(|noted| noted.bracket.get()).max();
         let read_back = kvmclock_error.map_or(0, |error| error.unsigned_abs());
@@ -375,7 +404,7 @@ fn carry_out(
     clocks: &Clocks<'_, impl VmClock>,
     ask: &impl Fn(Order) -> Vec<Answer>,
 ) -> Result<(Vec<Noted>, Option<i64>, ClockReading), ResumeError> {
-    let vcpus = all(ask(Order::Set(*plan)))?;
+    let vcpus = all(ask(Order::Clock(ClockOrder::Set(*plan))), clock)?;
     let kvmclock = with_plan!(plan, plan => plan.kvmclock);
     clocks.vm.set_clock(setting(kvmclock, pair))?;
     let after = clocks.pair()?;
@@ -397,12 +426,26 @@ fn setting(clock: Nanos, pair: &Pair) -> ClockSetting {
 }
 
 /// What all vCPUs answered, or the first failure.
-fn all(answers: Vec<Answer>) -> Result<Vec<Noted>, ResumeError> {
+fn all<T>(answers: Vec<Answer>, pick: impl Fn(Done) -> Option<T>) -> Result<Vec<T>, ResumeError> {
     let mut answers = answers;
     answers.sort_by_key(|answer| answer.vcpu.get());
-    let answer =
-        |Answer { vcpu, outcome }| outcome.map_err(|source| ResumeError::Vcpu { vcpu, source });
-    answers.into_iter().map(answer).collect()
+    answers
+        .into_iter()
+        .map(|Answer { vcpu, outcome }| match outcome {
+            Ok(done) => pick(done).ok_or(ResumeError::Vcpu {
+                vcpu,
+                source: TimeError::NotNoted,
+            }),
+            Err(source) => Err(ResumeError::Vcpu { vcpu, source }),
+        })
+        .collect()
+}
+
+fn clock(done: Done) -> Option<Noted> {
+    match done {
+        Done::Clock(noted) => Some(noted),
+        Done::Stands(_) | Done::GoesOn { .. } => None,
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use hypervisor::model::{
 use hypervisor::tsc_control::{Claimed, TscControlError, TscOffsetControl, TscSupport, Written};
 use tsc::{CpuId, GuestTsc, Ticks, TscDelta};
 
+use super::vcpu::VcpuClock;
 use super::*;
 use crate::config::TscRate;
 use crate::doctor::OnModel;
@@ -34,11 +35,25 @@ enum Trouble {
 }
 
 /// A vCPU of the model with a deadline timer.
-struct TimedVcpu<F: ModelForm> {
-    inner: ModelVcpu<F>,
-    deadline: GuestTsc,
-    refuse: bool,
-    writes: usize,
+pub(super) struct TimedVcpu<F: ModelForm> {
+    pub(super) inner: ModelVcpu<F>,
+    pub(super) deadline: GuestTsc,
+    /// How often the timer was armed.
+    pub(super) armed: usize,
+    pub(super) refuse: bool,
+    pub(super) writes: usize,
+}
+
+impl<F: ModelForm> TimedVcpu<F> {
+    pub(super) fn new(inner: ModelVcpu<F>) -> Self {
+        Self {
+            inner,
+            deadline: GuestTsc::new(0),
+            armed: 0,
+            refuse: false,
+            writes: 0,
+        }
+    }
 }
 
 impl<F: ModelForm> TscOffsetControl for TimedVcpu<F> {
@@ -86,6 +101,7 @@ impl<F: ModelForm> DeadlineTimer for TimedVcpu<F> {
 
     fn set_deadline(&mut self, deadline: GuestTsc) -> Result<(), MsrError> {
         self.deadline = deadline;
+        self.armed += 1;
         Ok(())
     }
 }
@@ -168,15 +184,7 @@ impl<'a, F: ModelForm> Machine<'a, F> {
             // The same for both, as a VMM's start has it.
             let offset = TscOffset::new(0_u64.wrapping_sub(1 << 40));
             let _: Written<TscOffset> = inner.write_offset(offset).expect("accepted");
-            vcpus.push((
-                TimedVcpu {
-                    inner,
-                    deadline: GuestTsc::new(0),
-                    refuse: false,
-                    writes: 0,
-                },
-                VcpuClock::default(),
-            ));
+            vcpus.push((TimedVcpu::new(inner), VcpuClock::default()));
         }
         let now = vcpus[0].0.inner.guest_tsc().expect("readable").claim();
         vcpus[0].0.deadline = now.wrapping_advance(Ticks::new(THREE_SECONDS));
@@ -211,9 +219,12 @@ impl<'a, F: ModelForm> Machine<'a, F> {
                 self.vm.pass(CALL);
                 self.vm.host(|host| host.tsc(HERE))
             };
+            let Order::Clock(order) = order else {
+                panic!("a pause asks for nothing else");
+            };
             Answer {
                 vcpu: VcpuId::new(u32::try_from(index).expect("few")),
-                outcome: clock.carry_out(vcpu, order, host_tsc),
+                outcome: clock.carry_out(vcpu, order, host_tsc).map(Done::Clock),
             }
         });
         // The order in which they answer is nobody's to rely on.

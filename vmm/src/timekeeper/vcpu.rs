@@ -1,5 +1,7 @@
 //! What a vCPU's thread does to its clock and timer while it waits at the gate.
 
+use std::sync::Arc;
+
 use hypervisor::MsrError;
 use hypervisor::guest_clock::DeadlineTimer;
 use hypervisor::tsc_control::{
@@ -7,7 +9,9 @@ use hypervisor::tsc_control::{
 };
 use tsc::measure::{GuestSample, HostSample};
 use tsc::plan::{Deadline, Plan};
-use tsc::{GuestTsc, HostTsc, Nanos, Svm, TscDelta, TscOffset, VcpuId, Vmx};
+use tsc::{CpuId, GuestTsc, HostTsc, Nanos, Svm, TscDelta, TscOffset, VcpuId, Vmx};
+
+use super::exits::{ExitWatch, Place, Senses};
 
 /// A plan in the format of this host's processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +56,20 @@ impl HostPlan {
 }
 
 /// What a vCPU that waits is asked to do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Order {
+    /// Something with its clock and timer.
+    Clock(ClockOrder),
+    /// Say where it stands.
+    Stand,
+    /// Go on from the offset that is in its place in this list, on the CPU that it stands on; and arm the
+    /// timer again.
+    GoOn(Arc<[(CpuId, TscOffset)]>),
+}
+
+/// What a vCPU is to do with its clock and timer across a pause.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ClockOrder {
     /// Note the clock and the timer.
     Note {
         /// And stop the timer, so that it does not fire meanwhile.
@@ -71,7 +87,21 @@ pub(crate) enum Order {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) vcpu: VcpuId,
-    pub(crate) outcome: Result<Noted, TimeError>,
+    pub(crate) outcome: Result<Done, TimeError>,
+}
+
+/// What it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It noted or set its clock.
+    Clock(Noted),
+    /// It stands there.
+    Stands(Place),
+    /// It goes on from the offset; and whether that was seen in force.
+    GoesOn {
+        /// The offset stayed, and the guest's TSC reads accordingly.
+        seen: bool,
+    },
 }
 
 /// A vCPU's clock.
@@ -120,9 +150,109 @@ pub(crate) enum TimeError {
     /// It was not noted before.
     #[error("the clock was not read when the vCPU was stopped")]
     NotNoted,
+    /// The processor does not tell on which CPU a counter was read.
+    #[error("this processor has no RDTSCP, so it cannot be told which CPU's TSC is read")]
+    NoCpu,
+    /// The thread went to another CPU than the offset is for.
+    #[error("the thread of the stopped vCPU moved to {0} meanwhile")]
+    Moved(CpuId),
+    /// There is no offset for it.
+    #[error("no offset was planned for it")]
+    NoOffset,
 }
 
 /// A vCPU thread's part of keeping time.
+#[derive(Debug)]
+pub(crate) struct VcpuTime<S> {
+    id: VcpuId,
+    clock: VcpuClock,
+    watch: ExitWatch<S>,
+    /// The clock was set while the vCPU waited.
+    was_set: bool,
+}
+
+impl<S: Senses> VcpuTime<S> {
+    /// Before the first entry.
+    pub(crate) fn begin(id: VcpuId, mut watch: ExitWatch<S>, vcpu: &impl TscOffsetControl) -> Self {
+        watch.begin(vcpu);
+        Self {
+            id,
+            clock: VcpuClock::default(),
+            watch,
+            was_set: false,
+        }
+    }
+
+    /// Its watch.
+    #[inline]
+    pub(crate) fn watch(&mut self) -> &mut ExitWatch<S> {
+        &mut self.watch
+    }
+
+    /// Carries `order` out on `vcpu`, whose thread this is.
+    pub(crate) fn carry_out<V: TscOffsetControl + DeadlineTimer>(
+        &mut self,
+        vcpu: &mut V,
+        order: &Order,
+    ) -> Answer {
+        let outcome = match order {
+            Order::Clock(order) => {
+                self.was_set |= matches!(order, ClockOrder::Set(_) | ClockOrder::SetBack);
+                let noted = self.clock.carry_out(vcpu, *order, || self.watch.tsc());
+                noted.map(Done::Clock)
+            }
+            Order::Stand => self.watch.stand(vcpu).map(Done::Stands),
+            Order::GoOn(offsets) => {
+                self.was_set = true;
+                let place = usize::try_from(self.id.get()).ok();
+                match place.and_then(|place| offsets.get(place)) {
+                    Some(&(cpu, offset)) => self.go_on(vcpu, cpu, offset),
+                    None => Err(TimeError::NoOffset),
+                }
+            }
+        };
+        Answer {
+            vcpu: self.id,
+            outcome,
+        }
+    }
+
+    /// The vCPU goes on.
+    pub(crate) fn leave(&mut self, vcpu: &impl TscOffsetControl) {
+        if std::mem::take(&mut self.was_set) {
+            self.watch.begin(vcpu);
+        } else {
+            self.watch.look(vcpu);
+        }
+    }
+
+    fn go_on<V: TscOffsetControl + DeadlineTimer>(
+        &mut self,
+        vcpu: &mut V,
+        cpu: CpuId,
+        offset: TscOffset,
+    ) -> Result<Done, TimeError> {
+        let deadline = vcpu.deadline()?;
+        let place = self.watch.stand(vcpu)?;
+        if place.cpu != cpu {
+            return Err(TimeError::Moved(place.cpu));
+        }
+        let seen = match set(vcpu, offset, self.watch.ratio(), || self.watch.tsc()) {
+            Ok(_) => true,
+            // KVM moves the offset of a vCPU on a host whose TSC it does not trust, at every load; it takes
+            // the guest forward from the line that this write began.
+            Err(TimeError::NotKept { .. } | TimeError::Elsewhere { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        // The kernel's timer goes by the host's clock: the guest's deadline is nearer now.
+        if deadline.get() != 0 {
+            vcpu.set_deadline(deadline)?;
+        }
+        Ok(Done::GoesOn { seen })
+    }
+}
+
+/// What a vCPU's thread does with its clock across a pause.
 #[derive(Debug, Default)]
 pub(crate) struct VcpuClock {
     noted: Option<Noted>,
@@ -136,11 +266,11 @@ impl VcpuClock {
     pub(crate) fn carry_out<V: TscOffsetControl + DeadlineTimer>(
         &mut self,
         vcpu: &mut V,
-        order: Order,
+        order: ClockOrder,
         host_tsc: impl Fn() -> HostTsc,
     ) -> Result<Noted, TimeError> {
         match order {
-            Order::Note { hold_timer } => {
+            ClockOrder::Note { hold_timer } => {
                 self.noted = None;
                 let noted = Noted {
                     offset: vcpu.offset()?.claim(),
@@ -152,7 +282,7 @@ impl VcpuClock {
                 }
                 Ok(*self.noted.insert(noted))
             }
-            Order::Set(plan) => {
+            ClockOrder::Set(plan) => {
                 let noted = self.noted()?;
                 let offset = plan.offset();
                 let bracket = set(vcpu, offset, plan.ratio()?, host_tsc)?;
@@ -162,13 +292,13 @@ impl VcpuClock {
                     ..noted
                 })
             }
-            Order::SetBack => {
+            ClockOrder::SetBack => {
                 let noted = self.noted()?;
                 let written = vcpu.write_offset(noted.offset)?;
                 kept(written.read_back(vcpu.offset()?))?;
                 Ok(noted)
             }
-            Order::Rearm(plan) => {
+            ClockOrder::Rearm(plan) => {
                 let noted = self.noted()?;
                 let write = match plan.map(|plan| plan.deadline(noted.deadline)) {
                     None => noted.deadline,

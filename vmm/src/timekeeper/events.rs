@@ -1,0 +1,172 @@
+//! What happened to a guest's time, for the time report.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use serde::Serialize;
+use tsc::Nanos;
+
+/// So many are remembered; older ones are only counted.
+const REMEMBERED: usize = 256;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// Nobody ran for a while, and nobody asked for it. The guest's clocks went on: a clock cannot be held
+    /// by somebody who does not run. Its watchdogs were told.
+    UnplannedStop {
+        /// Between these bounds.
+        at_least_ns: u64,
+        at_most_ns: u64,
+        /// For how much of it the host slept.
+        host_slept_ns: u64,
+        /// By SIGSTOP; otherwise the process was frozen, or had no CPU.
+        by_signal: bool,
+    },
+    /// Two CPUs' counters were measured, and are apart.
+    Skew {
+        cpu: u32,
+        home_cpu: u32,
+        at_least_ticks: i64,
+        at_most_ticks: i64,
+    },
+    /// The host's kernel does not keep time by the TSC any more: KVM compensates by itself from now on.
+    KernelMark {
+        /// What it keeps time by.
+        clocksource: String,
+    },
+    /// The vCPUs' threads were confined to the CPUs whose counters agree with the home CPU's.
+    Confined {
+        cpus: Vec<u32>,
+        /// Why they were not.
+        error: Option<String>,
+    },
+    /// All vCPUs went on from a later reading.
+    Restart {
+        cause: RestartCause,
+        /// How far each of them was taken forward.
+        forward_ticks: Vec<i64>,
+        /// Whether the offsets were seen in force; where KVM moves them by itself they are not.
+        seen_in_force: bool,
+    },
+    /// It was to be so, and could not.
+    RestartFailed { cause: RestartCause, reason: String },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnplannedStop {
+                at_least_ns,
+                at_most_ns,
+                by_signal,
+                ..
+            } => {
+                let how = if *by_signal {
+                    "stopped by a signal"
+                } else {
+                    "frozen, or without a CPU"
+                };
+                write!(
+                    f,
+                    "the process was {how} for {at_least_ns} to {at_most_ns} ns; the clocks went on"
+                )
+            }
+            Self::Skew {
+                cpu,
+                home_cpu,
+                at_least_ticks,
+                at_most_ticks,
+            } => write!(
+                f,
+                "the TSC of CPU {cpu} is ahead of CPU {home_cpu}'s by {at_least_ticks} to {at_most_ticks} ticks"
+            ),
+            Self::KernelMark { clocksource } => write!(
+                f,
+                "the host's kernel does not trust the TSC any more: it keeps time by {clocksource}"
+            ),
+            Self::Confined { cpus, error: None } => {
+                write!(f, "the vCPUs' threads are kept on CPUs {cpus:?}")
+            }
+            Self::Confined {
+                cpus,
+                error: Some(error),
+            } => write!(
+                f,
+                "the vCPUs' threads cannot be kept on CPUs {cpus:?}: {error}"
+            ),
+            Self::Restart {
+                cause,
+                forward_ticks,
+                ..
+            } => write!(
+                f,
+                "the vCPUs went on from a later reading, by {forward_ticks:?} ticks, because of a {cause}"
+            ),
+            Self::RestartFailed { cause, reason } => write!(
+                f,
+                "the vCPUs could not go on from a later reading, because of a {cause}: {reason}"
+            ),
+        }
+    }
+}
+
+/// Why all vCPUs of a guest went on from a later reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RestartCause {
+    /// A vCPU was on a CPU whose counter is apart from the others'.
+    Skew,
+    /// On a host that KVM does not trust, a guest that is ahead of KVM's line stands still until that has
+    /// caught up: the line is taken to the guest.
+    Lead,
+}
+
+impl fmt::Display for RestartCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Skew => "skew between CPUs",
+            Self::Lead => "guest ahead of KVM's line",
+        })
+    }
+}
+
+/// An event and when it was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Entry {
+    /// `CLOCK_BOOTTIME`.
+    at_ns: u64,
+    #[serde(flatten)]
+    event: Event,
+}
+
+/// The latest events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Events {
+    /// How many there have been.
+    pub(crate) count: u64,
+    /// The latest, the last one last.
+    pub(crate) latest: VecDeque<Entry>,
+}
+
+impl Entry {
+    #[cfg(test)]
+    pub(super) fn event(self) -> Event {
+        self.event
+    }
+}
+
+impl Events {
+    pub(super) fn add(&mut self, at: Nanos, event: Event) {
+        tracing::info!("guest time: {event}");
+        if self.latest.len() == REMEMBERED {
+            self.latest.pop_front();
+        }
+        self.count = self.count.saturating_add(1);
+        self.latest.push_back(Entry {
+            at_ns: at.get(),
+            event,
+        });
+    }
+}

@@ -1,0 +1,379 @@
+//! The thread that watches a whole guest's time.
+//!
+//! Once in a [`PERIOD`] it sees to it that every vCPU's clock was looked at, and notices when nobody ran.
+//! When a vCPU's thread reports something (its counter went backwards, its clock departed from the
+//! host's, its offset moved, it came to another CPU) it finds out why: it measures the skew between the
+//! CPUs at hand by exchanged timestamps, and asks the kernel whether it still trusts the TSC. Then there
+//! are two cases in which something is done, and everything else is only reported:
+//!
+//! - the counters of two CPUs are **proven** apart: the vCPUs' threads are confined to the CPUs that agree
+//!   with the home CPU, if their placement is ours; and when the kernel does not know of it, all vCPUs
+//!   stop for a moment and go on from the latest reading of any of them;
+//! - the kernel knows, and so KVM compensates by itself: it has a vCPU go on from what it read last and
+//!   forwards it to a line. That is left alone, except when the guest is *ahead* of that line, where it
+//!   would stand still until the line has caught up: then the line is begun anew from the guest's reading.
+//!
+//! An offset that moved on a host whose counters agree was moved by the guest, who may.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tsc::skew::SkewBounds;
+use tsc::watch::{Beat, Beats};
+use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
+
+use super::exits::LOOK_EVERY;
+use super::observed::{Bell, Observed, Rung};
+use super::restart::{Home, restart};
+use super::{Answer, Event, Order, Rates, RestartCause, Timekeeper};
+use crate::doctor;
+use crate::error::one_line;
+use crate::host_clock;
+use crate::signals;
+
+/// Somebody looks at least so often.
+pub(crate) const PERIOD: Nanos = LOOK_EVERY;
+/// A beat may be late by this: a busy host's scheduler, and an emulated one's.
+pub(crate) const SLACK: Nanos = Nanos::new(500_000_000);
+/// A pair of CPUs that was measured is measured again after so long, if a vCPU is moved between them.
+const MEASURE_AGAIN: Nanos = Nanos::new(30_000_000_000);
+/// A guest that is ahead of KVM's line by more than this stands still for as long.
+const LEAD: i64 = 1_000_000;
+
+/// What the watch asks of the host, beside its clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host {
+    /// Bounds on the second CPU's counter less the first one's; `None` when nothing could be measured.
+    pub(crate) skew: fn(CpuId, CpuId) -> Option<SkewBounds>,
+    /// What the kernel keeps time by.
+    pub(crate) clocksource: fn() -> Option<String>,
+    /// The CPUs that vCPUs' threads may be confined to.
+    pub(crate) allowed: fn() -> Vec<CpuId>,
+    /// What is within this is no skew.
+    pub(crate) bound: Nanos,
+}
+
+impl Host {
+    /// The machine that this runs on.
+    pub(crate) const THIS: Self = Self {
+        skew: doctor::skew_between,
+        clocksource: host_clock::clocksource,
+        allowed: doctor::allowed_cpus,
+        bound: doctor::DOMAIN_BOUND,
+    };
+}
+
+/// Stops all vCPUs of a guest for a moment.
+pub(crate) trait Halt {
+    /// Returns when all wait, with something that they can be asked through.
+    fn close(&self);
+    /// Has those that wait carry out an order.
+    fn ask(&self, order: Order) -> Vec<Answer>;
+    /// Lets them go on.
+    fn open(&self);
+    /// Makes a vCPU leave the guest and look at its clock.
+    fn nudge(&self, vcpu: usize);
+    /// Confines the vCPUs' threads to these CPUs.
+    ///
+    /// # Errors
+    /// Why they are not.
+    fn confine(&self, cpus: &[CpuId]) -> Result<(), String>;
+}
+
+/// What one guest's watch goes by.
+pub(crate) struct Watch<T> {
+    pub(crate) halt: T,
+    pub(crate) rates: Rates,
+    pub(crate) home: Home,
+    pub(crate) host: Host,
+    /// Whether the threads' placement is ours.
+    pub(crate) may_confine: bool,
+    pub(crate) vcpus: Vec<Arc<Observed>>,
+    pub(crate) keeper: Arc<Mutex<Timekeeper>>,
+}
+
+/// The watch and what it has found.
+struct Watching<T> {
+    watch: Watch<T>,
+    bound: Ticks,
+    /// CPUs by what was measured of them against the home CPU, and when.
+    measured: BTreeMap<u32, (SkewBounds, Nanos)>,
+    /// The kernel does not trust the TSC.
+    condemned: bool,
+    /// The threads were confined.
+    confined: bool,
+}
+
+/// The thread. Dropped, it ends.
+#[derive(Debug)]
+pub(crate) struct WatchThread {
+    bell: Arc<Bell>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl WatchThread {
+    pub(crate) fn start<T: Halt + Send + 'static>(
+        watch: Watch<T>,
+        bell: Arc<Bell>,
+        beat: Arc<LastBeat>,
+    ) -> std::io::Result<Self> {
+        let for_thread = bell.clone();
+        let handle = std::thread::Builder::new()
+            .name("time".to_owned())
+            .spawn(move || run(Watching::new(watch), &for_thread, &beat))?;
+        Ok(Self {
+            bell,
+            handle: Some(handle),
+        })
+    }
+}
+
+impl Drop for WatchThread {
+    fn drop(&mut self) {
+        self.bell.ring(Rung::ForTheEnd);
+        if let Some(handle) = self.handle.take() {
+            // It has nothing left to tell.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// When the watch beat last, for vCPU threads that find themselves stopped and started.
+#[derive(Debug, Default)]
+pub(crate) struct LastBeat(std::sync::atomic::AtomicU64);
+
+impl LastBeat {
+    fn set(&self, now: Nanos) {
+        self.0
+            .store(now.get(), std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Whether one is missing: nobody ran, or hardly.
+    pub(crate) fn is_missing(&self) -> bool {
+        let last = self.0.load(std::sync::atomic::Ordering::Relaxed);
+        last != 0 && Beats::is_missing(PERIOD, SLACK, Nanos::new(last), host_clock::boottime())
+    }
+}
+
+fn beat_now() -> Beat {
+    Beat {
+        boottime: host_clock::boottime(),
+        monotonic: host_clock::monotonic(),
+        continued: signals::continued(),
+    }
+}
+
+fn run<T: Halt>(mut watching: Watching<T>, bell: &Bell, last: &LastBeat) {
+    let first = beat_now();
+    let mut beats = Beats::begin(PERIOD, SLACK, first);
+    last.set(first.boottime);
+    loop {
+        let rung = bell.wait(Duration::from_nanos(PERIOD.get()));
+        if rung == Rung::ForTheEnd {
+            return;
+        }
+        let now = beat_now();
+        if let Some(stop) = beats.beat(now) {
+            watching.add(Event::UnplannedStop {
+                at_least_ns: stop.at_least.get(),
+                at_most_ns: stop.at_most.get(),
+                host_slept_ns: stop.host_slept.get(),
+                by_signal: stop.by_signal,
+            });
+        }
+        last.set(now.boottime);
+        watching.beat(host_clock::monotonic_raw(), rung == Rung::ByVcpu);
+    }
+}
+
+impl<T: Halt> Watching<T> {
+    fn new(watch: Watch<T>) -> Self {
+        let bound =
+            ticks_exact_floor(watch.host.bound, watch.rates.host.khz).unwrap_or(Ticks::ZERO);
+        let clocksource = (watch.host.clocksource)();
+        Self {
+            condemned: !trusts_the_tsc(clocksource.as_deref()),
+            watch,
+            bound,
+            measured: BTreeMap::new(),
+            confined: false,
+        }
+    }
+
+    fn add(&self, event: Event) {
+        let mut keeper = self.keeper();
+        keeper.events.add(host_clock::boottime(), event);
+    }
+
+    fn keeper(&self) -> std::sync::MutexGuard<'_, Timekeeper> {
+        // It is changed in whole steps.
+        self.watch
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A beat, at `now` of the clock that looks are made by.
+    fn beat(&mut self, now: Nanos, rung: bool) {
+        let mut wanted = false;
+        for (index, vcpu) in self.watch.vcpus.iter().enumerate() {
+            wanted |= vcpu.take_attention();
+            if now.saturating_sub(vcpu.looked_at()) >= LOOK_EVERY {
+                self.watch.halt.nudge(index);
+            }
+        }
+        if wanted {
+            self.look_into_it(now, rung);
+        }
+    }
+
+    /// `rung`: by a vCPU that met something that should not be.
+    fn look_into_it(&mut self, now: Nanos, rung: bool) {
+        if !self.condemned {
+            let clocksource = (self.watch.host.clocksource)();
+            if !trusts_the_tsc(clocksource.as_deref()) {
+                self.condemned = true;
+                self.add(Event::KernelMark {
+                    clocksource: clocksource.unwrap_or_default(),
+                });
+            }
+        }
+        // The kernel compensates from then on; the report is to tell why all the same.
+        let again = if rung && !self.condemned {
+            LOOK_EVERY
+        } else {
+            MEASURE_AGAIN
+        };
+        let mut visited: Vec<CpuId> = Vec::new();
+        for vcpu in &self.watch.vcpus {
+            visited.extend(vcpu.take_visited());
+        }
+        if self.measure(&visited, now, again) && self.watch.may_confine && !self.confined {
+            self.confine(now);
+        }
+        let leads = self
+            .watch
+            .vcpus
+            .iter()
+            .any(|vcpu| vcpu.offset_moves() > 0 && vcpu.lead_at_least() > LEAD);
+        if self.condemned && leads {
+            self.restart(RestartCause::Lead);
+        } else if !self.condemned && self.confined {
+            self.restart(RestartCause::Skew);
+        }
+    }
+
+    /// Measures CPUs against the home CPU, those that were measured within `again` excepted; whether one of
+    /// them is proven apart.
+    fn measure(&mut self, cpus: &[CpuId], now: Nanos, again: Nanos) -> bool {
+        let home = self.watch.home.cpu;
+        let mut apart = false;
+        let mut cpus = cpus.to_vec();
+        cpus.sort_unstable_by_key(|cpu| cpu.get());
+        cpus.dedup();
+        for cpu in cpus.into_iter().filter(|cpu| *cpu != home) {
+            let known = self.measured.get(&cpu.get()).copied();
+            let was_apart = known.is_some_and(|(bounds, _)| bounds.is_beyond(self.bound));
+            apart |= was_apart;
+            if known.is_some_and(|(_, at)| now.saturating_sub(at) < again) {
+                continue;
+            }
+            let Some(bounds) = (self.watch.host.skew)(home, cpu) else {
+                continue;
+            };
+            self.measured.insert(cpu.get(), (bounds, now));
+            if bounds.is_beyond(self.bound) {
+                apart = true;
+                if !was_apart {
+                    self.add(Event::Skew {
+                        cpu: cpu.get(),
+                        home_cpu: home.get(),
+                        at_least_ticks: bounds.at_least().get(),
+                        at_most_ticks: bounds.at_most().get(),
+                    });
+                }
+            }
+        }
+        apart
+    }
+
+    /// Confines the threads to the CPUs that are proven to agree with the home CPU.
+    fn confine(&mut self, now: Nanos) {
+        let allowed = (self.watch.host.allowed)();
+        self.measure(&allowed, now, MEASURE_AGAIN);
+        let home = self.watch.home.cpu;
+        let agrees = |cpu: CpuId| {
+            let bounds = self.measured.get(&cpu.get());
+            cpu == home || bounds.is_some_and(|(bounds, _)| bounds.is_within(self.bound))
+        };
+        let cpus: Vec<_> = allowed.into_iter().filter(|cpu| agrees(*cpu)).collect();
+        let confined = self.watch.halt.confine(&cpus);
+        self.confined = confined.is_ok();
+        self.add(Event::Confined {
+            cpus: cpus.iter().map(|cpu| cpu.get()).collect(),
+            error: confined.err(),
+        });
+    }
+
+    /// What a CPU's counter is ahead of the home CPU's by, where that is proven to be beyond the bound.
+    fn skew(&self, cpu: CpuId) -> TscDelta {
+        match self.measured.get(&cpu.get()) {
+            Some((bounds, _)) if bounds.is_beyond(self.bound) => bounds.middle_toward_zero(),
+            _ => TscDelta::ZERO,
+        }
+    }
+
+    fn restart(&mut self, cause: RestartCause) {
+        let keeper = self.watch.keeper.clone();
+        let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_stopped() {
+            // The clocks are in another's hands; what is wrong will still be so when the guest goes on.
+            return;
+        }
+        self.watch.halt.close();
+        let done = restart(
+            self.watch.rates,
+            Home {
+                cpu: self.watch.home.cpu,
+                offset: keeper.home_offset.unwrap_or(self.watch.home.offset),
+            },
+            |cpu| self.skew(cpu),
+            // Beyond what is measured, and what passes between two readings.
+            self.bound.as_delta().unwrap_or(TscDelta::ZERO),
+            cause == RestartCause::Lead,
+            |order| self.watch.halt.ask(order),
+        );
+        self.watch.halt.open();
+        let event = match done {
+            Ok(None) => return,
+            Ok(Some(restarted)) => {
+                keeper.home_offset = Some(restarted.home);
+                Event::Restart {
+                    cause,
+                    forward_ticks: restarted.forward.iter().map(|ticks| ticks.get()).collect(),
+                    seen_in_force: restarted.seen,
+                }
+            }
+            Err(error) => Event::RestartFailed {
+                cause,
+                reason: one_line(&error),
+            },
+        };
+        keeper.events.add(host_clock::boottime(), event);
+    }
+}
+
+/// Whether a host with this clocksource takes its TSC for stable, as far as that shows. A host that is a
+/// guest itself keeps time by its hypervisor's clock, which says nothing against its TSC; one that does not
+/// tell is taken for one that trusts it, as most do.
+fn trusts_the_tsc(clocksource: Option<&str>) -> bool {
+    const OF_HYPERVISORS: [&str; 3] = ["kvm-clock", "hyperv", "xen"];
+    clocksource.is_none_or(|name| {
+        name.starts_with("tsc") || OF_HYPERVISORS.iter().any(|other| name.starts_with(other))
+    })
+}
+
+#[cfg(test)]
+mod tests;

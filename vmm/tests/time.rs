@@ -1,0 +1,134 @@
+//! What is told of a guest's time while it runs, on this machine's KVM.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::api::Vm;
+
+/// Code that writes to port 0x80, where nobody is, for ever: out 0x80, al; jmp back.
+const BUSY: [u8; 4] = [0xe6, 0x80, 0xeb, 0xfc];
+
+/// The report, once it is as wanted.
+fn report_when(vm: &Vm, wanted: impl Fn(&Value) -> bool) -> Value {
+    let begin = Instant::now();
+    loop {
+        let report = vm.get("/time");
+        if wanted(&report) {
+            return report;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{report}");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until the kernel has stopped the launcher's first thread (proc_pid_stat(5)).
+fn until_stopped(vm: &Vm) {
+    let path = format!("/proc/{}/stat", vm.child.id());
+    loop {
+        let stat = std::fs::read_to_string(&path).expect("our child");
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
+        if state == Some('T') {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn each_vcpu(report: &Value, holds: impl Fn(&Value) -> bool) -> bool {
+    let vcpus = report["vcpus"].as_array().expect("a list");
+    !vcpus.is_empty() && vcpus.iter().all(holds)
+}
+
+#[test]
+fn each_vcpu_is_looked_at_whether_it_leaves_the_guest_or_not() {
+    let mut vm = Vm::start(&[]);
+    // The second one waits for a start-up interrupt.
+    vm.boot(&BUSY, 2);
+    let report = report_when(&vm, |report| {
+        each_vcpu(report, |vcpu| vcpu["looks"].as_u64() > Some(3))
+    });
+    if report["host"]["clocksource"] != "tsc" {
+        // KVM moves offsets by itself where the TSC is not trusted.
+        return println!("skipped in part: this host does not keep time by its TSC");
+    }
+    for vcpu in report["vcpus"].as_array().expect("a list") {
+        let (least, most) = (&vcpu["error_at_least_ns"], &vcpu["error_at_most_ns"]);
+        assert!(
+            least.as_i64() <= Some(0) && most.as_i64() >= Some(0),
+            "{vcpu}"
+        );
+        for zero in [
+            "leaps",
+            "lags",
+            "failed_looks",
+            "offset_moves",
+            "backwards_steps",
+        ] {
+            assert_eq!(vcpu[zero], 0, "{zero}: {vcpu}");
+        }
+    }
+    assert_eq!(report["events"]["count"], 0, "{report}");
+}
+
+#[test]
+fn stop_by_a_signal_is_told_with_its_length_and_the_clocks_go_on() {
+    let mut vm = Vm::start(&[]);
+    vm.boot(&BUSY, 1);
+    report_when(&vm, |report| {
+        each_vcpu(report, |vcpu| vcpu["looks"].as_u64() > Some(1))
+    });
+    let longest = Instant::now();
+    vm.signal(Signal::STOP);
+    until_stopped(&vm);
+    let shortest = Instant::now();
+    // The length of the stop is what is measured.
+    std::thread::sleep(Duration::from_secs(3));
+    let shortest = shortest.elapsed();
+    vm.signal(Signal::CONT);
+    let report = report_when(&vm, |report| report["events"]["count"].as_u64() > Some(0));
+    let longest = longest.elapsed();
+    let stop = &report["events"]["latest"][0];
+    assert_eq!(stop["what"], "unplanned_stop", "{report}");
+    assert_eq!(stop["by_signal"], json!(true), "{stop}");
+    let nanos = |bound: &str| Duration::from_nanos(stop[bound].as_u64().expect("nanoseconds"));
+    assert!(nanos("at_most_ns") >= shortest, "{stop} {shortest:?}");
+    assert!(nanos("at_least_ns") <= longest, "{stop} {longest:?}");
+    // Nothing was taken from the guest, and nothing given.
+    let looks = report["vcpus"][0]["looks"].as_u64();
+    let report = report_when(&vm, |report| {
+        each_vcpu(report, |vcpu| vcpu["looks"].as_u64() > looks)
+    });
+    assert!(
+        each_vcpu(&report, |vcpu| vcpu["leaps"] == 0 && vcpu["lags"] == 0),
+        "{report}"
+    );
+}
+
+#[test]
+fn without_a_timekeeper_nothing_is_watched() {
+    let mut vm = Vm::start(&["--no-timekeeper"]);
+    vm.boot(&BUSY, 1);
+    let report = vm.get("/time");
+    assert_eq!(report["vcpus"][0]["looks"], 0, "{report}");
+}
+
+#[test]
+fn freeze_is_taken_only_where_a_guest_was_seen_to_follow() {
+    let mut vm = Vm::start(&[]);
+    vm.boot(&BUSY, 1);
+    let (status, body) = vm.send("PUT", "/time", &json!({"policy": "freeze"}));
+    if status == 204 {
+        assert_eq!(vm.get("/time")["policy"], "freeze");
+    } else {
+        let message = body["fault_message"].as_str().expect("a reason");
+        assert_eq!(status, 400, "{message}");
+        assert!(message.contains("offsets"), "{message}");
+        assert_eq!(vm.get("/time")["policy"], "advance");
+    }
+}
