@@ -154,6 +154,7 @@ pub(crate) struct Machine<H: Hypervisor> {
     host_rate: Option<Khz>,
     /// Whether the guest's time is watched.
     timekeeper: bool,
+    metrics: Arc<Metrics>,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
 }
@@ -230,6 +231,7 @@ where
             rate,
             host_rate,
             timekeeper: config.timekeeper,
+            metrics: metrics.clone(),
             vm,
         })
     }
@@ -314,6 +316,12 @@ where
             }
         }
         running.threads = Arc::new(threads);
+        if self.timekeeper {
+            let (vcpus, keeper) = (running.observed.clone(), running.timekeeper.clone());
+            self.metrics.add_source(Box::new(move |samples| {
+                timekeeper::figures(&vcpus, &keeper, samples);
+            }));
+        }
         if let (Some(rates), Some(home)) = (watched, home) {
             running.watch = Some(running.watch(rates, home, bell)?);
         } else if self.timekeeper {

@@ -132,3 +132,16 @@ fn freeze_is_taken_only_where_a_guest_was_seen_to_follow() {
         assert_eq!(vm.get("/time")["policy"], "advance");
     }
 }
+
+#[test]
+fn metrics_tell_of_time() {
+    let mut vm = Vm::start(&[]);
+    vm.boot(&BUSY, 2);
+    report_when(&vm, |report| {
+        each_vcpu(report, |vcpu| vcpu["looks"].as_u64() > Some(1))
+    });
+    assert!(vm.metric("keeptime_time_looks_total") >= 4);
+    assert_eq!(vm.metric("keeptime_time_restarts_total"), 0);
+    let age = vm.metric("keeptime_time_report_age_ns");
+    assert!(age < 60_000_000_000, "{age}");
+}

@@ -48,7 +48,7 @@ impl Sample {
     }
 
     /// The last of its kind.
-    fn gauge(group: &'static str, field: &str, value: u64) -> Self {
+    pub(crate) fn gauge(group: &'static str, field: &str, value: u64) -> Self {
         Self {
             kind: Kind::Gauge,
             ..Self::counter(group, field, value)

@@ -144,8 +144,12 @@ pub(crate) struct Entry {
 /// The latest events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Events {
-    /// How many there have been.
+    /// How many there have been; of these, stops that nobody planned, and restarts.
     pub(crate) count: u64,
+    pub(crate) unplanned_stops: u64,
+    pub(crate) restarts: u64,
+    /// By how many ticks vCPUs were taken forward in restarts, all together.
+    pub(crate) given_back_ticks: u64,
     /// The latest, the last one last.
     pub(crate) latest: VecDeque<Entry>,
 }
@@ -164,6 +168,19 @@ impl Events {
             self.latest.pop_front();
         }
         self.count = self.count.saturating_add(1);
+        match &event {
+            Event::UnplannedStop { .. } => {
+                self.unplanned_stops = self.unplanned_stops.saturating_add(1);
+            }
+            Event::Restart { forward_ticks, .. } => {
+                self.restarts = self.restarts.saturating_add(1);
+                for ticks in forward_ticks {
+                    let ticks = u64::try_from(*ticks).unwrap_or(0);
+                    self.given_back_ticks = self.given_back_ticks.saturating_add(ticks);
+                }
+            }
+            _ => {}
+        }
         self.latest.push_back(Entry {
             at_ns: at.get(),
             event,

@@ -20,6 +20,7 @@
 
 mod events;
 mod exits;
+mod figures;
 mod observed;
 mod restart;
 mod vcpu;
@@ -39,6 +40,7 @@ use crate::guest_rate::GuestRate;
 pub(crate) use events::Events;
 use events::{Event, RestartCause};
 pub(crate) use exits::{ExitWatch, HostSenses};
+pub(crate) use figures::figures;
 pub(crate) use observed::{Bell, Observed, VcpuReport};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};

@@ -11,8 +11,10 @@ use tsc::{CpuId, Nanos, Ticks, TscOffset};
 /// CPUs up to this number are told apart.
 const CPUS: u32 = 256;
 
-/// Written by one vCPU's thread, read by others. Each value stands for itself.
+/// Written by one vCPU's thread, read by others. Each value stands for itself. In cache lines of its own,
+/// in pairs, as processors fetch them.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(crate) struct Observed {
     /// Something happened that is to be looked into.
     wants_attention: AtomicBool,
@@ -165,6 +167,24 @@ impl Observed {
     /// By how much the guest's clock is ahead of its line at least.
     pub(super) fn lead_at_least(&self) -> i64 {
         self.error_at_least.load(Ordering::Relaxed)
+    }
+
+    /// What is added up over a guest's vCPUs for the metrics: the field's name and its value here.
+    pub(super) fn counts(&self) -> [(&'static str, u64); 6] {
+        let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        [
+            ("moves", get(&self.moves)),
+            ("backwards_steps", get(&self.backwards)),
+            ("looks", get(&self.looks)),
+            ("leaps", get(&self.leaps)),
+            ("lags", get(&self.lags)),
+            ("offset_moves", get(&self.offset_moves)),
+        ]
+    }
+
+    /// The magnitude of the largest error that was proven, in nanoseconds.
+    pub(super) fn largest_error(&self) -> u64 {
+        self.largest_error.load(Ordering::Relaxed).unsigned_abs()
     }
 
     pub(crate) fn report(&self, vcpu: usize) -> VcpuReport {
