@@ -447,10 +447,11 @@ where
     pub(crate) fn pause(&mut self, policy: TimePolicy) {
         // Held until all wait: the watch stops them, too.
         let mut timekeeper = self.timekeeper();
+        let began = host_clock::boottime();
         self.shared.gate.close(|| self.kick());
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
-        timekeeper.stop(policy, &clocks, |order| gate.ask(order));
+        timekeeper.stop(policy, began, &clocks, |order| gate.ask(order));
     }
 
     /// Lets them go on, with their clocks as `policy` wants.

@@ -178,6 +178,9 @@ fn run<V>(
         let mut sighting = None;
         let glance = || sighting = time.watch().glance();
         let served = serve_one_exit(vcpu, &shared.buses, counters, glance);
+        if served == Served::Interrupted {
+            time.has_left();
+        }
         if let Some(sighting) = sighting {
             time.watch().attend(sighting, vcpu);
         }
@@ -195,6 +198,7 @@ fn run<V>(
                 if stopped || shared.beat.is_missing() {
                     notify_pause(id, vcpu);
                 }
+                time.wait_for_start();
             }
             Served::End(outcome) => return ending.end(outcome),
             Served::Failed(reason) => {

@@ -46,6 +46,23 @@ pub struct Saved {
     pub pairing_error: Nanos,
 }
 
+impl Saved {
+    /// The same guest's clocks `by` earlier; `None` when they did not run so early, or when that is more ticks
+    /// than are counted. Rounded by less than one tick.
+    #[must_use]
+    pub fn earlier(self, by: Nanos) -> Option<Self> {
+        let ticks = ticks_exact_floor(by, self.guest_khz)?;
+        Some(Self {
+            guest_tsc: self
+                .guest_tsc
+                .wrapping_add(ticks.as_delta()?.wrapping_neg()),
+            kvmclock: self.kvmclock.checked_sub(by)?,
+            real: self.real.checked_sub(by)?,
+            ..self
+        })
+    }
+}
+
 /// The instant from which it goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Present {
@@ -139,6 +156,13 @@ pub struct Plan<F: RatioFormat> {
 }
 
 impl<F: RatioFormat> Plan<F> {
+    /// The host's TSC so long after the plan's own instant; `None` when that is more ticks than are counted.
+    #[must_use]
+    pub fn host_tsc_after(&self, nanos: Nanos) -> Option<HostTsc> {
+        let ticks = ticks_exact_floor(nanos, self.host_khz)?;
+        Some(self.host_tsc.wrapping_advance(ticks))
+    }
+
     /// How far a kvmclock that showed `clock` when the host's TSC read `host_tsc`, after the plan was
     /// carried out, is from where the plan has it then: positive when it is ahead. `None` when the TSC
     /// is before the plan's own instant, or so far beyond it that nanoseconds do not count it.

@@ -8,6 +8,12 @@
 //! | `advance` | the clocks are noted | nothing is written: TSC, kvmclock and timers went on by themselves, and KVM's master clock stays as it was |
 //! | `freeze` | noted, and deadline timers disarmed | every vCPU gets the same offset, once; then the kvmclock is set for the same instant; both are read back; then the timers are armed again |
 //!
+//! Under `freeze` the clocks stand from the last vCPU's exit to the first one's entry, and not just from
+//! reading to reading. The exits are noted as they come, and the clocks are saved as they were at the last.
+//! A resumption is planned for an instant a little ahead, by when everything is set and every vCPU is about
+//! to enter its guest, and no vCPU enters before it. How far ahead is a multiple of what reading the clocks
+//! took at the pause. When it takes longer, the guest's clocks go on by the rest, and the report says so.
+//!
 //! The policy of the resumption counts; the one at the pause decides only whether timers are held. A
 //! timer that went on under `advance` and fired is armed again under `freeze`: its interrupt may come
 //! early, which a kernel takes for a spurious one.
@@ -33,7 +39,7 @@ use hypervisor::guest_clock::{ClockReading, ClockSetting, VmClock};
 use hypervisor::tsc_control::{Vendor, VendorRatio};
 use serde::Serialize;
 use tsc::plan::{self, Allow, HostTime, Present, Refusal, Saved};
-use tsc::{HostTsc, Khz, Nanos, Ppm, Svm, TscOffset, VcpuId, Vmx};
+use tsc::{HostTsc, Khz, Nanos, Ppm, Svm, TscOffset, VcpuId, Vmx, nanos_exact_floor};
 
 use crate::api::body::TimePolicy;
 use crate::guest_rate::GuestRate;
@@ -44,7 +50,7 @@ pub(crate) use figures::figures;
 pub(crate) use observed::{Bell, Observed, VcpuReport};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
-use vcpu::{Noted, with_plan};
+use vcpu::{LONGEST_LEAD, Noted, Start, with_plan};
 pub(crate) use watch::{Halt, Host, LastBeat, Watch, WatchThread};
 
 /// So many pauses are remembered; older ones are only counted.
@@ -85,6 +91,12 @@ pub(crate) struct RefusalError(Refusal);
 
 /// A kvmclock that is further off than this was not set: the kernel or another process set it meanwhile.
 const KVMCLOCK_OFF: Nanos = Nanos::new(1_000_000);
+/// One that is closer than this is where it was set to.
+const KVMCLOCK_CLOSE: Nanos = Nanos::new(1_000);
+/// So often it is set. For a time in the past the kernel adds what has passed since, by two clocks that it reads
+/// one after the other (`kvm_vm_ioctl_set_clock` in arch/x86/kvm/x86.c): what lies between them is about the same
+/// each time, so that the next setting can make up for it.
+const KVMCLOCK_TRIES: u32 = 3;
 
 /// What became of the clocks at a pause's end, for the time report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -149,8 +161,14 @@ impl<C: VmClock> Clocks<'_, C> {
 struct Stopped {
     boottime: Nanos,
     timers_held: bool,
+    /// How far ahead of the present a resumption is to be planned.
+    lead: Nanos,
     noted: Result<(Saved, Option<TscOffset>, u64), String>,
 }
+
+/// A resumption asks all vCPUs twice, reads and sets the kvmclock, and wakes the vCPUs: it takes a few times what
+/// reading the clocks at a pause takes, which is that the vCPUs are asked once.
+const LEAD_IN_READINGS: u64 = 4;
 
 /// The rates of a guest's TSC and of the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,19 +248,23 @@ impl Timekeeper {
         self.stops.iter().cloned().collect()
     }
 
-    /// All vCPUs have just come to wait, and `ask` has each of them carry out an order.
+    /// All vCPUs have just come to wait, since `began`, and `ask` has each of them carry out an order.
     pub(crate) fn stop(
         &mut self,
         policy: TimePolicy,
+        began: Nanos,
         clocks: &Clocks<'_, impl VmClock>,
         ask: impl Fn(Order) -> Vec<Answer>,
     ) {
         let boottime = (clocks.boottime)();
         let timers_held = policy == TimePolicy::Freeze;
-        let noted = self.note(timers_held, clocks, ask);
+        let noted = self.note(timers_held, began, clocks, ask);
+        let reading = (clocks.boottime)().saturating_sub(boottime).get();
+        let longest = u64::try_from(LONGEST_LEAD.as_nanos()).unwrap_or(0);
         self.stopped = Some(Stopped {
             boottime,
             timers_held,
+            lead: Nanos::new(reading.saturating_mul(LEAD_IN_READINGS).min(longest)),
             noted: noted.map_err(|error| crate::error::one_line(&error)),
         });
     }
@@ -250,6 +272,7 @@ impl Timekeeper {
     fn note(
         &self,
         hold_timer: bool,
+        began: Nanos,
         clocks: &Clocks<'_, impl VmClock>,
         ask: impl Fn(Order) -> Vec<Answer>,
     ) -> Result<(Saved, Option<TscOffset>, u64), ResumeError> {
@@ -269,8 +292,23 @@ impl Timekeeper {
             real: pair.boottime,
             pairing_error: pairing_error(&pair),
         };
+        // The clocks as they were when the last vCPU left, and not before somebody wanted them to leave.
+        let left = vcpus
+            .iter()
+            .map(|noted| self.since(noted.left, pair.host_tsc));
+        let since = left.min().unwrap_or(Nanos::ZERO);
+        let since = since.min(pair.boottime.saturating_sub(began));
+        let saved = saved.earlier(since).unwrap_or(saved);
         let first = vcpus.first().map(|noted| noted.offset);
         Ok((saved, first, unified.spread.get()))
+    }
+
+    /// The time from `earlier` to `later`, by a TSC of the host; nothing when they are the other way round.
+    fn since(&self, earlier: HostTsc, later: HostTsc) -> Nanos {
+        let rates = self.rates.filter(|_| earlier.is_before(later));
+        rates
+            .and_then(|rates| nanos_exact_floor(later.wrapping_elapsed(earlier), rates.host.khz))
+            .unwrap_or(Nanos::ZERO)
     }
 
     /// The guest is to go on under `policy`.
@@ -331,7 +369,9 @@ impl Timekeeper {
             Err(reason) => return Err(ResumeError::NotNoted(reason.clone())),
         };
         let pair = clocks.pair()?;
-        let plan = self.plan(saved, &pair)?;
+        // With clocks of a little earlier now, they are as they were when it begins.
+        let lead = stopped.lead;
+        let plan = self.plan(saved.earlier(lead).unwrap_or(saved), &pair)?;
         let done = carry_out(&plan, &pair, clocks, ask);
         let (vcpus, kvmclock_error, after) = match done {
             Ok(done) => done,
@@ -346,17 +386,20 @@ impl Timekeeper {
                 return Err(error);
             }
         };
-        all(ask(Order::Clock(ClockOrder::Rearm(Some(plan)))), clock)?;
+        let at = with_plan!(&plan, plan => plan.host_tsc_after(lead)).unwrap_or(pair.host_tsc);
+        let start = Start { plan, at };
+        all(ask(Order::Clock(ClockOrder::Rearm(Some(start)))), clock)?;
         let adjustments = with_plan!(&plan, plan => plan.adjustments);
         let bracket = vcpus.iter().map(|noted| noted.bracket.get()).max();
         let read_back = kvmclock_error.map_or(0, |error| error.unsigned_abs());
         let pairing = pairing_error(&pair).saturating_add(saved.pairing_error);
+        let late = self.since(at, (clocks.host_tsc)());
         Ok(StopReport {
             policy: TimePolicy::Freeze,
             elapsed_ns: adjustments.elapsed.get(),
             advanced_ns: adjustments.advanced.get(),
             withheld_ns: adjustments.withheld.get(),
-            error_ns: Some(pairing.get().max(read_back)),
+            error_ns: Some(pairing.get().max(read_back).saturating_add(late.get())),
             kvmclock_error_ns: kvmclock_error,
             tsc_bracket_ticks: bracket,
             spread_ticks: Some(spread),
@@ -408,9 +451,21 @@ fn carry_out(
 ) -> Result<(Vec<Noted>, Option<i64>, ClockReading), ResumeError> {
     let vcpus = all(ask(Order::Clock(ClockOrder::Set(*plan))), clock)?;
     let kvmclock = with_plan!(plan, plan => plan.kvmclock);
-    clocks.vm.set_clock(setting(kvmclock, pair))?;
-    let after = clocks.pair()?;
-    let error = with_plan!(plan, plan => plan.kvmclock_error(after.reading.clock, after.host_tsc));
+    let (mut aim, mut after, mut error) = (kvmclock, *pair, None);
+    for _ in 0..KVMCLOCK_TRIES {
+        clocks.vm.set_clock(setting(aim, pair))?;
+        after = clocks.pair()?;
+        let reading = after.reading.clock;
+        error = with_plan!(plan, plan => plan.kvmclock_error(reading, after.host_tsc));
+        let Some(off) = error.filter(|error| error.magnitude() > KVMCLOCK_CLOSE) else {
+            break;
+        };
+        aim = if off.get() > 0 {
+            aim.saturating_sub(off.magnitude())
+        } else {
+            aim.saturating_add(off.magnitude())
+        };
+    }
     match error {
         Some(error) if error.magnitude() > KVMCLOCK_OFF => {
             Err(ResumeError::KvmclockOff(error.get()))

@@ -1,6 +1,7 @@
 //! What a vCPU's thread does to its clock and timer while it waits at the gate.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hypervisor::MsrError;
 use hypervisor::guest_clock::DeadlineTimer;
@@ -12,6 +13,9 @@ use tsc::plan::{Deadline, Plan};
 use tsc::{CpuId, GuestTsc, HostTsc, Nanos, Svm, TscDelta, TscOffset, VcpuId, Vmx};
 
 use super::exits::{ExitWatch, Place, Senses};
+
+/// A resumption begins at most so long after it was planned.
+pub(super) const LONGEST_LEAD: Duration = Duration::from_millis(20);
 
 /// A plan in the format of this host's processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +83,17 @@ pub(crate) enum ClockOrder {
     Set(HostPlan),
     /// Set the clock back to what was noted.
     SetBack,
-    /// Arm the timer as it was noted; as planned, if there is a plan.
-    Rearm(Option<HostPlan>),
+    /// Arm the timer as it was noted; as planned, if there is a plan, and then do not enter the guest before the
+    /// plan's start.
+    Rearm(Option<Start>),
+}
+
+/// A plan, and when the guest's clocks show what they are to go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(super) plan: HostPlan,
+    /// The host's TSC then.
+    pub(super) at: HostTsc,
 }
 
 /// What a vCPU answers.
@@ -114,6 +127,8 @@ pub(crate) struct Noted {
     /// How closely the offset that was set is known: the distance of the host's readings around the one
     /// of the guest's TSC. 0 where nothing was set.
     pub(crate) bracket: TscDelta,
+    /// The host's TSC soon after the vCPU left the guest.
+    pub(crate) left: HostTsc,
 }
 
 /// A vCPU's clock cannot be read or set.
@@ -217,6 +232,16 @@ impl<S: Senses> VcpuTime<S> {
         }
     }
 
+    /// The vCPU has just left its guest, and may have to wait.
+    pub(crate) fn has_left(&mut self) {
+        self.clock.leave(self.watch.tsc());
+    }
+
+    /// Returns when the guest may be entered again: a resumption may have a time for it.
+    pub(crate) fn wait_for_start(&mut self) {
+        self.clock.wait_for_start(|| self.watch.tsc());
+    }
+
     /// The vCPU goes on.
     pub(crate) fn leave(&mut self, vcpu: &impl TscOffsetControl) {
         if std::mem::take(&mut self.was_set) {
@@ -256,9 +281,28 @@ impl<S: Senses> VcpuTime<S> {
 #[derive(Debug, Default)]
 pub(crate) struct VcpuClock {
     noted: Option<Noted>,
+    left: Option<HostTsc>,
+    start: Option<HostTsc>,
 }
 
 impl VcpuClock {
+    /// The vCPU has just left the guest, and looks whether it is to wait.
+    pub(crate) fn leave(&mut self, host_tsc: HostTsc) {
+        self.left = Some(host_tsc);
+    }
+
+    /// Returns when the guest may be entered: a resumption has a time for that, which is near. It is not waited
+    /// for a TSC that has lost its way.
+    pub(crate) fn wait_for_start(&mut self, host_tsc: impl Fn() -> HostTsc) {
+        let Some(start) = self.start.take() else {
+            return;
+        };
+        let begin = Instant::now();
+        while host_tsc().is_before(start) && begin.elapsed() < LONGEST_LEAD {
+            std::hint::spin_loop();
+        }
+    }
+
     /// Carries `order` out on `vcpu`, whose thread this is. `host_tsc` reads this CPU's TSC.
     ///
     /// # Errors
@@ -272,10 +316,12 @@ impl VcpuClock {
         match order {
             ClockOrder::Note { hold_timer } => {
                 self.noted = None;
+                self.start = None;
                 let noted = Noted {
                     offset: vcpu.offset()?.claim(),
                     deadline: vcpu.deadline()?,
                     bracket: TscDelta::new(0),
+                    left: self.left.unwrap_or_else(host_tsc),
                 };
                 if hold_timer && noted.deadline.get() != 0 {
                     vcpu.set_deadline(GuestTsc::new(0))?;
@@ -298,9 +344,10 @@ impl VcpuClock {
                 kept(written.read_back(vcpu.offset()?))?;
                 Ok(noted)
             }
-            ClockOrder::Rearm(plan) => {
+            ClockOrder::Rearm(start) => {
                 let noted = self.noted()?;
-                let write = match plan.map(|plan| plan.deadline(noted.deadline)) {
+                self.start = start.map(|start| start.at);
+                let write = match start.map(|start| start.plan.deadline(noted.deadline)) {
                     None => noted.deadline,
                     Some(Deadline::Disarmed) => GuestTsc::new(0),
                     Some(Deadline::Armed { write, .. } | Deadline::Overdue { write, .. }) => write,

@@ -458,6 +458,7 @@ fn paused_guest_is_not_touched() {
         watching.keeper().stopped = Some(super::super::Stopped {
             boottime: Nanos::ZERO,
             timers_held: false,
+            lead: Nanos::ZERO,
             noted: Err("not looked at".to_owned()),
         });
         watching.second(false);
