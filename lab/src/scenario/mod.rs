@@ -8,6 +8,7 @@
 mod clients;
 mod errors;
 mod linux;
+mod rate;
 mod small;
 mod time;
 
@@ -213,6 +214,7 @@ impl Outcome {
 pub(crate) fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     scenarios.extend(linux::all());
+    scenarios.extend(rate::all());
     scenarios.extend(small::all());
     scenarios.extend(errors::all());
     scenarios.extend(time::all());
