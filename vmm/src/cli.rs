@@ -21,7 +21,7 @@ use tsc::Khz;
 
 use crate::api::COMPATIBLE_VERSION;
 use crate::config::{
-    BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscRate, VcpuCount, VmConfig,
+    BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscDomain, TscRate, VcpuCount, VmConfig,
 };
 use crate::demo::{self, DemoError};
 use crate::doctor::{Doctor, DoctorError, OnKvm};
@@ -129,6 +129,10 @@ struct Run {
     /// the host's
     #[arg(long, requires = "tsc_khz")]
     allow_tsc_catchup: bool,
+    /// Where vCPU threads run: auto (on CPUs whose TSCs agree, where the host's are measured apart), CPUs
+    /// such as 0-3,8, or off [default: auto]
+    #[arg(long, value_name = "CPUS")]
+    tsc_domain: Option<TscDomain>,
     /// For tests: nobody watches the guest's time
     #[arg(long, hide = true)]
     no_timekeeper: bool,
@@ -293,6 +297,7 @@ impl From<&Run> for VmConfig {
                     khz: run.tsc_khz,
                     allow_catch_up: run.allow_tsc_catchup,
                 },
+                tsc_domain: run.tsc_domain,
                 timekeeper: !run.no_timekeeper,
             },
         )

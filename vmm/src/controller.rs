@@ -22,7 +22,7 @@ use crate::api::http::{Response, Status};
 use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::{COMPATIBLE_VERSION, server};
-use crate::config::{BootConfig, MachineConfig, TscRate, VmConfig};
+use crate::config::{BootConfig, MachineConfig, TscDomain, TscRate, VmConfig};
 use crate::doctor;
 use crate::error::one_line;
 use crate::guest_rate::GuestRate;
@@ -102,6 +102,8 @@ pub(crate) struct Controller {
     policy: TimePolicy,
     /// What the command line says of the TSC's rate, where a configuration says nothing.
     tsc_flags: TscRate,
+    /// What it says of where vCPU threads run.
+    tsc_domain_flag: Option<TscDomain>,
     /// Measures whether this host's offsets have an effect, or says why not.
     measure_offsets: fn() -> Result<(), String>,
     phase: Phase,
@@ -120,6 +122,7 @@ impl Controller {
             missing: Vec::new(),
             policy: TimePolicy::Advance,
             tsc_flags: TscRate::default(),
+            tsc_domain_flag: None,
             measure_offsets: doctor::offsets_take_effect,
             phase: Phase::NotStarted,
         }
@@ -142,6 +145,12 @@ impl Controller {
         self.machine.tsc = rate;
     }
 
+    /// Adds what the command line says of where vCPU threads run.
+    pub(crate) fn set_tsc_domain(&mut self, domain: Option<TscDomain>) {
+        self.tsc_domain_flag = domain;
+        self.machine.tsc_domain = domain;
+    }
+
     /// Takes a configuration file's settings over.
     ///
     /// # Errors
@@ -156,6 +165,7 @@ impl Controller {
         self.machine = MachineConfig {
             boot_timer,
             tsc: config.machine.tsc.or(self.tsc_flags),
+            tsc_domain: config.machine.tsc_domain.or(self.tsc_domain_flag),
             timekeeper,
             ..config.machine
         };
@@ -213,11 +223,12 @@ impl Controller {
             }
             ApiRequest::PutBootSource(body) => done(self.put_boot_source(body)),
             ApiRequest::PutMachineConfig(body) => {
-                // Of a whole configuration that says nothing of the rate, the command line decides.
-                let tsc = self.tsc_flags;
+                // Of a whole configuration that says nothing of these, the command line decides.
+                let (tsc, tsc_domain) = (self.tsc_flags, self.tsc_domain_flag);
                 done(self.change_machine(
                     MachineConfig {
                         tsc,
+                        tsc_domain,
                         ..self.machine
                     },
                     body.into(),
@@ -418,6 +429,9 @@ fn machine_config(machine: &MachineConfig) -> serde_json::Value {
     }
     if machine.tsc.allow_catch_up {
         config["allow_tsc_catchup"] = json!(true);
+    }
+    if let Some(domain) = machine.tsc_domain {
+        config["tsc_domain"] = json!(domain);
     }
     config
 }

@@ -30,19 +30,14 @@
 //! | `required`, `missing` | names given to `--require`, and those that are not met |
 //! | `took_ns` | how long it took |
 
-mod cpus;
 mod effects;
-mod exchange;
 mod guest;
 mod json;
 mod kvm;
-mod platform;
 mod probe;
 mod progress;
-mod rate;
 mod report;
 mod require;
-mod skew;
 mod text;
 mod trial;
 
@@ -55,6 +50,7 @@ use hypervisor::kvm::Kvm;
 use tsc::skew::SkewBounds;
 use tsc::{CpuId, Nanos, Ppm};
 
+use crate::assessment::{cpus, exchange, platform, rate, skew};
 use crate::error::one_line;
 use crate::output::{self, OutputError};
 use effects::Effects;
@@ -194,7 +190,11 @@ fn measure_host(cpus: &[CpuId], progress: &mut Progress) -> Measurements {
         return (Err(none()), Err(none()));
     };
     let meter = RateMeter::start(first);
-    let exchanges = skew::measure(cpus, Budget::DEFAULT, progress);
+    let mut step = |index, of| {
+        progress.step(|| format!("skew between CPUs, pair {index} of {of}"));
+        true
+    };
+    let exchanges = skew::measure(cpus, Budget::DEFAULT, &mut step);
     let rate = meter
         .and_then(RateMeter::finish)
         .map_err(|error| one_line(&error))

@@ -19,11 +19,14 @@
 //! | `output`, `error` | reports on standard output, and errors in one line |
 //! | `demo` | the guest that is compiled into the binary |
 //! | `simulate` | the command line of the simulator in `tsc` |
+//! | `assessment` | what this host says of its TSCs, and what is measured of them, for each launch and for `doctor` |
+//! | `placement` | the CPUs that a guest's vCPU threads are kept on |
 //! | `doctor` | what this host can do for guests' time, measured |
 //!
 //! Arithmetic on time is not done here: `tsc` has it.
 
 pub mod api;
+mod assessment;
 pub mod cli;
 pub mod config;
 mod console;
@@ -44,6 +47,7 @@ mod metrics;
 mod mmds;
 mod outcome;
 mod output;
+mod placement;
 mod signals;
 mod simulate;
 mod terminal;

@@ -18,13 +18,12 @@ use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
 use hypervisor::host::{self as host_cpu, Rdtscp, read_tsc};
 use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, IoctlError, Kick, MsrError, Vcpu, Vm};
-use rustix::thread::CpuSet;
 use tsc::{CpuId, Khz, VcpuId};
 use vm_memory::Address;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::body::TimePolicy;
-use crate::config::{MachineConfig, VcpuCount};
+use crate::config::{CpuList, MachineConfig, VcpuCount};
 use crate::console::{self, ConsoleInput};
 use crate::error::one_line;
 use crate::event_loop::EventLoop;
@@ -34,6 +33,7 @@ use crate::host_clock;
 use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::outcome::Outcome;
+use crate::placement::{Measuring, Placement, PlacementError, Senses, Threads};
 use crate::terminal::RawMode;
 use crate::time_report::Kept;
 use crate::timekeeper::{
@@ -95,6 +95,9 @@ pub(crate) enum MachineError {
     /// The guest's TSC cannot have the rate that it is to have.
     #[error(transparent)]
     Rate(#[from] RateError),
+    /// The vCPUs' threads cannot run where they are to.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// The kernel refused a call.
     #[error(transparent)]
     Ioctl(#[from] IoctlError),
@@ -152,6 +155,7 @@ pub(crate) struct Machine<H: Hypervisor> {
     keyboard: Arc<Mutex<I8042>>,
     rate: GuestRate,
     host_rate: Option<Khz>,
+    placement: Placement,
     /// Whether the guest's time is watched.
     timekeeper: bool,
     metrics: Arc<Metrics>,
@@ -195,6 +199,8 @@ where
                 virtio_mmio: Vec::new(),
             },
         )?;
+        let mode = config.tsc_domain.unwrap_or_default();
+        let placement = Placement::prepare(mode, asked, Senses::this_host())?;
         let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
         let (vcpus, host_rate) =
             create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded, rate)?;
@@ -221,6 +227,7 @@ where
                 ending: ending.clone(),
                 gate: Gate::new(vcpus.len(), awaiting),
                 beat: Arc::default(),
+                threads: Arc::new(Threads::beginning_on(placement.first())),
             }),
             vcpus,
             counters,
@@ -230,6 +237,7 @@ where
             keyboard: devices.keyboard,
             rate,
             host_rate,
+            placement,
             timekeeper: config.timekeeper,
             metrics: metrics.clone(),
             vm,
@@ -285,6 +293,8 @@ where
             keyboard: self.keyboard,
             rate: self.rate,
             host_rate: self.host_rate,
+            placement: self.placement,
+            measuring: None,
             timekeeper: Arc::new(Mutex::new(Timekeeper::new(rates))),
             observed: Vec::new(),
             watch: None,
@@ -322,6 +332,11 @@ where
                 timekeeper::figures(&vcpus, &keeper, samples);
             }));
         }
+        // The threads that are started from now on are not the guest's.
+        running.placement.release();
+        running.measuring = (running.placement)
+            .go_on(running.host_rate, running.shared.threads.clone())
+            .map_err(host("start the thread that measures the TSCs"))?;
         if let (Some(rates), Some(home)) = (watched, home) {
             running.watch = Some(running.watch(rates, home, bell)?);
         } else if self.timekeeper {
@@ -353,6 +368,8 @@ pub(crate) struct Running<H: Hypervisor> {
     timekeeper: Arc<Mutex<Timekeeper>>,
     observed: Vec<Arc<Observed>>,
     watch: Option<WatchThread>,
+    placement: Placement,
+    measuring: Option<Measuring>,
     _terminal: Option<RawMode>,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
@@ -380,7 +397,7 @@ impl<H: Hypervisor> Running<H> {
             rates,
             home,
             host: timekeeper::Host::THIS,
-            may_confine: true,
+            may_confine: self.placement.is_auto(),
             vcpus: self.observed.clone(),
             keeper: self.timekeeper.clone(),
         };
@@ -427,14 +444,9 @@ impl<K: Kick + Send + Sync> Halt for Crew<K> {
     }
 
     fn confine(&self, cpus: &[CpuId]) -> Result<(), String> {
-        let mut set = CpuSet::new();
-        for cpu in cpus {
-            set.set(usize::try_from(cpu.get()).unwrap_or(usize::MAX));
-        }
-        self.threads
-            .iter()
-            .try_for_each(|thread| thread.confine(&set))
-            .map_err(|error| one_line(&error))
+        let cpus: CpuList = cpus.iter().copied().collect();
+        let confined = self.shared.threads.confine(&cpus);
+        confined.map_err(|error| one_line(&error))
     }
 }
 
@@ -476,6 +488,7 @@ where
             vcpus: (self.observed.iter().enumerate())
                 .map(|(index, observed)| observed.report(index))
                 .collect(),
+            placed: Some(self.placement.placed(&self.shared.threads)),
         }
     }
 
@@ -502,6 +515,7 @@ impl<H: Hypervisor> Drop for Running<H> {
         self.shared.gate.wait_until_left(|| self.kick());
         // It may be waiting for vCPUs that have left now.
         self.watch = None;
+        self.measuring = None;
         for thread in &*self.threads {
             thread.join();
         }

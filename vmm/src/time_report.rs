@@ -5,11 +5,14 @@
 
 use hypervisor::MissingFeature;
 use serde::Serialize;
-use tsc::Khz;
+use tsc::{CpuId, Khz};
 
 use crate::api::body::TimePolicy;
+use crate::assessment::{self, Finding, PairSkew, cpus};
+use crate::config::CpuList;
 use crate::guest_rate::{GuestRate, OtherRate};
 use crate::host_clock;
+use crate::placement::{KnownBy, Placed};
 use crate::timekeeper::{Events, StopReport, VcpuReport};
 
 /// The report.
@@ -17,6 +20,8 @@ use crate::timekeeper::{Events, StopReport, VcpuReport};
 pub(crate) struct TimeReport {
     host: Host,
     guest: Guest,
+    /// Where its vCPUs' threads run; nothing before the start.
+    placement: Option<Placement>,
     /// What the guest's clocks do while it is paused.
     policy: TimePolicy,
     /// What became of the clocks at the latest pauses, the last one last.
@@ -36,6 +41,40 @@ struct Host {
     tsc_khz_source: Option<&'static str>,
     /// What the host's kernel keeps time by.
     clocksource: Option<String>,
+    /// What the processor says: the twelve letters of its vendor,
+    vendor: String,
+    /// and whether its TSC ticks at one rate in all states of the processor.
+    invariant_tsc: bool,
+    /// The CPUs that this process may run on.
+    cpus: Vec<u32>,
+    /// What is known of the TSCs of these CPUs, beside each other.
+    skew: Skew,
+}
+
+/// How the TSCs of the host's CPUs lie to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Skew {
+    /// How it is known; nothing before the start.
+    known_by: Option<KnownBy>,
+    /// `CLOCK_BOOTTIME` when it was measured.
+    measured_at_ns: Option<u64>,
+    /// CPUs whose TSCs are proven to be no further apart are a domain.
+    domain_bound_ns: u64,
+    /// Sets of CPUs, as measured.
+    domains: Option<Vec<Vec<u32>>>,
+    /// The pair whose TSCs can be furthest apart, and the bounds on what they are.
+    largest: Option<PairSkew>,
+}
+
+/// Where the guest's vCPU threads run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Placement {
+    /// As `--tsc-domain` has it.
+    mode: String,
+    /// The CPUs that the threads may run on, all together, as the kernel tells.
+    cpus: Vec<u32>,
+    /// The same of each vCPU's thread; nothing of one that has ended.
+    vcpus: Vec<Option<Vec<u32>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -97,12 +136,16 @@ const OF_TIME: [&str; 6] = [
 
 /// The name of the degradation of a guest whose rate KVM keeps by pushing it.
 const CATCH_UP: &str = "catch-up";
+/// The name of what is to be said of where the vCPUs' threads run.
+const TSC_DOMAIN: &str = "tsc-domain";
+
 /// What a running guest's timekeeper tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kept {
     pub(crate) stops: Vec<StopReport>,
     pub(crate) events: Events,
     pub(crate) vcpus: Vec<VcpuReport>,
+    pub(crate) placed: Option<Placed>,
 }
 
 impl TimeReport {
@@ -116,6 +159,11 @@ impl TimeReport {
         kept: Kept,
     ) -> Self {
         let host_khz = running.and_then(|(_, host)| host).map(Khz::get);
+        let platform = assessment::platform();
+        let cpus = match &kept.placed {
+            Some(placed) => placed.allowed.numbers(),
+            None => cpus::allowed().map_or_else(|_| Vec::new(), numbers),
+        };
         let clocksource = host_clock::clocksource();
         let mut degradations: Vec<_> = missing
             .iter()
@@ -145,11 +193,21 @@ impl TimeReport {
                     consequence,
                 }),
         );
+        let drawbacks = kept.placed.iter().flat_map(|placed| &placed.drawbacks);
+        degradations.extend(drawbacks.map(|drawback| Degradation {
+            name: TSC_DOMAIN.to_owned(),
+            consequence: drawback.consequence.clone(),
+        }));
         Self {
+            placement: kept.placed.as_ref().map(Placement::new),
             host: Host {
                 tsc_khz: host_khz,
                 tsc_khz_source: host_khz.map(|_| "KVM_GET_TSC_KHZ"),
                 clocksource,
+                vendor: platform.vendor,
+                invariant_tsc: platform.invariant_tsc,
+                cpus,
+                skew: Skew::new(kept.placed.as_ref()),
             },
             guest: Guest::new(asked, running),
             policy,
@@ -157,6 +215,38 @@ impl TimeReport {
             events: kept.events,
             vcpus: kept.vcpus,
             degradations,
+        }
+    }
+}
+
+fn numbers(cpus: Vec<CpuId>) -> Vec<u32> {
+    cpus.into_iter().map(CpuId::get).collect()
+}
+
+impl Skew {
+    fn new(placed: Option<&Placed>) -> Self {
+        let finding = placed.and_then(|placed| placed.finding.as_ref());
+        let domains = |finding: &Finding| finding.domains.iter().map(CpuList::numbers).collect();
+        Self {
+            known_by: placed.map(|placed| placed.known_by),
+            measured_at_ns: finding.map(|finding| finding.at_ns),
+            domain_bound_ns: assessment::DOMAIN_BOUND.get(),
+            domains: finding.map(domains),
+            largest: finding.and_then(|finding| finding.largest),
+        }
+    }
+}
+
+impl Placement {
+    fn new(placed: &Placed) -> Self {
+        let in_force = placed.in_force.iter();
+        let together: CpuList = in_force.clone().flatten().flat_map(CpuList::iter).collect();
+        Self {
+            mode: placed.mode.to_string(),
+            cpus: together.numbers(),
+            vcpus: in_force
+                .map(|cpus| cpus.as_ref().map(CpuList::numbers))
+                .collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -11,7 +11,6 @@ use devices::bus::{Bus, Reaction};
 use hypervisor::guest_clock::{DeadlineTimer, PauseNotice};
 use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Direction, Exit, Kick, PortAccess, SystemEvent, Vcpu};
-use rustix::thread::{CpuSet, Pid, gettid, sched_setaffinity};
 use tsc::VcpuId;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::Killable;
@@ -21,6 +20,7 @@ use crate::error::one_line;
 use crate::gate::Gate;
 use crate::metrics::VcpuCounters;
 use crate::outcome::Outcome;
+use crate::placement::Threads;
 use crate::signals;
 use crate::timekeeper::{Answer, ExitWatch, HostSenses, LastBeat, Order, VcpuTime};
 
@@ -83,14 +83,13 @@ pub(crate) struct Shared {
     pub(crate) ending: Arc<Ending>,
     pub(crate) gate: Gate<Order, Answer>,
     pub(crate) beat: Arc<LastBeat>,
+    pub(crate) threads: Arc<Threads>,
 }
 
 /// A running vCPU's thread. It ends when the microVM does, and whoever owns this value sees to that.
 #[derive(Debug)]
 pub(crate) struct VcpuThread<K: Kick> {
     handle: Mutex<Option<JoinHandle<()>>>,
-    /// The kernel's number for it; 0 before it runs.
-    number: Arc<AtomicI32>,
     kick: K,
 }
 
@@ -107,12 +106,13 @@ impl<K: Kick> VcpuThread<K> {
         V: Vcpu<Kick = K> + PauseNotice + TscOffsetControl + DeadlineTimer + 'static,
     {
         let kick = vcpu.kick_handle().map_err(io::Error::other)?;
-        let number = Arc::new(AtomicI32::new(0));
-        let own_number = number.clone();
         let handle = std::thread::Builder::new()
             .name(format!("vcpu{}", id.get()))
             .spawn(move || {
-                own_number.store(gettid().as_raw_nonzero().get(), Ordering::Release);
+                let (_entry, placed) = shared.threads.enter(id);
+                if let Err(error) = placed {
+                    tracing::warn!("{id}: {}", one_line(&error));
+                }
                 // A panic in a device must end the microVM, not leave it with one processor less.
                 let run = AssertUnwindSafe(|| run(id, &mut vcpu, &shared, &counters, watch));
                 if catch_unwind(run).is_err() {
@@ -124,7 +124,6 @@ impl<K: Kick> VcpuThread<K> {
             })?;
         Ok(Self {
             handle: Mutex::new(Some(handle)),
-            number,
             kick,
         })
     }
@@ -141,14 +140,6 @@ impl<K: Kick> VcpuThread<K> {
         {
             // ESRCH: the thread has ended by itself.
             tracing::debug!("kick of thread {:?}: {error}", handle.as_pthread_t());
-        }
-    }
-
-    /// Keeps the thread on these CPUs from now on.
-    pub(crate) fn confine(&self, cpus: &CpuSet) -> io::Result<()> {
-        match Pid::from_raw(self.number.load(Ordering::Acquire)) {
-            Some(thread) => Ok(sched_setaffinity(Some(thread), cpus)?),
-            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
         }
     }
 

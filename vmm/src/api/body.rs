@@ -8,7 +8,9 @@ use arch::memory::MemorySize;
 use serde::{Deserialize, Serialize};
 
 use super::request::Fault;
-use crate::config::{BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscRate, VcpuCount};
+use crate::config::{
+    BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscDomain, TscRate, VcpuCount,
+};
 use crate::error::one_line;
 use crate::logging::Level;
 
@@ -131,6 +133,8 @@ pub struct MachineBody {
     pub tsc_khz: Option<u64>,
     /// Let KVM push the guest's TSC forward where the hardware does not scale.
     pub allow_tsc_catchup: Option<bool>,
+    /// Where vCPU threads run; without it, what the command line says.
+    pub tsc_domain: Option<TscDomain>,
 }
 
 /// `PATCH /machine-config`.
@@ -146,6 +150,7 @@ pub struct MachinePatch {
     pub huge_pages: Option<HugePages>,
     pub tsc_khz: Option<u64>,
     pub allow_tsc_catchup: Option<bool>,
+    pub tsc_domain: Option<TscDomain>,
 }
 
 impl From<MachineBody> for MachinePatch {
@@ -159,6 +164,7 @@ impl From<MachineBody> for MachinePatch {
             huge_pages: body.huge_pages,
             tsc_khz: body.tsc_khz,
             allow_tsc_catchup: body.allow_tsc_catchup,
+            tsc_domain: body.tsc_domain,
         }
     }
 }
@@ -203,6 +209,7 @@ impl MachinePatch {
         if let Some(allow) = self.allow_tsc_catchup {
             machine.tsc.allow_catch_up = allow;
         }
+        machine.tsc_domain = self.tsc_domain.or(machine.tsc_domain);
         Ok(machine)
     }
 }
@@ -347,6 +354,15 @@ mod tests {
             }
         );
         assert_eq!(changed.vcpus.get(), 4);
+        assert_eq!(changed.tsc_domain, None);
+        let patch = MachinePatch {
+            tsc_domain: Some(TscDomain::Off),
+            ..MachinePatch::default()
+        };
+        let changed = patch.apply_to(changed).expect("valid");
+        assert_eq!(changed.tsc_domain, Some(TscDomain::Off));
+        let changed = MachinePatch::default().apply_to(changed).expect("valid");
+        assert_eq!(changed.tsc_domain, Some(TscDomain::Off));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use clap::Args;
 use tsc::Khz;
 
 use super::parse_tsc_khz;
-use crate::config::TscRate;
+use crate::config::{TscDomain, TscRate};
 
 /// Where the API's socket is when nobody says.
 pub(super) const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
@@ -44,6 +44,10 @@ pub(super) struct Flags {
     /// the host's
     #[arg(long)]
     pub(super) allow_tsc_catchup: bool,
+    /// Where vCPU threads run, where the microVM's configuration does not say: auto (on CPUs whose TSCs
+    /// agree, where the host's are measured apart), CPUs such as 0-3,8, or off [default: auto]
+    #[arg(long, value_name = "CPUS")]
+    pub(super) tsc_domain: Option<TscDomain>,
     /// For tests: nobody watches the guest's time
     #[arg(long, hide = true)]
     pub(super) no_timekeeper: bool,

@@ -89,6 +89,7 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     let mut controller = Controller::new(flags.id(), metadata(flags)?, metrics.clone());
     controller.set_flags(flags.boot_timer, !flags.no_timekeeper);
     controller.set_tsc_rate(flags.tsc_rate());
+    controller.set_tsc_domain(flags.tsc_domain);
     let file = flags.config_file.as_deref().map(read_config).transpose()?;
 
     // Declared before the mailbox, and so dropped after it: on every way out, whoever waits for an answer

@@ -11,7 +11,9 @@ use arch::memory::{MemorySize, MemorySizeError};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::{InvalidTscRate, InvalidVcpuCount, MachineConfig, TscRate, VcpuCount, VmConfig};
+use super::{
+    InvalidTscRate, InvalidVcpuCount, MachineConfig, TscDomain, TscRate, VcpuCount, VmConfig,
+};
 use crate::api::body::{BootSource, LoggerBody, MetricsBody};
 
 /// A configuration file that cannot be obeyed.
@@ -47,6 +49,7 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
                 khz: machine.tsc_khz.map(TscRate::khz).transpose()?,
                 allow_catch_up: machine.allow_tsc_catchup.unwrap_or(false),
             },
+            tsc_domain: machine.tsc_domain,
             ..MachineConfig::default()
         },
         logger: file.logger,
@@ -99,6 +102,7 @@ struct Machine {
     _cpu_template: NotYet<CpuTemplate>,
     tsc_khz: Option<u64>,
     allow_tsc_catchup: Option<bool>,
+    tsc_domain: Option<TscDomain>,
 }
 
 impl Default for Machine {
@@ -113,6 +117,7 @@ impl Default for Machine {
             _cpu_template: NotYet::default(),
             tsc_khz: None,
             allow_tsc_catchup: None,
+            tsc_domain: None,
         }
     }
 }
@@ -293,6 +298,26 @@ mod tests {
         let message = one_line(&config(r#""tsc_khz":0"#).expect_err("no rate"));
         assert!(message.contains("machine-config.tsc_khz"), "{message}");
         assert!(message.contains("1 to 4294967295"), "{message}");
+    }
+
+    #[test]
+    fn parse_takes_a_tsc_domain() {
+        let config = |domain: &str| {
+            let text = format!(
+                r#"{{"boot-source":{{"kernel_image_path":"k"}},
+                    "machine-config":{{"vcpu_count":1,"mem_size_mib":128,"tsc_domain":{domain}}}}}"#
+            );
+            parse(text.as_bytes()).map(|config| config.machine.tsc_domain)
+        };
+        assert_eq!(config("null").expect("valid"), None);
+        for text in ["auto", "off", "0-1,3"] {
+            let domain = config(&format!("{text:?}")).expect("valid");
+            assert_eq!(domain, Some(text.parse().expect(text)));
+        }
+        for wrong in ["\"3-1\"", "\"\"", "1", "[1]"] {
+            let message = one_line(&config(wrong).expect_err(wrong));
+            assert!(message.contains("line 2"), "{message}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a user may ask for, validated before anything is touched.
 
+mod cpu_list;
 mod json;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use tsc::{Khz, bounds};
 
 use crate::api::body::LoggerBody;
 
+pub use cpu_list::{CpuList, InvalidCpuList, InvalidTscDomain, TscDomain};
 pub use json::{ConfigFileError, parse};
 
 /// The largest number of vCPUs of one microVM, as in the configuration that we are compatible with.
@@ -150,6 +152,8 @@ pub struct MachineConfig {
     pub pit: bool,
     /// The rate of its TSC.
     pub tsc: TscRate,
+    /// Where its vCPUs' threads run; [`TscDomain::Auto`] when nothing was said.
+    pub tsc_domain: Option<TscDomain>,
     /// A watch over the guest's time. Without one is for tests, which show what it is for.
     pub timekeeper: bool,
 }
@@ -164,6 +168,7 @@ impl Default for MachineConfig {
             boot_timer: false,
             pit: true,
             tsc: TscRate::default(),
+            tsc_domain: None,
             timekeeper: true,
         }
     }

@@ -16,7 +16,7 @@ use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, Vm};
 use tsc::measure::{self, GuestSample};
 
-use crate::config::{MachineConfig, TscRate, VcpuCount};
+use crate::config::{MachineConfig, TscDomain, TscRate, VcpuCount};
 use crate::guest_rate::GuestRate;
 use crate::machine::{Console, Machine, MachineError, Payload, PortDevice, Surroundings};
 use crate::outcome::Outcome;
@@ -54,6 +54,8 @@ where
         boot_timer: false,
         pit: false,
         tsc: TscRate::default(),
+        // A measurement beside it would disturb its own.
+        tsc_domain: Some(TscDomain::Off),
         // It reads its clock itself.
         timekeeper: false,
     };

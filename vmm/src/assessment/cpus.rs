@@ -9,7 +9,7 @@ use tsc::{CpuId, HostTsc};
 
 /// A measurement on certain CPUs could not be made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CpuError {
+pub(crate) enum CpuError {
     /// The kernel does not say which CPUs are ours.
     #[error("the kernel does not tell which CPUs this process may run on")]
     Affinity(#[source] Errno),
@@ -35,7 +35,7 @@ pub(super) enum CpuError {
 }
 
 /// The CPUs that this thread may run on, in the order of their numbers. There is at least one.
-pub(super) fn allowed() -> Result<Vec<CpuId>, CpuError> {
+pub(crate) fn allowed() -> Result<Vec<CpuId>, CpuError> {
     let set = sched_getaffinity(None).map_err(CpuError::Affinity)?;
     Ok((0..)
         .zip(0..CpuSet::MAX_CPU)
@@ -46,14 +46,14 @@ pub(super) fn allowed() -> Result<Vec<CpuId>, CpuError> {
 
 /// The counter of one CPU, for the thread that is kept on it.
 #[derive(Debug)]
-pub(super) struct Counter {
+pub(crate) struct Counter {
     cpu: CpuId,
     rdtscp: Option<Rdtscp>,
 }
 
 impl Counter {
     /// Keeps this thread on `cpu` from now on.
-    pub(super) fn on(cpu: CpuId) -> Result<Self, CpuError> {
+    pub(crate) fn on(cpu: CpuId) -> Result<Self, CpuError> {
         let mut set = CpuSet::new();
         // OK because usize has 64 bits on the only architecture that there is.
         set.set(usize::try_from(cpu.get()).unwrap_or(usize::MAX));
@@ -68,7 +68,7 @@ impl Counter {
     ///
     /// # Errors
     /// The thread is not where it belongs: the reading would be of another counter.
-    pub(super) fn read(&self) -> Result<HostTsc, CpuError> {
+    pub(crate) fn read(&self) -> Result<HostTsc, CpuError> {
         let (ticks, found) = match self.rdtscp {
             Some(rdtscp) => rdtscp.read(),
             None => (host::read_tsc(), current()),
@@ -78,7 +78,8 @@ impl Counter {
     }
 }
 
-fn current() -> CpuId {
+/// The CPU that this thread is on, or was a moment ago.
+pub(crate) fn current() -> CpuId {
     CpuId::new(u32::try_from(sched_getcpu()).unwrap_or(u32::MAX))
 }
 
@@ -91,7 +92,7 @@ fn check(cpu: CpuId, found: CpuId) -> Result<(), CpuError> {
 }
 
 /// Runs `measure` on a thread of its own that is kept on `cpu`.
-pub(super) fn measure_on<T: Send>(
+pub(crate) fn measure_on<T: Send>(
     cpu: CpuId,
     measure: impl FnOnce(&Counter) -> Result<T, CpuError> + Send,
 ) -> Result<T, CpuError> {
@@ -105,7 +106,7 @@ pub(super) fn measure_on<T: Send>(
 }
 
 /// What a thread came to; its panic, if it came to one, goes on here.
-pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+pub(crate) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread
         .join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -9,39 +9,39 @@ use tsc::{Hz, Khz, Ppm, assess};
 use super::rate::Claim;
 
 /// Where to read.
-pub(super) struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     /// CPUID.
-    pub(super) cpuid: &'a dyn Fn(u32, u32) -> Option<CpuidEntry>,
+    pub(crate) cpuid: &'a dyn Fn(u32, u32) -> Option<CpuidEntry>,
     /// The folder that has `sys`.
-    pub(super) root: &'a Path,
+    pub(crate) root: &'a Path,
 }
 
 /// What a host says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Platform {
+pub(crate) struct Platform {
     /// The twelve letters of CPUID leaf 0.
-    pub(super) vendor: String,
+    pub(crate) vendor: String,
     /// CPUID 8000_0002H to 8000_0004H.
-    pub(super) model: Option<String>,
+    pub(crate) model: Option<String>,
     /// Whether the host is a guest itself (CPUID 1, ECX bit 31), and of whom (4000_0000H).
-    pub(super) hypervisor: Option<String>,
+    pub(crate) hypervisor: Option<String>,
     /// CPUID 8000_0007H, EDX bit 8.
-    pub(super) invariant_tsc: bool,
+    pub(crate) invariant_tsc: bool,
     /// CPUID 8000_0001H, EDX bit 27.
-    pub(super) rdtscp: bool,
+    pub(crate) rdtscp: bool,
     /// What the TSC's rate is said to be.
-    pub(super) rates: Vec<Claim>,
+    pub(crate) rates: Vec<Claim>,
     /// What the kernel keeps time by.
-    pub(super) clocksource: Option<String>,
+    pub(crate) clocksource: Option<String>,
     /// What it could keep time by.
-    pub(super) clocksources: Vec<String>,
+    pub(crate) clocksources: Vec<String>,
     /// `tsc_tolerance_ppm` of the `kvm` module.
-    pub(super) tolerance: Option<Ppm>,
+    pub(crate) tolerance: Option<Ppm>,
 }
 
 impl Platform {
     /// Reads all of it.
-    pub(super) fn read(sources: &Sources<'_>) -> Self {
+    pub(crate) fn read(sources: &Sources<'_>) -> Self {
         let leaf = |function| (sources.cpuid)(function, 0);
         let bit = |register: Option<u32>, bit: u32| {
             register.is_some_and(|register| register & (1 << bit) != 0)
@@ -74,12 +74,12 @@ impl Platform {
 
     /// Whether the kernel keeps time by the TSC. `tsc-early` is the same clock before its second
     /// calibration (arch/x86/kernel/tsc.c).
-    pub(super) fn has_tsc_clocksource(&self) -> bool {
+    pub(crate) fn has_tsc_clocksource(&self) -> bool {
         self.clocksource.as_deref().is_some_and(is_tsc)
     }
 
     /// What it says against its TSC.
-    pub(super) fn report(&self) -> Option<PlatformReport> {
+    pub(crate) fn report(&self) -> Option<PlatformReport> {
         if !self.invariant_tsc {
             Some(PlatformReport::NotInvariant)
         } else if self.has_tsc_clocksource() {
@@ -99,7 +99,7 @@ fn is_tsc(clocksource: &str) -> bool {
 }
 
 /// Within what KVM does not scale; `root` is the folder that has `sys`.
-pub(super) fn tolerance(root: &Path) -> Option<Ppm> {
+pub(crate) fn tolerance(root: &Path) -> Option<Ppm> {
     line(&root.join("sys/module/kvm/parameters/tsc_tolerance_ppm"))
         .and_then(|text| Ppm::new(text.parse().ok()?))
 }

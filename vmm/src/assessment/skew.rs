@@ -14,13 +14,14 @@ use tsc::{CpuId, Khz, Nanos, Ticks, ticks_exact_floor};
 
 use super::cpus;
 use super::exchange::{self, Limits};
-use super::progress::Progress;
 use crate::error::one_line;
 
 /// Up to so many CPUs every pair is measured.
 const ALL_PAIRS: usize = 8;
 /// So many CPUs are measured at most: the matrix has a bound for each pair.
 const MAX_CPUS: usize = 256;
+/// Up to so many CPUs the matrix is small enough for any thread's stack.
+const FEW_CPUS: usize = 16;
 /// The matrix and its copies live on the stack: 16 bytes for each of [`MAX_CPUS`] squared, some of
 /// them in a debug build.
 const STACK: usize = 64 << 20;
@@ -29,24 +30,34 @@ const STACK: usize = 64 << 20;
 ///
 /// A vCPU thread that moves to another CPU needs more time than this for the move alone, so that its
 /// clock has passed what it last read, and no step backwards is seen.
-pub(super) const BOUND: Nanos = Nanos::new(1_000);
+pub(crate) const BOUND: Nanos = Nanos::new(1_000);
 
 /// How long measuring may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     /// One pair.
-    pub(super) pair: Limits,
+    pub(crate) pair: Limits,
     /// All of them.
-    pub(super) total: Duration,
+    pub(crate) total: Duration,
 }
 
 impl Budget {
     /// 1000 rounds are a millisecond when both CPUs are free, and enough to meet the fastest transfer.
     /// On a busy host the threads wait for each other, some of the scheduler's slices long.
-    pub(super) const DEFAULT: Self = Self {
+    pub(crate) const DEFAULT: Self = Self {
         pair: Limits {
             rounds: 1_000,
             time: Duration::from_millis(500),
+        },
+        total: Duration::from_secs(4),
+    };
+
+    /// Beside a guest's boot. A pair that does not run at the same time for so long is given up, and what
+    /// is not known changes nothing.
+    pub(crate) const BESIDE_A_BOOT: Self = Self {
+        pair: Limits {
+            rounds: 1_000,
+            time: Duration::from_millis(50),
         },
         total: Duration::from_secs(4),
     };
@@ -54,43 +65,43 @@ impl Budget {
 
 /// What two CPUs' exchange brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pair {
-    pub(super) a: CpuId,
-    pub(super) b: CpuId,
+pub(crate) struct Pair {
+    pub(crate) a: CpuId,
+    pub(crate) b: CpuId,
     /// Rounds made.
-    pub(super) rounds: u32,
+    pub(crate) rounds: u32,
     /// What they prove, before other pairs sharpen it; or why nothing.
-    pub(super) bounds: Result<SkewBounds, String>,
+    pub(crate) bounds: Result<SkewBounds, String>,
 }
 
 /// All exchanges.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Exchanges {
+pub(crate) struct Exchanges {
     /// The CPUs measured.
-    pub(super) cpus: Vec<CpuId>,
+    pub(crate) cpus: Vec<CpuId>,
     /// How many more are allowed.
-    pub(super) left_out: usize,
+    pub(crate) left_out: usize,
     /// The pairs that were measured.
-    pub(super) pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<Pair>,
     /// How many more were to be.
-    pub(super) not_reached: usize,
+    pub(crate) not_reached: usize,
 }
 
 /// What they say together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Skew {
+pub(crate) struct Skew {
     /// The exchanges.
-    pub(super) exchanges: Exchanges,
+    pub(crate) exchanges: Exchanges,
     /// Sharpened bounds on `TSC(b) - TSC(a)` of each pair a < b, where there are any.
-    pub(super) known: Vec<(CpuId, CpuId, SkewBounds)>,
+    pub(crate) known: Vec<(CpuId, CpuId, SkewBounds)>,
     /// The bound of the domains, in ticks of the measured rate.
-    pub(super) bound: Option<Ticks>,
+    pub(crate) bound: Option<Ticks>,
     /// The domains, each with its CPUs.
-    pub(super) domains: Vec<Vec<CpuId>>,
+    pub(crate) domains: Vec<Vec<CpuId>>,
     /// How the counters lie to each other.
-    pub(super) spread: Spread,
+    pub(crate) spread: Spread,
     /// A contradiction between pairs.
-    pub(super) problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 /// The pairs to be measured among `cpus`.
@@ -109,17 +120,21 @@ fn pairs(cpus: &[CpuId]) -> Vec<(CpuId, CpuId)> {
     neighbours.chain(star).collect()
 }
 
-/// Measures the pairs among `allowed`.
-pub(super) fn measure(allowed: &[CpuId], budget: Budget, progress: &mut Progress) -> Exchanges {
+/// Measures the pairs among `allowed`. Before each, `step` is told its number, from 1, and how many there
+/// are, and says whether to go on.
+pub(crate) fn measure(
+    allowed: &[CpuId],
+    budget: Budget,
+    step: &mut dyn FnMut(usize, usize) -> bool,
+) -> Exchanges {
     let deadline = Instant::now() + budget.total;
     let cpus: Vec<_> = allowed.iter().copied().take(MAX_CPUS).collect();
     let wanted = pairs(&cpus);
     let mut measured = Vec::with_capacity(wanted.len());
     for (index, &(a, b)) in wanted.iter().enumerate() {
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline || !step(index + 1, wanted.len()) {
             break;
         }
-        progress.step(|| format!("skew between CPUs, pair {} of {}", index + 1, wanted.len()));
         measured.push(match exchange::exchange(a, b, budget.pair) {
             Ok(exchanged) => Pair {
                 a,
@@ -146,8 +161,11 @@ pub(super) fn measure(allowed: &[CpuId], budget: Budget, progress: &mut Progress
 }
 
 /// What the exchanges say together, at the TSC's rate `khz`.
-pub(super) fn judge(exchanges: Exchanges, khz: Option<Khz>) -> Skew {
-    let judge = || judge_here(exchanges.clone(), khz);
+pub(crate) fn judge(exchanges: Exchanges, khz: Option<Khz>) -> Skew {
+    if exchanges.cpus.len() <= FEW_CPUS {
+        return judge_here::<FEW_CPUS>(exchanges, khz);
+    }
+    let judge = || judge_here::<MAX_CPUS>(exchanges.clone(), khz);
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("skew-matrix".to_owned())
@@ -172,8 +190,8 @@ fn unknown(exchanges: Exchanges, problem: String) -> Skew {
     }
 }
 
-fn judge_here(exchanges: Exchanges, khz: Option<Khz>) -> Skew {
-    let mut matrix = match SkewMatrix::<MAX_CPUS>::new(&exchanges.cpus) {
+fn judge_here<const N: usize>(exchanges: Exchanges, khz: Option<Khz>) -> Skew {
+    let mut matrix = match SkewMatrix::<N>::new(&exchanges.cpus) {
         Ok(matrix) => matrix,
         Err(error) => return unknown(exchanges, error.to_string()),
     };
@@ -227,7 +245,7 @@ fn judge_here(exchanges: Exchanges, khz: Option<Khz>) -> Skew {
 
 impl Skew {
     /// Bounds on `TSC(b) - TSC(a)`.
-    pub(super) fn between(&self, a: CpuId, b: CpuId) -> Option<SkewBounds> {
+    pub(crate) fn between(&self, a: CpuId, b: CpuId) -> Option<SkewBounds> {
         self.known.iter().find_map(|&(x, y, bounds)| {
             if (x, y) == (a, b) {
                 Some(bounds)
@@ -243,7 +261,7 @@ impl Skew {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::cpus;
+    use crate::assessment::cpus;
     use tsc::TscDelta;
 
     fn cpus(count: u32) -> Vec<CpuId> {
@@ -362,7 +380,7 @@ mod tests {
             total: Duration::ZERO,
             ..Budget::DEFAULT
         };
-        let exchanges = measure(&allowed, budget, &mut Progress::silent());
+        let exchanges = measure(&allowed, budget, &mut |_, _| true);
         assert_eq!(exchanges.pairs, []);
         assert_eq!(exchanges.not_reached, pairs(&allowed).len());
     }

@@ -16,7 +16,7 @@ const APART: Duration = Duration::from_millis(100);
 
 /// A measurement that has begun. What else is to be measured can be, until it ends.
 #[derive(Debug)]
-pub(super) struct RateMeter {
+pub(crate) struct RateMeter {
     cpu: CpuId,
     first: GuestSample,
     since: Instant,
@@ -24,32 +24,32 @@ pub(super) struct RateMeter {
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Measured {
+pub(crate) struct Measured {
     /// The bounds that the readings prove.
-    pub(super) rate: RateBounds,
+    pub(crate) rate: RateBounds,
     /// The time between them.
-    pub(super) over: Nanos,
+    pub(crate) over: Nanos,
 }
 
 /// A rate that somebody claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     /// Who does.
-    pub(super) source: &'static str,
+    pub(crate) source: &'static str,
     /// The rate.
-    pub(super) khz: Khz,
+    pub(crate) khz: Khz,
 }
 
 impl Claim {
     /// By how much the measured rate differs from the claimed one.
-    pub(super) fn deviation(&self, measured: Option<Measured>) -> Option<DeviationBounds> {
+    pub(crate) fn deviation(&self, measured: Option<Measured>) -> Option<DeviationBounds> {
         assess::deviation_from_claim(measured?.rate, self.khz)
     }
 }
 
 impl RateMeter {
     /// Reads the counter of `cpu` for the first time.
-    pub(super) fn start(cpu: CpuId) -> Result<Self, CpuError> {
+    pub(crate) fn start(cpu: CpuId) -> Result<Self, CpuError> {
         Ok(Self {
             cpu,
             first: bracketed(cpu)?,
@@ -58,7 +58,7 @@ impl RateMeter {
     }
 
     /// Reads it for the second time, when enough time has passed. `None` when nothing is proven.
-    pub(super) fn finish(self) -> Result<Option<Measured>, CpuError> {
+    pub(crate) fn finish(self) -> Result<Option<Measured>, CpuError> {
         thread::sleep(APART.saturating_sub(self.since.elapsed()));
         let last = bracketed(self.cpu)?;
         Ok(judge(&self.first, &last))

@@ -18,25 +18,25 @@ use super::cpus::{self, Counter, CpuError};
 
 /// When an exchange ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// After so many rounds,
-    pub(super) rounds: u32,
+    pub(crate) rounds: u32,
     /// or when so much time has passed.
-    pub(super) time: Duration,
+    pub(crate) time: Duration,
 }
 
 /// What two CPUs' exchanges prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Exchanged {
+pub(crate) struct Exchanged {
     /// The rounds that were made.
-    pub(super) rounds: u32,
+    pub(crate) rounds: u32,
     /// Bounds on `TSC(b) - TSC(a)`; `None` when there was no round.
-    pub(super) bounds: Option<SkewBounds>,
+    pub(crate) bounds: Option<SkewBounds>,
 }
 
 /// An exchange proves nothing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ExchangeError {
+pub(crate) enum ExchangeError {
     /// The threads could not be put where they belong.
     #[error(transparent)]
     Cpu(#[from] CpuError),
@@ -100,7 +100,7 @@ impl Drop for Leaving<'_> {
 }
 
 /// Exchanges timestamps between `a` and `b`, which must differ.
-pub(super) fn exchange(a: CpuId, b: CpuId, limits: Limits) -> Result<Exchanged, ExchangeError> {
+pub(crate) fn exchange(a: CpuId, b: CpuId, limits: Limits) -> Result<Exchanged, ExchangeError> {
     let table = Table {
         line: Line::default(),
         over: AtomicBool::new(false),
