@@ -22,6 +22,7 @@ use tsc::Khz;
 use crate::api::COMPATIBLE_VERSION;
 use crate::config::{
     BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscDomain, TscRate, VcpuCount, VmConfig,
+    Watcher,
 };
 use crate::demo::{self, DemoError};
 use crate::doctor::{Doctor, DoctorError, OnKvm};
@@ -135,7 +136,7 @@ struct Run {
     tsc_domain: Option<TscDomain>,
     /// For tests: nobody watches the guest's time
     #[arg(long, hide = true)]
-    no_timekeeper: bool,
+    test_without_timekeeper: bool,
 }
 
 fn parse_vcpus(text: &str) -> Result<VcpuCount, String> {
@@ -298,7 +299,7 @@ impl From<&Run> for VmConfig {
                     allow_catch_up: run.allow_tsc_catchup,
                 },
                 tsc_domain: run.tsc_domain,
-                timekeeper: !run.no_timekeeper,
+                watcher: Watcher::unless_off(run.test_without_timekeeper),
             },
         )
     }

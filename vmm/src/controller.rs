@@ -22,7 +22,7 @@ use crate::api::http::{Response, Status};
 use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::{COMPATIBLE_VERSION, server};
-use crate::config::{BootConfig, MachineConfig, TscDomain, TscRate, VmConfig};
+use crate::config::{BootConfig, MachineConfig, TscDomain, TscRate, VmConfig, Watcher};
 use crate::doctor;
 use crate::error::one_line;
 use crate::guest_rate::GuestRate;
@@ -134,9 +134,9 @@ impl Controller {
     }
 
     /// Adds what a machine has, or has not, by flags of the command line.
-    pub(crate) fn set_flags(&mut self, boot_timer: bool, timekeeper: bool) {
+    pub(crate) fn set_flags(&mut self, boot_timer: bool, watcher: Watcher) {
         self.machine.boot_timer = boot_timer;
-        self.machine.timekeeper = timekeeper;
+        self.machine.watcher = watcher;
     }
 
     /// Adds what the command line says of the TSC's rate.
@@ -158,7 +158,7 @@ impl Controller {
     pub(crate) fn configure(&mut self, config: VmConfig) -> Result<(), Fault> {
         let MachineConfig {
             boot_timer,
-            timekeeper,
+            watcher,
             ..
         } = self.machine;
         self.boot = Some(config.boot);
@@ -166,7 +166,7 @@ impl Controller {
             boot_timer,
             tsc: config.machine.tsc.or(self.tsc_flags),
             tsc_domain: config.machine.tsc_domain.or(self.tsc_domain_flag),
-            timekeeper,
+            watcher,
             ..config.machine
         };
         if let Some(logger) = config.logger {

@@ -23,7 +23,7 @@ use vm_memory::Address;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::body::TimePolicy;
-use crate::config::{CpuList, MachineConfig, VcpuCount};
+use crate::config::{CpuList, MachineConfig, TscDomain, VcpuCount, Watcher};
 use crate::console::{self, ConsoleInput};
 use crate::error::one_line;
 use crate::event_loop::EventLoop;
@@ -38,7 +38,7 @@ use crate::terminal::RawMode;
 use crate::time_report::Kept;
 use crate::timekeeper::{
     self, Answer, Bell, Clocks, ExitWatch, Halt, Home, HostSenses, Observed, Order, Rates,
-    ResumeError, Timekeeper, Watch, WatchThread,
+    ResumeError, Timekeeper, Unwatched, Watch, WatchThread,
 };
 use crate::vcpu::{Ending, Shared, VcpuThread};
 
@@ -156,8 +156,7 @@ pub(crate) struct Machine<H: Hypervisor> {
     rate: GuestRate,
     host_rate: Option<Khz>,
     placement: Placement,
-    /// Whether the guest's time is watched.
-    timekeeper: bool,
+    watcher: Watcher,
     metrics: Arc<Metrics>,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
@@ -199,7 +198,10 @@ where
                 virtio_mmio: Vec::new(),
             },
         )?;
-        let mode = config.tsc_domain.unwrap_or_default();
+        let mode = match config.tsc_domain.unwrap_or_default() {
+            TscDomain::Auto if config.watcher == Watcher::Nobody => TscDomain::Off,
+            mode => mode,
+        };
         let placement = Placement::prepare(mode, asked, Senses::this_host())?;
         let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
         let (vcpus, host_rate) =
@@ -238,7 +240,7 @@ where
             rate,
             host_rate,
             placement,
-            timekeeper: config.timekeeper,
+            watcher: config.watcher,
             metrics: metrics.clone(),
             vm,
         })
@@ -260,7 +262,7 @@ where
         events: &mut EventLoop,
     ) -> Result<Running<H>, MachineError> {
         let rates = Rates::new(host_cpu::vendor(), self.rate, self.host_rate);
-        let watched = rates.filter(|_| self.timekeeper);
+        let watched = rates.filter(|_| self.watcher == Watcher::Timekeeper);
         // Before a vCPU runs: afterwards KVM or the guest may have moved it.
         let home = watched.and_then(|_| self.home());
         let terminal = match console {
@@ -298,6 +300,7 @@ where
             timekeeper: Arc::new(Mutex::new(Timekeeper::new(rates))),
             observed: Vec::new(),
             watch: None,
+            unwatched: None,
             _terminal: terminal,
             vm: self.vm,
         };
@@ -326,7 +329,7 @@ where
             }
         }
         running.threads = Arc::new(threads);
-        if self.timekeeper {
+        if self.watcher == Watcher::Timekeeper {
             let (vcpus, keeper) = (running.observed.clone(), running.timekeeper.clone());
             self.metrics.add_source(Box::new(move |samples| {
                 timekeeper::figures(&vcpus, &keeper, samples);
@@ -339,10 +342,15 @@ where
             .map_err(host("start the thread that measures the TSCs"))?;
         if let (Some(rates), Some(home)) = (watched, home) {
             running.watch = Some(running.watch(rates, home, bell)?);
-        } else if self.timekeeper {
-            tracing::warn!(
-                "the guest's time is not watched: this host tells neither its TSC's rate nor whose TSC is read"
-            );
+        } else {
+            running.unwatched = match self.watcher {
+                Watcher::Timekeeper => Some(Unwatched::ByHost),
+                Watcher::Guest => None,
+                Watcher::Nobody => Some(Unwatched::ForTests),
+            };
+            if let Some(why) = running.unwatched {
+                tracing::warn!("{why}");
+            }
         }
         Ok(running)
     }
@@ -368,6 +376,8 @@ pub(crate) struct Running<H: Hypervisor> {
     timekeeper: Arc<Mutex<Timekeeper>>,
     observed: Vec<Arc<Observed>>,
     watch: Option<WatchThread>,
+    /// Why there is none, where that is not as it should be.
+    unwatched: Option<Unwatched>,
     placement: Placement,
     measuring: Option<Measuring>,
     _terminal: Option<RawMode>,
@@ -489,6 +499,7 @@ where
                 .map(|(index, observed)| observed.report(index))
                 .collect(),
             placed: Some(self.placement.placed(&self.shared.threads)),
+            unwatched: self.unwatched,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::config::CpuList;
 use crate::guest_rate::{GuestRate, OtherRate};
 use crate::host_clock;
 use crate::placement::{KnownBy, Placed};
-use crate::timekeeper::{Events, StopReport, VcpuReport};
+use crate::timekeeper::{Events, StopReport, Unwatched, VcpuReport};
 
 /// The report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -138,6 +138,8 @@ const OF_TIME: [&str; 6] = [
 const CATCH_UP: &str = "catch-up";
 /// The name of what is to be said of where the vCPUs' threads run.
 const TSC_DOMAIN: &str = "tsc-domain";
+/// The name of what is to be said of a guest whose time nobody watches.
+const TIMEKEEPER: &str = "timekeeper";
 
 /// What a running guest's timekeeper tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,6 +148,7 @@ pub(crate) struct Kept {
     pub(crate) events: Events,
     pub(crate) vcpus: Vec<VcpuReport>,
     pub(crate) placed: Option<Placed>,
+    pub(crate) unwatched: Option<Unwatched>,
 }
 
 impl TimeReport {
@@ -197,6 +200,10 @@ impl TimeReport {
         degradations.extend(drawbacks.map(|drawback| Degradation {
             name: TSC_DOMAIN.to_owned(),
             consequence: drawback.consequence.clone(),
+        }));
+        degradations.extend(kept.unwatched.map(|why| Degradation {
+            name: TIMEKEEPER.to_owned(),
+            consequence: why.to_string(),
         }));
         Self {
             placement: kept.placed.as_ref().map(Placement::new),

@@ -110,12 +110,49 @@ fn stop_by_a_signal_is_told_with_its_length_and_the_clocks_go_on() {
     );
 }
 
+/// The names of a process's threads.
+fn threads(vm: &Vm) -> Vec<String> {
+    let folder = format!("/proc/{}/task", vm.child.id());
+    let names = std::fs::read_dir(folder).expect("our child").map(|thread| {
+        let path = thread.expect("readable").path().join("comm");
+        let name = std::fs::read_to_string(path).unwrap_or_default();
+        name.trim().to_owned()
+    });
+    names.collect()
+}
+
+fn degradation(report: &Value, name: &str) -> Option<String> {
+    let all = report["degradations"].as_array().expect("a list");
+    let found = all.iter().find(|degradation| degradation["name"] == name)?;
+    Some(found["consequence"].as_str().expect("text").to_owned())
+}
+
 #[test]
-fn without_a_timekeeper_nothing_is_watched() {
-    let mut vm = Vm::start(&["--no-timekeeper"]);
+fn without_a_timekeeper_nothing_is_watched_and_that_is_told() {
+    let mut vm = Vm::start(&["--log-path", "log", "--test-without-timekeeper"]);
     vm.boot(&BUSY, 1);
     let report = vm.get("/time");
     assert_eq!(report["vcpus"][0]["looks"], 0, "{report}");
+    assert_eq!(report["placement"]["mode"], "off", "{report}");
+    let told = degradation(&report, "timekeeper").expect("told");
+    assert!(told.contains("--test-without-timekeeper"), "{told}");
+    let log = std::fs::read_to_string(vm.path("log")).expect("a log");
+    assert!(log.contains(&told), "{log}");
+    let names = threads(&vm);
+    assert!(names.contains(&"vcpu0".to_owned()), "{names:?}");
+    assert!(!names.contains(&"time".to_owned()), "{names:?}");
+}
+
+#[test]
+fn guest_with_a_timekeeper_is_not_told_to_be_without() {
+    let mut vm = Vm::start(&[]);
+    vm.boot(&BUSY, 1);
+    let report = vm.get("/time");
+    if degradation(&report, "timekeeper").is_none() {
+        assert!(threads(&vm).contains(&"time".to_owned()));
+    } else {
+        println!("skipped: this host tells neither its TSC's rate nor whose TSC is read");
+    }
 }
 
 #[test]

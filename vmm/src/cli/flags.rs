@@ -50,7 +50,7 @@ pub(super) struct Flags {
     pub(super) tsc_domain: Option<TscDomain>,
     /// For tests: nobody watches the guest's time
     #[arg(long, hide = true)]
-    pub(super) no_timekeeper: bool,
+    pub(super) test_without_timekeeper: bool,
     /// The file or named pipe that the log goes to [default: standard error]
     #[arg(long, value_name = "FILE")]
     pub(super) log_path: Option<PathBuf>,
@@ -112,7 +112,7 @@ impl Flags {
             (self.boot_timer, "--boot-timer"),
             (self.tsc_khz.is_some(), "--tsc-khz"),
             (self.allow_tsc_catchup, "--allow-tsc-catchup"),
-            (self.no_timekeeper, "--no-timekeeper"),
+            (self.test_without_timekeeper, "--test-without-timekeeper"),
             (self.log_path.is_some(), "--log-path"),
             (self.show_level, "--show-level"),
             (self.show_log_origin, "--show-log-origin"),

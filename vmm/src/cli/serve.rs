@@ -15,7 +15,7 @@ use crate::api::http::{self, Limits, Server};
 use crate::api::mailbox::mailbox;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::server::ApiThread;
-use crate::config::{self, ConfigFileError, VmConfig};
+use crate::config::{self, ConfigFileError, VmConfig, Watcher};
 use crate::controller::{Controller, Instance};
 use crate::error::one_line;
 use crate::event_loop::EventLoop;
@@ -87,7 +87,10 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
         metrics.write_to(path)?;
     }
     let mut controller = Controller::new(flags.id(), metadata(flags)?, metrics.clone());
-    controller.set_flags(flags.boot_timer, !flags.no_timekeeper);
+    controller.set_flags(
+        flags.boot_timer,
+        Watcher::unless_off(flags.test_without_timekeeper),
+    );
     controller.set_tsc_rate(flags.tsc_rate());
     controller.set_tsc_domain(flags.tsc_domain);
     let file = flags.config_file.as_deref().map(read_config).transpose()?;

@@ -137,6 +137,26 @@ pub struct BootConfig {
     pub cmdline: String,
 }
 
+/// Who watches a guest's time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Watcher {
+    /// The timekeeper.
+    #[default]
+    Timekeeper,
+    /// The guest itself, which is there for nothing else.
+    Guest,
+    /// Nobody, and its threads are not placed for it: for tests, which show what that is for.
+    Nobody,
+}
+
+impl Watcher {
+    /// The timekeeper, unless it is switched off for a test.
+    #[must_use]
+    pub fn unless_off(off: bool) -> Self {
+        if off { Self::Nobody } else { Self::Timekeeper }
+    }
+}
+
 /// The machine that it is booted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineConfig {
@@ -154,8 +174,8 @@ pub struct MachineConfig {
     pub tsc: TscRate,
     /// Where its vCPUs' threads run; [`TscDomain::Auto`] when nothing was said.
     pub tsc_domain: Option<TscDomain>,
-    /// A watch over the guest's time. Without one is for tests, which show what it is for.
-    pub timekeeper: bool,
+    /// Who watches the guest's time.
+    pub watcher: Watcher,
 }
 
 impl Default for MachineConfig {
@@ -169,7 +189,7 @@ impl Default for MachineConfig {
             pit: true,
             tsc: TscRate::default(),
             tsc_domain: None,
-            timekeeper: true,
+            watcher: Watcher::Timekeeper,
         }
     }
 }

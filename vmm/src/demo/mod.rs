@@ -16,7 +16,7 @@ use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, Vm};
 use tsc::measure::{self, GuestSample};
 
-use crate::config::{MachineConfig, TscDomain, TscRate, VcpuCount};
+use crate::config::{MachineConfig, TscDomain, TscRate, VcpuCount, Watcher};
 use crate::guest_rate::GuestRate;
 use crate::machine::{Console, Machine, MachineError, Payload, PortDevice, Surroundings};
 use crate::outcome::Outcome;
@@ -56,8 +56,7 @@ where
         tsc: TscRate::default(),
         // A measurement beside it would disturb its own.
         tsc_domain: Some(TscDomain::Off),
-        // It reads its clock itself.
-        timekeeper: false,
+        watcher: Watcher::Guest,
     };
     let limit = usize::try_from(2 * guest::MARKS).expect("a small number");
     let probe = Arc::new(Mutex::new(Probe::new(limit)));

@@ -51,7 +51,7 @@ pub(crate) use observed::{Bell, Observed, VcpuReport};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
 use vcpu::{LONGEST_LEAD, Noted, Start, with_plan};
-pub(crate) use watch::{Halt, Host, LastBeat, Watch, WatchThread};
+pub(crate) use watch::{Halt, Host, LastBeat, Unwatched, Watch, WatchThread};
 
 /// So many pauses are remembered; older ones are only counted.
 const REMEMBERED: usize = 64;

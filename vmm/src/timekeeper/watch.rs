@@ -65,6 +65,22 @@ impl Host {
     };
 }
 
+/// Why nobody watches a guest's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unwatched {
+    /// It was switched off.
+    #[error(
+        "the guest's time is not watched: the timekeeper is switched off (--test-without-timekeeper), which \
+         is for tests"
+    )]
+    ForTests,
+    /// It cannot be.
+    #[error(
+        "the guest's time is not watched: this host tells neither its TSC's rate nor whose TSC is read"
+    )]
+    ByHost,
+}
+
 /// Stops all vCPUs of a guest for a moment.
 pub(crate) trait Halt {
     /// Returns when all wait, with something that they can be asked through.
