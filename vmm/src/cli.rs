@@ -20,6 +20,7 @@ use hypervisor::{Hypervisor, InterruptControllers, OpenError};
 use tsc::Khz;
 
 use crate::api::COMPATIBLE_VERSION;
+use crate::api::body::TimePolicy;
 use crate::config::{
     BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscDomain, TscRate, VcpuCount, VmConfig,
     Watcher,
@@ -27,12 +28,15 @@ use crate::config::{
 use crate::demo::{self, DemoError};
 use crate::doctor::{Doctor, DoctorError, OnKvm};
 use crate::error::one_line;
+use crate::event_loop::EventLoop;
 use crate::guest_rate;
 use crate::logging::{self, Change, Level, log};
 use crate::machine::{Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
 use crate::output;
 use crate::simulate::{Simulate, SimulateError};
+use crate::time_report::TimeReport;
+use crate::time_report::file::{ReportPath, ReportPathError, Reporter};
 
 use ctl::{Ctl, CtlError};
 use flags::Flags;
@@ -134,6 +138,9 @@ struct Run {
     /// such as 0-3,8, or off [default: auto]
     #[arg(long, value_name = "CPUS")]
     tsc_domain: Option<TscDomain>,
+    /// A file for what is known of the guest's time, in JSON: written every second and at the end
+    #[arg(long, value_name = "FILE")]
+    time_report: Option<PathBuf>,
     /// For tests: nobody watches the guest's time
     #[arg(long, hide = true)]
     test_without_timekeeper: bool,
@@ -163,6 +170,8 @@ enum CommandError {
     Usage(String),
     #[error(transparent)]
     Kvm(#[from] OpenError),
+    #[error(transparent)]
+    ReportPath(#[from] ReportPathError),
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
@@ -267,7 +276,7 @@ fn execute(cli: &Cli, compatible: bool, started: Instant) -> Result<Outcome, Com
         Some(Command::Doctor(doctor)) => Ok(doctor.run().map(told)?),
         Some(Command::Simulate(simulate)) => Ok(simulate.run().map(told)?),
         Some(Command::Ctl(ctl)) => Ok(ctl.run().map(told)?),
-        Some(Command::Run(run)) => boot(&VmConfig::from(run), started),
+        Some(Command::Run(run)) => boot(run, started),
         None if !compatible && cli.flags.given().is_none() => Err(CommandError::Usage(
             "nothing to run: give run, demo, --no-api --config-file FILE, or --api-sock SOCKET"
                 .to_owned(),
@@ -305,11 +314,36 @@ impl From<&Run> for VmConfig {
     }
 }
 
-fn boot(config: &VmConfig, started: Instant) -> Result<Outcome, CommandError> {
+fn boot(run: &Run, started: Instant) -> Result<Outcome, CommandError> {
+    let report_path = run.time_report.as_deref();
+    let report_path = report_path.map(ReportPath::new).transpose()?;
     let kvm = Kvm::open()?;
-    let machine = assemble(&kvm, config, &Surroundings::new(started)?)?;
+    let surroundings = Surroundings::new(started)?;
+    let machine = assemble(&kvm, &VmConfig::from(run), &surroundings)?;
     tell_missing(&kvm);
-    Ok(machine.run(Console::StandardInput)?)
+    let Some(path) = report_path else {
+        return Ok(machine.run(Console::StandardInput)?);
+    };
+    let mut events = EventLoop::new(surroundings.ending)?;
+    let running = machine.start(Console::StandardInput, &mut events)?;
+    let reporter = Reporter::start(path, &mut events)?;
+    let report = || {
+        TimeReport::new(
+            run.tsc_khz,
+            Some(running.tsc_rate()),
+            kvm.missing_features(),
+            TimePolicy::Advance,
+            running.kept(),
+        )
+    };
+    let outcome = loop {
+        if let Some(outcome) = events.turn() {
+            break outcome;
+        }
+        reporter.take(|| Some(report()));
+    };
+    reporter.finish(Some(report().of_the_end(&outcome)));
+    Ok(outcome)
 }
 
 /// Puts the machine of a configuration together, which always has interrupt controllers.

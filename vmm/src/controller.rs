@@ -198,13 +198,7 @@ impl Controller {
             ApiRequest::GetVmConfig => Ok(json(&self.vm_config())),
             ApiRequest::GetMachineConfig => Ok(json(&machine_config(&self.machine))),
             ApiRequest::GetMmds => Ok(json(&self.metadata.get())),
-            ApiRequest::GetTime => Ok(json(&TimeReport::new(
-                self.machine.tsc.khz,
-                self.instance().map(Instance::tsc_rate),
-                &self.missing,
-                self.policy,
-                self.instance().map(Instance::kept).unwrap_or_default(),
-            ))),
+            ApiRequest::GetTime => Ok(json(&self.time_report())),
             ApiRequest::GetDocument => Ok(Response::json(DOCUMENT.into())),
             ApiRequest::GetMetrics => Ok(Response {
                 status: Status::Ok,
@@ -259,6 +253,21 @@ impl Controller {
             ApiRequest::PatchVm(state) => self.patch_vm(state),
             ApiRequest::Absent(missing) => Err(missing.fault()),
         }
+    }
+
+    fn time_report(&self) -> TimeReport {
+        TimeReport::new(
+            self.machine.tsc.khz,
+            self.instance().map(Instance::tsc_rate),
+            &self.missing,
+            self.policy,
+            self.instance().map(Instance::kept).unwrap_or_default(),
+        )
+    }
+
+    /// What is known of the time of the guest, if there is one.
+    pub(crate) fn guests_time(&self) -> Option<TimeReport> {
+        self.instance().map(|_| self.time_report())
     }
 
     fn state(&self) -> &'static str {

@@ -13,10 +13,11 @@
 //! | [`logging`], `metrics`, `line_sink` | what is told while it runs, without blocking anyone |
 //! | `guest_rate` | the rate of a guest's TSC: what was asked for, how the host keeps it, or why not |
 //! | `mmds` | the store of the guest's metadata |
-//! | `time_report` | what is known of a guest's time |
+//! | `time_report` | what is known of a guest's time, as an answer and as a file |
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
 //! | `outcome`, `dump` | how a microVM ended, and the report when a vCPU cannot go on |
 //! | `output`, `error` | reports on standard output, and errors in one line |
+//! | `whole_file` | files that are there as a whole or not at all |
 //! | `demo` | the guest that is compiled into the binary |
 //! | `simulate` | the command line of the simulator in `tsc` |
 //! | `assessment` | what this host says of its TSCs, and what is measured of them, for each launch and for `doctor` |
@@ -54,5 +55,6 @@ mod terminal;
 mod time_report;
 mod timekeeper;
 mod vcpu;
+mod whole_file;
 
 pub use error::one_line;

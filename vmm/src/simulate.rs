@@ -11,6 +11,7 @@ use tsc::sim::{self, Boot, PolicyKind, Report, Scenario};
 use tsc::stability::Mark;
 
 use crate::output::{self, OutputError};
+use crate::whole_file;
 
 /// What to simulate, and how to show it.
 #[derive(Debug, Args)]
@@ -122,22 +123,11 @@ fn table(scenario: &Scenario, reports: &[Report]) -> String {
     text
 }
 
-/// Writes the whole plot beside its place and puts it there, so that no half of it is ever seen.
 fn plot(path: &Path, reports: &[Report]) -> Result<(), SimulateError> {
-    let failed = |source| SimulateError::Plot {
+    whole_file::put(path, sim::svg(reports).as_bytes()).map_err(|source| SimulateError::Plot {
         path: path.to_owned(),
         source,
-    };
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    std::fs::write(&partial, sim::svg(reports))
-        .and_then(|()| std::fs::rename(&partial, path))
-        .map_err(|error| {
-            // What could not be finished is not left behind; if even that fails, the first error
-            // is the one to tell.
-            let _ = std::fs::remove_file(&partial);
-            failed(error)
-        })
+    })
 }
 
 /// A mark in words.

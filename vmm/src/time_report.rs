@@ -1,7 +1,10 @@
-//! What is known of a guest's time now: the answer to `GET /time`.
+//! What is known of a guest's time now: the answer to `GET /time`, and what `--time-report` names a [file]
+//! for.
 //!
 //! The report grows: members are added, and those that are there keep their meaning. A member is
 //! `null` when nothing is known of it.
+
+pub(crate) mod file;
 
 use hypervisor::MissingFeature;
 use serde::Serialize;
@@ -12,12 +15,17 @@ use crate::assessment::{self, Finding, PairSkew, cpus};
 use crate::config::CpuList;
 use crate::guest_rate::{GuestRate, OtherRate};
 use crate::host_clock;
+use crate::outcome::Outcome;
 use crate::placement::{KnownBy, Placed};
 use crate::timekeeper::{Events, StopReport, Unwatched, VcpuReport};
 
 /// The report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct TimeReport {
+    /// `CLOCK_BOOTTIME` when this was so.
+    at_ns: u64,
+    /// How the guest ended, in words; null as long as it has not.
+    ended: Option<String>,
     host: Host,
     guest: Guest,
     /// Where its vCPUs' threads run; nothing before the start.
@@ -206,6 +214,8 @@ impl TimeReport {
             consequence: why.to_string(),
         }));
         Self {
+            at_ns: host_clock::boottime().get(),
+            ended: None,
             placement: kept.placed.as_ref().map(Placement::new),
             host: Host {
                 tsc_khz: host_khz,
@@ -223,6 +233,14 @@ impl TimeReport {
             vcpus: kept.vcpus,
             degradations,
         }
+    }
+
+    /// The last one, of a guest that ended so.
+    pub(crate) fn of_the_end(mut self, outcome: &Outcome) -> Self {
+        // The registers of a vCPU that cannot go on are in other lines.
+        let words = outcome.to_string();
+        self.ended = words.lines().next().map(str::to_owned);
+        self
     }
 }
 

@@ -48,6 +48,9 @@ pub(super) struct Flags {
     /// agree, where the host's are measured apart), CPUs such as 0-3,8, or off [default: auto]
     #[arg(long, value_name = "CPUS")]
     pub(super) tsc_domain: Option<TscDomain>,
+    /// A file for what is known of the guest's time, in JSON: written every second and at the end
+    #[arg(long, value_name = "FILE")]
+    pub(super) time_report: Option<PathBuf>,
     /// For tests: nobody watches the guest's time
     #[arg(long, hide = true)]
     pub(super) test_without_timekeeper: bool,
@@ -113,6 +116,7 @@ impl Flags {
             (self.tsc_khz.is_some(), "--tsc-khz"),
             (self.allow_tsc_catchup, "--allow-tsc-catchup"),
             (self.test_without_timekeeper, "--test-without-timekeeper"),
+            (self.time_report.is_some(), "--time-report"),
             (self.log_path.is_some(), "--log-path"),
             (self.show_level, "--show-level"),
             (self.show_log_origin, "--show-log-origin"),

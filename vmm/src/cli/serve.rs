@@ -24,6 +24,7 @@ use crate::machine::{Console, MachineError, Surroundings, host};
 use crate::metrics::{FlushTimer, Metrics, MetricsError, PERIOD};
 use crate::mmds::{Metadata, MetadataError};
 use crate::outcome::Outcome;
+use crate::time_report::file::{ReportPath, ReportPathError, Reporter};
 
 /// The largest configuration or metadata file that is read. A full one is a few kilobytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -65,6 +66,8 @@ pub(super) enum ServeError {
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error(transparent)]
+    ReportPath(#[from] ReportPathError),
+    #[error(transparent)]
     Bind(#[from] http::BindError),
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -81,6 +84,8 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
         show_origin: flags.show_log_origin.then_some(true),
         module: flags.module.as_deref(),
     })?;
+    let report_path = flags.time_report.as_deref();
+    let report_path = report_path.map(ReportPath::new).transpose()?;
     let surroundings = Surroundings::new(started)?;
     let metrics = &surroundings.metrics;
     if let Some(path) = &flags.metrics_path {
@@ -123,6 +128,9 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     }
     let timer = FlushTimer::new(metrics.clone(), PERIOD).map_err(host("create a timer"))?;
     events.add(Box::new(timer));
+    let reporter = report_path
+        .map(|path| Reporter::start(path, &mut events))
+        .transpose()?;
 
     let mut start = |config: &VmConfig, events: &mut EventLoop| {
         boot(&mut kvm, config, events, &surroundings).map_err(|error| Fault::new(one_line(&*error)))
@@ -138,12 +146,19 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
         if let Some(outcome) = events.turn() {
             break outcome;
         }
+        if let Some(reporter) = &reporter {
+            reporter.take(|| controller.guests_time());
+        }
         while let Some(letter) = mailbox.take() {
             letter.answer(|request: ApiRequest| {
                 controller.apply(request, &mut |config| start(config, &mut events))
             });
         }
     };
+    if let Some(reporter) = reporter {
+        let last = controller.guests_time();
+        reporter.finish(last.map(|report| report.of_the_end(&outcome)));
+    }
     drop(mailbox);
     drop(controller);
     drop(api);
