@@ -139,7 +139,7 @@ pub mod watch;
 mod wide;
 
 pub use offset::{Transform, guest_unscaled, offset_between, offset_unscaled};
-pub use rate::{TickRate, nanos_exact_floor, ticks_exact_floor};
+pub use rate::{TickRate, nanos_delta_toward_zero, nanos_exact_floor, ticks_exact_floor};
 pub use ratio::{RatioError, RatioFormat, Svm, TscRatio, Vmx};
 pub use units::{
     CpuId, GuestTsc, HostTsc, Hz, Khz, Nanos, NanosDelta, Ppb, Ppm, ScaledTsc, Ticks, TscDelta,

@@ -1,6 +1,6 @@
 //! Between ticks and nanoseconds at a rate: exactly, and without a division where it runs often.
 
-use crate::units::{Khz, Nanos, Ticks};
+use crate::units::{Khz, Nanos, NanosDelta, Ticks, TscDelta};
 use crate::wide::{self, Factor};
 
 /// A rate with the two factors that convert by it. Building one divides; using it does not.
@@ -98,6 +98,26 @@ pub const fn nanos_exact_floor(ticks: Ticks, khz: Khz) -> Option<Nanos> {
     }
 }
 
+/// `ticks` in nanoseconds at `khz`, rounded towards zero; at most 2^63 - 1 ns either way. Divides; for
+/// reports and plans.
+///
+/// ```
+/// # use tsc::{Khz, TscDelta, nanos_delta_toward_zero};
+/// let khz = Khz::new(2_000_000).unwrap();
+/// assert_eq!(nanos_delta_toward_zero(TscDelta::new(-3), khz).get(), -1);
+/// ```
+#[must_use]
+pub fn nanos_delta_toward_zero(ticks: TscDelta, khz: Khz) -> NanosDelta {
+    let magnitude = nanos_exact_floor(ticks.magnitude(), khz)
+        .and_then(|nanos| i64::try_from(nanos.get()).ok())
+        .unwrap_or(i64::MAX);
+    NanosDelta::new(if ticks.is_negative() {
+        magnitude.saturating_neg()
+    } else {
+        magnitude
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +162,25 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn signed_ticks_are_rounded_towards_zero_and_saturate() {
+        // (ticks, kHz, ns): 3 ticks at 2 GHz are 1.5 ns; 2^63 ticks at 1 kHz are 2^63 x 10^6 ns.
+        for (ticks, khz, nanos) in [
+            (0, 2_000_000, 0),
+            (3, 2_000_000, 1),
+            (-3, 2_000_000, -1),
+            (i64::MAX, 1, i64::MAX),
+            (i64::MIN, 1, -i64::MAX),
+            (i64::MIN, 1_000_000, -i64::MAX),
+        ] {
+            let khz = Khz::new(khz).unwrap();
+            assert_eq!(
+                nanos_delta_toward_zero(TscDelta::new(ticks), khz).get(),
+                nanos
+            );
         }
     }
 }

@@ -114,6 +114,37 @@ impl Cause {
     }
 }
 
+impl Cause {
+    /// The kind of cause, for programs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Platform(PlatformReport::NotInvariant) => "not_invariant",
+            Self::Platform(PlatformReport::OtherClocksource) => "other_clocksource",
+            Self::Platform(PlatformReport::KernelMark) => "kernel_mark",
+            Self::BackwardsStep { .. } => "backwards_step",
+            Self::Skew { .. } => "skew",
+            Self::ForwardLeap { .. } => "forward_leap",
+            Self::FellBehind { .. } => "fell_behind",
+            Self::HostJump { .. } => "host_jump",
+            Self::TableFull => "table_full",
+        }
+    }
+
+    /// How far off a counter was, at least; `None` where the cause is no measurement.
+    #[must_use]
+    pub fn size(self) -> Option<Ticks> {
+        match self {
+            Self::BackwardsStep { by, .. }
+            | Self::ForwardLeap { by, .. }
+            | Self::FellBehind { by, .. }
+            | Self::HostJump { by } => Some(by),
+            Self::Skew { bounds, .. } => Some(bounds.smallest_magnitude()),
+            Self::Platform(_) | Self::TableFull => None,
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -245,8 +276,77 @@ impl<const N: usize> Stability<N> {
     }
 }
 
+/// What was held against a host, for whoever reads about it afterwards: of each kind of cause against each
+/// pair or CPU the first, oldest first. Where [`Stability`] keeps what a decision needs, and so nothing
+/// more once the host is condemned, here the reasons stay beside each other: what a move met, what was then
+/// measured, and what the kernel made of it. No allocation; what finds no room is counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record<const N: usize> {
+    marks: [Option<Mark>; N],
+    left_out: u64,
+}
+
+impl<const N: usize> Default for Record<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const N: usize> Record<N> {
+    /// Nothing is held against anyone.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            marks: [None; N],
+            left_out: 0,
+        }
+    }
+
+    /// Takes note of `cause`, seen at `at`; whether it is the first of its kind there, and there was room.
+    ///
+    /// ```
+    /// # use tsc::{Nanos, Ticks, stability::{Cause, Record}};
+    /// let mut record = Record::<4>::new();
+    /// let jump = |by| Cause::HostJump { by: Ticks::new(by) };
+    /// assert!(record.add(jump(7), Nanos::new(1)));
+    /// assert!(!record.add(jump(9), Nanos::new(2)));
+    /// assert_eq!(record.marks().next().unwrap().cause, jump(7));
+    /// ```
+    pub fn add(&mut self, cause: Cause, at: Nanos) -> bool {
+        let is_same = |known: Mark| {
+            known.cause.name() == cause.name() && known.cause.scope().same(cause.scope())
+        };
+        if self.marks().any(is_same) {
+            return false;
+        }
+        match self.marks.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => {
+                *slot = Some(Mark { cause, at });
+                true
+            }
+            None => {
+                self.left_out = self.left_out.saturating_add(1);
+                false
+            }
+        }
+    }
+
+    /// The marks, oldest first.
+    pub fn marks(&self) -> impl Iterator<Item = Mark> {
+        self.marks.iter().flatten().copied()
+    }
+
+    /// How many times there was no room for a mark.
+    #[must_use]
+    pub const fn left_out(&self) -> u64 {
+        self.left_out
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn cpu(n: u32) -> CpuId {
@@ -316,5 +416,65 @@ mod tests {
         assert_eq!(marks.mark(step(0, 2), Nanos::new(3)), Marked::HostInstead);
         assert_eq!(marks.host().unwrap().cause, Cause::TableFull);
         assert!(marks.between(cpu(5), cpu(6)).is_some());
+    }
+
+    #[test]
+    fn record_keeps_what_follows_a_condemned_host() {
+        let mut record = Record::<8>::new();
+        let skew = Cause::Skew {
+            a: cpu(1),
+            b: cpu(0),
+            bounds: SkewBounds::exactly(crate::units::TscDelta::new(-9)),
+        };
+        let kernel = Cause::Platform(PlatformReport::KernelMark);
+        for (at, cause) in (1..).zip([kernel, step(0, 1), skew, step(1, 0), step(0, 2), kernel]) {
+            record.add(cause, Nanos::new(at));
+        }
+        let kept: Vec<_> = record
+            .marks()
+            .map(|mark| (mark.at.get(), mark.cause.name()))
+            .collect();
+        assert_eq!(
+            kept,
+            [
+                (1, "kernel_mark"),
+                (2, "backwards_step"),
+                (3, "skew"),
+                (5, "backwards_step")
+            ]
+        );
+        assert_eq!((skew.size(), kernel.size()), (Some(Ticks::new(9)), None));
+        assert_eq!(record.left_out(), 0);
+    }
+
+    proptest! {
+        /// Whatever comes, the first of each kind and scope is kept as long as there is room, in the
+        /// order in which they came, and what finds none is counted.
+        #[test]
+        fn record_forgets_nothing_silently(
+            causes in prop::collection::vec((0_u32..4, 0_u32..4, any::<bool>()), 0..40),
+        ) {
+            let mut record = Record::<5>::new();
+            let mut all: Vec<Cause> = Vec::new();
+            let mut refused = 0;
+            for (at, (from, to, moved)) in (0..).zip(causes) {
+                let cause = if moved {
+                    step(from, to)
+                } else {
+                    Cause::FellBehind { cpu: cpu(from), by: Ticks::new(1) }
+                };
+                let known = all.iter().any(|other| {
+                    other.name() == cause.name() && other.scope().same(cause.scope())
+                });
+                let added = record.add(cause, Nanos::new(at));
+                prop_assert_eq!(added, !known && all.len() < 5);
+                refused += u64::from(!known && !added);
+                if added {
+                    all.push(cause);
+                }
+            }
+            prop_assert_eq!(record.marks().map(|mark| mark.cause).collect::<Vec<_>>(), all);
+            prop_assert_eq!(record.left_out(), refused);
+        }
     }
 }

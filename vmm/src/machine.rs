@@ -491,8 +491,12 @@ where
 
     /// What became of the guest's clocks.
     pub(crate) fn kept(&self) -> Kept {
+        let master_clock = timekeeper::master_clock(&*self.vm);
         let timekeeper = self.timekeeper();
         Kept {
+            master_clock,
+            marks: timekeeper.marks(),
+            error: timekeeper::guests_error(&self.observed),
             stops: timekeeper.stops(),
             events: timekeeper.events(),
             vcpus: (self.observed.iter().enumerate())

@@ -7,6 +7,7 @@
 pub(crate) mod file;
 
 use hypervisor::MissingFeature;
+use hypervisor::tsc_control::VendorRatio;
 use serde::Serialize;
 use tsc::{CpuId, Khz};
 
@@ -17,7 +18,7 @@ use crate::guest_rate::{GuestRate, OtherRate};
 use crate::host_clock;
 use crate::outcome::Outcome;
 use crate::placement::{KnownBy, Placed};
-use crate::timekeeper::{Events, StopReport, Unwatched, VcpuReport};
+use crate::timekeeper::{ErrorReport, Events, MarkReport, StopReport, Unwatched, VcpuReport};
 
 /// The report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +33,8 @@ pub(crate) struct TimeReport {
     placement: Option<Placement>,
     /// What the guest's clocks do while it is paused.
     policy: TimePolicy,
+    /// What is held against the host's TSC since the start, the first of each kind against each CPU or pair.
+    marks: Vec<MarkReport>,
     /// What became of the clocks at the latest pauses, the last one last.
     stops: Vec<StopReport>,
     /// What else happened to the guest's time.
@@ -93,8 +96,16 @@ struct Guest {
     tsc_khz_in_force: Option<u32>,
     /// How it is kept.
     how: Option<How>,
-    /// What the hardware multiplies the host's TSC with, where it is scaled.
+    /// The guest's rate by the host's, as asked for,
+    ratio_asked: Option<Fraction>,
+    /// and what the hardware multiplies the host's TSC with: 1 where nothing is scaled.
+    ratio_in_force: Option<Ratio>,
+    /// The same where it is scaled only.
     ratio: Option<Ratio>,
+    /// Whether KVM's master clock is on now: all vCPUs compute the kvmclock from one reading of one TSC.
+    master_clock: Option<bool>,
+    /// How far its clock is off the line that it should follow.
+    error: Option<ErrorReport>,
     /// What the ratio's last bit costs, rounded away from zero.
     quantisation_error_ppb: Option<i64>,
     /// How far a throw-away guest at this rate was measured to be from it.
@@ -118,6 +129,12 @@ struct Ratio {
     bits: u64,
     /// How many of its bits are behind the binary point.
     fraction_bits: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Fraction {
+    guest_khz: u32,
+    host_khz: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -152,6 +169,9 @@ const TIMEKEEPER: &str = "timekeeper";
 /// What a running guest's timekeeper tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kept {
+    pub(crate) master_clock: Option<bool>,
+    pub(crate) marks: Vec<MarkReport>,
+    pub(crate) error: Option<ErrorReport>,
     pub(crate) stops: Vec<StopReport>,
     pub(crate) events: Events,
     pub(crate) vcpus: Vec<VcpuReport>,
@@ -226,8 +246,13 @@ impl TimeReport {
                 cpus,
                 skew: Skew::new(kept.placed.as_ref()),
             },
-            guest: Guest::new(asked, running),
+            guest: Guest {
+                master_clock: kept.master_clock,
+                error: kept.error,
+                ..Guest::new(asked, running)
+            },
             policy,
+            marks: kept.marks,
             stops: kept.stops,
             events: kept.events,
             vcpus: kept.vcpus,
@@ -276,6 +301,15 @@ impl Placement {
     }
 }
 
+impl From<VendorRatio> for Ratio {
+    fn from(ratio: VendorRatio) -> Self {
+        Self {
+            bits: ratio.bits(),
+            fraction_bits: ratio.vendor().fraction_bits(),
+        }
+    }
+}
+
 impl Guest {
     fn new(asked: Option<Khz>, running: Option<(GuestRate, Option<Khz>)>) -> Self {
         let other = running.and_then(|(rate, _)| rate.other());
@@ -291,10 +325,19 @@ impl Guest {
                 .and_then(|(rate, host)| rate.khz(host))
                 .map(Khz::get),
             how: running.map(|_| how(other)),
-            ratio: scaled.map(|other| Ratio {
-                bits: other.ratio.bits(),
-                fraction_bits: other.ratio.vendor().fraction_bits(),
+            ratio_asked: running.and_then(|(_, host)| host).map(|host| Fraction {
+                guest_khz: asked.unwrap_or(host).get(),
+                host_khz: host.get(),
             }),
+            ratio_in_force: running.map(|_| {
+                Ratio::from(scaled.map_or_else(
+                    || VendorRatio::one(hypervisor::host::vendor()),
+                    |other| other.ratio,
+                ))
+            }),
+            ratio: scaled.map(|other| Ratio::from(other.ratio)),
+            master_clock: None,
+            error: None,
             quantisation_error_ppb: scaled
                 .and_then(|other| other.quantisation())
                 .map(|error| error.get()),
@@ -351,6 +394,9 @@ mod tests {
         // 1.7 x 2^32 is 7301444403.2: 0.2 / 7301444403.2 are 0.03 ppb too slow.
         let ratio = serde_json::json!({"bits": 7_301_444_403_u64, "fraction_bits": 32});
         assert_eq!(guest["ratio"], ratio);
+        assert_eq!(guest["ratio_in_force"], ratio);
+        let asked = serde_json::json!({"guest_khz": 3_400_000, "host_khz": 2_000_000});
+        assert_eq!(guest["ratio_asked"], asked);
         assert_eq!(guest["quantisation_error_ppb"], -1);
         let error = |bound: &str| guest["measured_error"][bound].as_i64().expect("measured");
         assert!(error("at_least_ppb") <= 0 && error("at_most_ppb") >= 0);

@@ -49,6 +49,15 @@ impl ErrorBounds {
             NanosDelta::new(0)
         }
     }
+
+    /// The bounds that hold for this clock and the other: on a guest's vCPUs together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            at_least: self.at_least.min(other.at_least),
+            at_most: self.at_most.max(other.at_most),
+        }
+    }
 }
 
 /// What a look found.

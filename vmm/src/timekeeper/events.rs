@@ -47,6 +47,7 @@ pub(crate) enum Event {
         cause: RestartCause,
         /// How far each of them was taken forward.
         forward_ticks: Vec<i64>,
+        forward_ns: Vec<i64>,
         /// Whether the offsets were seen in force; where KVM moves them by itself they are not.
         seen_in_force: bool,
     },
@@ -150,6 +151,13 @@ pub(crate) struct Events {
     pub(crate) restarts: u64,
     /// By how many ticks vCPUs were taken forward in restarts, all together.
     pub(crate) given_back_ticks: u64,
+    pub(crate) given_back_ns: u64,
+    /// Restarts that took a vCPU forward,
+    pub(crate) catch_ups: u64,
+    /// and vCPUs that they did that to, which stood behind what the guest had read.
+    pub(crate) backwards_steps_prevented: u64,
+    /// How often KVM moved an offset by itself, on a host whose TSC the kernel does not trust.
+    pub(crate) kernel_compensations: u64,
     /// The latest, the last one last.
     pub(crate) latest: VecDeque<Entry>,
 }
@@ -172,12 +180,22 @@ impl Events {
             Event::UnplannedStop { .. } => {
                 self.unplanned_stops = self.unplanned_stops.saturating_add(1);
             }
-            Event::Restart { forward_ticks, .. } => {
+            Event::Restart {
+                forward_ticks,
+                forward_ns,
+                ..
+            } => {
                 self.restarts = self.restarts.saturating_add(1);
-                for ticks in forward_ticks {
-                    let ticks = u64::try_from(*ticks).unwrap_or(0);
-                    self.given_back_ticks = self.given_back_ticks.saturating_add(ticks);
-                }
+                let sum = |known: u64, added: &[i64]| {
+                    let added = added.iter().map(|by| u64::try_from(*by).unwrap_or(0));
+                    added.fold(known, u64::saturating_add)
+                };
+                self.given_back_ticks = sum(self.given_back_ticks, forward_ticks);
+                self.given_back_ns = sum(self.given_back_ns, forward_ns);
+                let taken = forward_ticks.iter().filter(|by| **by > 0).count() as u64;
+                self.catch_ups = self.catch_ups.saturating_add(u64::from(taken > 0));
+                self.backwards_steps_prevented =
+                    self.backwards_steps_prevented.saturating_add(taken);
             }
             _ => {}
         }

@@ -15,7 +15,7 @@ use tsc::watch::{ClockWatch, Exits, Look, Sighting};
 use tsc::{CpuId, HostTsc, Nanos, Ppm, TickRate, TscOffset, ticks_exact_floor};
 
 use super::Rates;
-use super::observed::{Bell, Observed, Rung};
+use super::observed::{Bell, Observed, Rung, Step};
 use super::vcpu::TimeError;
 use crate::host_clock;
 
@@ -142,19 +142,21 @@ impl<S: Senses> ExitWatch<S> {
     /// Takes note of what was seen, and looks.
     #[cold]
     pub(crate) fn attend(&mut self, sighting: Sighting, vcpu: &impl TscOffsetControl) {
-        let backwards = match sighting {
-            Sighting::Due => None,
-            Sighting::Backwards(by) => Some(by),
-            Sighting::Moved { backwards, .. } => {
+        let (from, backwards) = match sighting {
+            Sighting::Due => (None, None),
+            Sighting::Backwards(by) => (None, Some(by)),
+            Sighting::Moved { from, backwards } => {
                 self.observed.moved();
-                backwards
+                (Some(from), backwards)
             }
         };
         if let Some(exits) = &self.exits {
-            self.observed.is_on(exits.cpu());
-        }
-        if let Some(by) = backwards {
-            self.observed.went_backwards(by);
+            let to = exits.cpu();
+            self.observed.is_on(to);
+            if let Some(by) = backwards {
+                let from = from.unwrap_or(to);
+                self.observed.went_backwards(Step { from, to, by });
+            }
         }
         // What a move met is looked into at the next beat; a step backwards at once.
         match backwards {
@@ -177,6 +179,9 @@ impl<S: Senses> ExitWatch<S> {
         self.observed.is_off_by(finding.error);
         if let Some(departure) = finding.departure {
             self.observed.departed(departure);
+            if finding.offset_moved.is_none() {
+                self.observed.jumped(departure);
+            }
         }
         if finding.offset_moved.is_some() {
             self.observed.offset_moved();

@@ -44,6 +44,13 @@ pub(crate) fn figures(
         ("unplanned_stops", events.unplanned_stops),
         ("restarts", events.restarts),
         ("given_back_ticks", events.given_back_ticks),
+        ("given_back_ns", events.given_back_ns),
+        ("catch_ups", events.catch_ups),
+        (
+            "backwards_steps_prevented",
+            events.backwards_steps_prevented,
+        ),
+        ("kernel_compensations", events.kernel_compensations),
     ] {
         samples.push(Sample::counter(GROUP, name, value));
     }

@@ -27,6 +27,7 @@
 mod events;
 mod exits;
 mod figures;
+mod marks;
 mod observed;
 mod restart;
 mod vcpu;
@@ -39,7 +40,10 @@ use hypervisor::guest_clock::{ClockReading, ClockSetting, VmClock};
 use hypervisor::tsc_control::{Vendor, VendorRatio};
 use serde::Serialize;
 use tsc::plan::{self, Allow, HostTime, Present, Refusal, Saved};
-use tsc::{HostTsc, Khz, Nanos, Ppm, Svm, TscOffset, VcpuId, Vmx, nanos_exact_floor};
+use tsc::{
+    HostTsc, Khz, Nanos, Ppm, Svm, TscDelta, TscOffset, VcpuId, Vmx, nanos_delta_toward_zero,
+    nanos_exact_floor,
+};
 
 use crate::api::body::TimePolicy;
 use crate::guest_rate::GuestRate;
@@ -47,7 +51,8 @@ pub(crate) use events::Events;
 use events::{Event, RestartCause};
 pub(crate) use exits::{ExitWatch, HostSenses};
 pub(crate) use figures::figures;
-pub(crate) use observed::{Bell, Observed, VcpuReport};
+pub(crate) use marks::{MarkReport, Marks};
+pub(crate) use observed::{Bell, ErrorReport, Observed, VcpuReport, guests_error};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
 use vcpu::{LONGEST_LEAD, Noted, Start, with_plan};
@@ -120,6 +125,9 @@ pub(crate) struct StopReport {
     /// The offset of vCPU 0 before and of all after it.
     offset_before: Option<i64>,
     offset_after: Option<i64>,
+    /// By how much that moved the guest's TSC against the host's; null where nothing was written.
+    adjusted_ticks: Option<i64>,
+    adjusted_ns: Option<i64>,
     /// Whether KVM's master clock is on, if the kernel tells.
     master_clock: Option<bool>,
 }
@@ -219,6 +227,7 @@ pub(crate) struct Timekeeper {
     /// The offset that all vCPUs have where counters agree; `None` before it was set on purpose.
     home_offset: Option<TscOffset>,
     events: Events,
+    marks: Marks,
 }
 
 impl Timekeeper {
@@ -230,12 +239,24 @@ impl Timekeeper {
             stops: VecDeque::with_capacity(REMEMBERED),
             home_offset: None,
             events: Events::default(),
+            marks: Marks::default(),
         }
     }
 
     /// What happened beside planned pauses.
     pub(crate) fn events(&self) -> Events {
         self.events.clone()
+    }
+
+    /// What is held against the host.
+    pub(crate) fn marks(&self) -> Vec<MarkReport> {
+        self.marks.report(self.rates.map(|rates| rates.host.khz))
+    }
+
+    /// `ticks` of the guest's TSC in nanoseconds.
+    fn nanos(&self, ticks: TscDelta) -> Option<i64> {
+        let rates = self.rates?;
+        Some(nanos_delta_toward_zero(ticks, rates.guest).get())
     }
 
     /// Whether the guest is paused.
@@ -342,7 +363,9 @@ impl Timekeeper {
                     spread_ticks: None,
                     offset_before: None,
                     offset_after: None,
-                    master_clock: clocks.vm.clock().ok().map(|clock| clock.tsc_stable),
+                    adjusted_ticks: None,
+                    adjusted_ns: None,
+                    master_clock: master_clock(clocks.vm),
                 }
             }
             TimePolicy::Freeze => self.freeze(stopped, clocks, &ask)?,
@@ -394,6 +417,7 @@ impl Timekeeper {
         let read_back = kvmclock_error.map_or(0, |error| error.unsigned_abs());
         let pairing = pairing_error(&pair).saturating_add(saved.pairing_error);
         let late = self.since(at, (clocks.host_tsc)());
+        let adjusted = offset_before.map(|before| plan.offset().wrapping_since(before));
         Ok(StopReport {
             policy: TimePolicy::Freeze,
             elapsed_ns: adjustments.elapsed.get(),
@@ -405,7 +429,13 @@ impl Timekeeper {
             spread_ticks: Some(spread),
             offset_before: offset_before.map(|offset| offset.as_signed().get()),
             offset_after: Some(plan.offset().as_signed().get()),
-            master_clock: Some(after.tsc_stable),
+            adjusted_ticks: adjusted.map(TscDelta::get),
+            adjusted_ns: adjusted.and_then(|ticks| self.nanos(ticks)),
+            master_clock: clocks
+                .vm
+                .clock_support()
+                .tsc_stable
+                .then_some(after.tsc_stable),
         })
     }
 
@@ -431,6 +461,13 @@ impl Timekeeper {
         };
         planned.map_err(|refusal| RefusalError(refusal).into())
     }
+}
+
+/// Whether KVM's master clock is on now, if the kernel tells.
+pub(crate) fn master_clock(vm: &impl VmClock) -> Option<bool> {
+    let tells = vm.clock_support().tsc_stable;
+    let reading = tells.then(|| vm.clock().ok()).flatten()?;
+    Some(reading.tsc_stable)
 }
 
 /// The error with which a pair's TSC and kvmclock belong together: none where the kernel read both at the

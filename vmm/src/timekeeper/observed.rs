@@ -1,12 +1,12 @@
 //! What a vCPU's thread tells of its clock.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use tsc::watch::{Departure, ErrorBounds};
-use tsc::{CpuId, Nanos, Ticks, TscOffset};
+use tsc::{CpuId, Nanos, NanosDelta, Ticks, TscOffset};
 
 /// CPUs up to this number are told apart.
 const CPUS: u32 = 256;
@@ -36,6 +36,46 @@ pub(crate) struct Observed {
     error_at_least: AtomicI64,
     error_at_most: AtomicI64,
     largest_error: AtomicI64,
+    /// A counter that was found behind: between which CPUs, and by how much. The vCPU's thread fills the
+    /// slot while it is empty, and the watch empties it.
+    step_cpus: AtomicU64,
+    step_by: AtomicU64,
+    /// The largest departure of the clock that nobody's moving the offset explains, since this was asked
+    /// last.
+    jump: AtomicU64,
+}
+
+/// A counter that was found behind where it, or that of the CPU before, had been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) from: CpuId,
+    pub(super) to: CpuId,
+    pub(super) by: Ticks,
+}
+
+/// A guest's error against the line that its clock should follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ErrorReport {
+    /// As of each vCPU's latest look: all of them are between these bounds.
+    at_least_ns: i64,
+    at_most_ns: i64,
+    /// The largest that was proven on any of them.
+    largest_ns: i64,
+}
+
+/// The error of a guest with these vCPUs; nothing before they were looked at.
+pub(crate) fn guests_error(vcpus: &[Arc<Observed>]) -> Option<ErrorReport> {
+    let looked_at = vcpus
+        .iter()
+        .filter(|vcpu| vcpu.looks.load(Ordering::Relaxed) > 0);
+    let errors = looked_at.clone().map(|vcpu| vcpu.error());
+    let error = errors.reduce(ErrorBounds::with)?;
+    let largest = looked_at.map(|vcpu| vcpu.largest_error.load(Ordering::Relaxed));
+    Some(ErrorReport {
+        at_least_ns: error.at_least.get(),
+        at_most_ns: error.at_most.get(),
+        largest_ns: largest.max_by_key(|error| error.unsigned_abs())?,
+    })
 }
 
 /// What is told of one vCPU in the time report.
@@ -91,9 +131,52 @@ impl Observed {
         add(&self.moves);
     }
 
-    pub(super) fn went_backwards(&self, by: Ticks) {
+    pub(super) fn went_backwards(&self, step: Step) {
         add(&self.backwards);
-        raise(&self.largest_backwards, by.get());
+        raise(&self.largest_backwards, step.by.get());
+        if self.step_cpus.load(Ordering::Acquire) == 0 {
+            self.step_by.store(step.by.get(), Ordering::Relaxed);
+            // Never 0, which is an empty slot: CPUs have fewer than 2^31 numbers.
+            let cpus = u64::from(step.from.get()) << 32 | u64::from(step.to.get()) | 1 << 63;
+            self.step_cpus.store(cpus, Ordering::Release);
+        }
+    }
+
+    /// The first step back since this was asked last.
+    pub(super) fn take_step(&self) -> Option<Step> {
+        let cpus = self.step_cpus.load(Ordering::Acquire);
+        if cpus == 0 {
+            return None;
+        }
+        let by = Ticks::new(self.step_by.load(Ordering::Relaxed));
+        self.step_cpus.store(0, Ordering::Release);
+        let cpu = |bits: u64| CpuId::new(u32::try_from(bits & 0x7fff_ffff).unwrap_or(0));
+        Some(Step {
+            from: cpu(cpus >> 32),
+            to: cpu(cpus),
+            by,
+        })
+    }
+
+    /// The clock departed, and nobody moved the offset.
+    pub(super) fn jumped(&self, departure: Departure) {
+        let (Departure::Leapt(by) | Departure::Lagged(by)) = departure;
+        self.jump.fetch_max(by.get(), Ordering::Relaxed);
+    }
+
+    /// By how much at most since this was asked last, if it did.
+    pub(super) fn take_jump(&self) -> Option<Ticks> {
+        let by = self.jump.swap(0, Ordering::Relaxed);
+        (by > 0).then(|| Ticks::new(by))
+    }
+
+    /// Within which bounds the clock is off its line.
+    pub(super) fn error(&self) -> ErrorBounds {
+        let get = |value: &AtomicI64| NanosDelta::new(value.load(Ordering::Relaxed));
+        ErrorBounds {
+            at_least: get(&self.error_at_least),
+            at_most: get(&self.error_at_most),
+        }
     }
 
     pub(super) fn looked(&self, at: Nanos, offset: TscOffset) {
@@ -269,6 +352,44 @@ mod tests {
     }
 
     #[test]
+    fn step_waits_for_the_watch_and_is_told_as_it_was() {
+        let observed = Observed::default();
+        assert_eq!(observed.take_step(), None);
+        let step = |from, to, by| Step {
+            from: CpuId::new(from),
+            to: CpuId::new(to),
+            by: Ticks::new(by),
+        };
+        observed.went_backwards(step(0, 0, 7));
+        // Counted, and not mixed up with the one that waits.
+        observed.went_backwards(step(3, 1, 9));
+        assert_eq!(observed.take_step(), Some(step(0, 0, 7)));
+        assert_eq!(observed.take_step(), None);
+        observed.went_backwards(step(1_023, 4, 5));
+        assert_eq!(observed.take_step(), Some(step(1_023, 4, 5)));
+        assert_eq!(observed.report(0).largest_backwards_step_ticks, 9);
+    }
+
+    #[test]
+    fn guests_error_is_that_of_all_vcpus_together() {
+        let vcpus: Vec<_> = (0..3).map(|_| Arc::new(Observed::default())).collect();
+        assert_eq!(guests_error(&vcpus), None);
+        for (vcpu, (at_least, at_most)) in vcpus.iter().zip([(-3, 5), (-900, -700)]) {
+            vcpu.looked(Nanos::ZERO, TscOffset::ZERO);
+            vcpu.is_off_by(ErrorBounds {
+                at_least: NanosDelta::new(at_least),
+                at_most: NanosDelta::new(at_most),
+            });
+        }
+        let expected = ErrorReport {
+            at_least_ns: -900,
+            at_most_ns: 5,
+            largest_ns: -700,
+        };
+        assert_eq!(guests_error(&vcpus), Some(expected));
+    }
+
+    #[test]
     fn bell_that_rings_for_the_end_rings_for_ever() {
         let bell = Bell::default();
         let long = Duration::from_secs(3600);
@@ -283,7 +404,6 @@ mod tests {
 
     #[test]
     fn largest_error_keeps_its_sign() {
-        use tsc::NanosDelta;
         let observed = Observed::default();
         for (at_least, at_most) in [(-3, 5), (-900, -700), (20, 30)] {
             observed.is_off_by(ErrorBounds {

@@ -21,13 +21,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tsc::skew::SkewBounds;
+use tsc::stability::{Cause, PlatformReport};
 use tsc::watch::{Beat, Beats};
 use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
 
 use super::exits::LOOK_EVERY;
-use super::observed::{Bell, Observed, Rung};
+use super::observed::{Bell, Observed, Rung, Step};
 use super::restart::{Home, restart};
 use super::{Answer, Event, Order, Rates, RestartCause, Timekeeper};
+use crate::assessment;
 use crate::doctor;
 use crate::error::one_line;
 use crate::host_clock;
@@ -51,6 +53,8 @@ pub(crate) struct Host {
     pub(crate) clocksource: fn() -> Option<String>,
     /// The CPUs that vCPUs' threads may be confined to.
     pub(crate) allowed: fn() -> Vec<CpuId>,
+    /// What the processor says: whether its TSC ticks at one rate.
+    pub(crate) invariant_tsc: fn() -> bool,
     /// What is within this is no skew.
     pub(crate) bound: Nanos,
 }
@@ -61,6 +65,7 @@ impl Host {
         skew: doctor::skew_between,
         clocksource: host_clock::clocksource,
         allowed: doctor::allowed_cpus,
+        invariant_tsc: || assessment::platform().invariant_tsc,
         bound: doctor::DOMAIN_BOUND,
     };
 }
@@ -120,6 +125,10 @@ struct Watching<T> {
     condemned: bool,
     /// The threads were confined.
     confined: bool,
+    /// How often somebody else had moved offsets, at the latest beat.
+    offset_moves: u64,
+    /// When it was looked last whether all counters jumped together.
+    jump_looked_into: Option<Nanos>,
 }
 
 /// The thread. Dropped, it ends.
@@ -209,13 +218,26 @@ impl<T: Halt> Watching<T> {
         let bound =
             ticks_exact_floor(watch.host.bound, watch.rates.host.khz).unwrap_or(Ticks::ZERO);
         let clocksource = (watch.host.clocksource)();
-        Self {
+        let watching = Self {
             condemned: !trusts_the_tsc(clocksource.as_deref()),
             watch,
             bound,
             measured: BTreeMap::new(),
             confined: false,
+            offset_moves: 0,
+            jump_looked_into: None,
+        };
+        if !(watching.watch.host.invariant_tsc)() {
+            watching.mark(Cause::Platform(PlatformReport::NotInvariant));
         }
+        if watching.condemned {
+            watching.mark(Cause::Platform(PlatformReport::OtherClocksource));
+        }
+        watching
+    }
+
+    fn mark(&self, cause: Cause) {
+        self.keeper().marks.add(cause, host_clock::boottime());
     }
 
     fn add(&self, event: Event) {
@@ -234,14 +256,29 @@ impl<T: Halt> Watching<T> {
     /// A beat, at `now` of the clock that looks are made by.
     fn beat(&mut self, now: Nanos, rung: bool) {
         let mut wanted = false;
+        let mut offset_moves = 0_u64;
         for (index, vcpu) in self.watch.vcpus.iter().enumerate() {
             wanted |= vcpu.take_attention();
+            offset_moves = offset_moves.wrapping_add(vcpu.offset_moves());
+            if let Some(Step { from, to, by }) = vcpu.take_step() {
+                self.mark(if from == to {
+                    Cause::FellBehind { cpu: to, by }
+                } else {
+                    Cause::BackwardsStep { from, to, by }
+                });
+            }
             if now.saturating_sub(vcpu.looked_at()) >= LOOK_EVERY {
                 self.watch.halt.nudge(index);
             }
         }
         if wanted {
             self.look_into_it(now, rung);
+        }
+        let moved = offset_moves.wrapping_sub(self.offset_moves);
+        self.offset_moves = offset_moves;
+        if self.condemned && moved > 0 {
+            let events = &mut self.keeper().events;
+            events.kernel_compensations = events.kernel_compensations.saturating_add(moved);
         }
     }
 
@@ -251,6 +288,7 @@ impl<T: Halt> Watching<T> {
             let clocksource = (self.watch.host.clocksource)();
             if !trusts_the_tsc(clocksource.as_deref()) {
                 self.condemned = true;
+                self.mark(Cause::Platform(PlatformReport::KernelMark));
                 self.add(Event::KernelMark {
                     clocksource: clocksource.unwrap_or_default(),
                 });
@@ -266,8 +304,16 @@ impl<T: Halt> Watching<T> {
         for vcpu in &self.watch.vcpus {
             visited.extend(vcpu.take_visited());
         }
-        if self.measure(&visited, now, again) && self.watch.may_confine && !self.confined {
+        let apart = self.measure(&visited, now, again);
+        if apart && self.watch.may_confine && !self.confined {
             self.confine(now);
+        }
+        let jumps = self.watch.vcpus.iter().filter_map(|vcpu| vcpu.take_jump());
+        if let Some(by) = jumps.max()
+            && !apart
+            && !self.condemned
+        {
+            self.look_into_jump(by, now);
         }
         let leads = self
             .watch
@@ -302,6 +348,11 @@ impl<T: Halt> Watching<T> {
             self.measured.insert(cpu.get(), (bounds, now));
             if bounds.is_beyond(self.bound) {
                 apart = true;
+                self.mark(Cause::Skew {
+                    a: home,
+                    b: cpu,
+                    bounds,
+                });
                 if !was_apart {
                     self.add(Event::Skew {
                         cpu: cpu.get(),
@@ -315,16 +366,33 @@ impl<T: Halt> Watching<T> {
         apart
     }
 
+    /// A guest's clock departed from the host's by `by`, and no CPU that it was on is apart from the others:
+    /// if all agree, they jumped together.
+    fn look_into_jump(&mut self, by: Ticks, now: Nanos) {
+        let last = self.jump_looked_into;
+        if last.is_some_and(|last| now.saturating_sub(last) < MEASURE_AGAIN) {
+            return;
+        }
+        self.jump_looked_into = Some(now);
+        let allowed = (self.watch.host.allowed)();
+        self.measure(&allowed, now, LOOK_EVERY);
+        if allowed.into_iter().all(|cpu| self.agrees(cpu)) {
+            self.mark(Cause::HostJump { by });
+        }
+    }
+
+    /// Whether a CPU's counter is proven to agree with the home CPU's.
+    fn agrees(&self, cpu: CpuId) -> bool {
+        let bounds = self.measured.get(&cpu.get());
+        cpu == self.watch.home.cpu || bounds.is_some_and(|(bounds, _)| bounds.is_within(self.bound))
+    }
+
     /// Confines the threads to the CPUs that are proven to agree with the home CPU.
     fn confine(&mut self, now: Nanos) {
         let allowed = (self.watch.host.allowed)();
         self.measure(&allowed, now, MEASURE_AGAIN);
-        let home = self.watch.home.cpu;
-        let agrees = |cpu: CpuId| {
-            let bounds = self.measured.get(&cpu.get());
-            cpu == home || bounds.is_some_and(|(bounds, _)| bounds.is_within(self.bound))
-        };
-        let cpus: Vec<_> = allowed.into_iter().filter(|cpu| agrees(*cpu)).collect();
+        let agree = |cpu: &CpuId| self.agrees(*cpu);
+        let cpus: Vec<_> = allowed.into_iter().filter(agree).collect();
         let confined = self.watch.halt.confine(&cpus);
         self.confined = confined.is_ok();
         self.add(Event::Confined {
@@ -369,6 +437,9 @@ impl<T: Halt> Watching<T> {
                 Event::Restart {
                     cause,
                     forward_ticks: restarted.forward.iter().map(|ticks| ticks.get()).collect(),
+                    forward_ns: (restarted.forward.iter())
+                        .filter_map(|ticks| keeper.nanos(*ticks))
+                        .collect(),
                     seen_in_force: restarted.seen,
                 }
             }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use hypervisor::model::{Faults, ModelForm, ModelHost, ModelVm};
+use tsc::watch::Departure;
 use tsc::{GuestTsc, HostTsc, Khz, Svm, TscOffset, VcpuId, Vmx};
 
 use super::super::events::Entry;
@@ -36,6 +37,7 @@ const HOST: Host = Host {
     skew,
     clocksource: || Some(CLOCKSOURCE.get().to_owned()),
     allowed: || vec![ZERO, ONE],
+    invariant_tsc: || true,
     bound: Nanos::new(1_000),
 };
 
@@ -210,6 +212,18 @@ impl<F: ModelForm> Watching<&Threads<'_, F>> {
         self.beat(self.watch.halt.vm.host(ModelHost::now), rung);
     }
 
+    /// The reasons of the marks, and the CPUs at fault.
+    fn marks(&self) -> Vec<String> {
+        let marks = serde_json::to_value(self.keeper().marks()).expect("JSON");
+        let marks = marks.as_array().expect("a list").iter();
+        marks
+            .map(|mark| {
+                let reason = mark["reason"].as_str().expect("a reason");
+                format!("{reason} {}", mark["cpus"])
+            })
+            .collect()
+    }
+
     fn events(&self) -> Vec<Event> {
         let events = self.keeper().events();
         events.latest.into_iter().map(Entry::event).collect()
@@ -256,6 +270,7 @@ fn host_that_keeps_time_is_left_alone() {
                 watching.second(false);
             }
             assert_eq!(watching.events(), []);
+            assert_eq!(watching.marks(), [""; 0]);
             assert_eq!(threads.writes(), 0);
             assert!(vm.master_clock());
             assert_eq!(
@@ -308,10 +323,18 @@ fn proven_skew_confines_the_threads_and_all_go_on_together() {
                 panic!("{:?}", watching.events());
             };
             assert!(*at_least_ticks < THREE_SECONDS && THREE_SECONDS < *at_most_ticks);
+            assert!(
+                watching.marks().contains(&"skew [0,1]".to_owned()),
+                "{:?}",
+                watching.marks()
+            );
             assert_eq!(cpus, &[0]);
             assert_eq!(threads.confined.take(), Some(vec![ZERO]));
             // The first vCPU follows the second one, which had read the other counter.
             let forward = forward_ticks[0];
+            let counts = watching.keeper().events();
+            assert!(counts.given_back_ns > 0);
+            assert_eq!(counts.catch_ups, 1);
             assert!(
                 (THREE_SECONDS - 10_000_000..=THREE_SECONDS).contains(&forward),
                 "{forward}"
@@ -387,6 +410,14 @@ fn guest_ahead_of_a_condemned_hosts_line_stands_still_until_the_line_is_taken_to
                 pace.iter().all(|pace| (95..=105).contains(pace)),
                 "{pace:?}"
             );
+            let marks = watching.marks();
+            for mark in ["kernel_mark []", "skew [0,1]", "backwards_step [1,0]"] {
+                assert!(
+                    marks.contains(&mark.to_owned()),
+                    "{mark} is not in {marks:?}"
+                );
+            }
+            assert!(watching.keeper().events().kernel_compensations > 0);
             // It is not done again.
             for _ in 0..3 {
                 threads.run(500, MILLISECOND, 0);
@@ -445,6 +476,22 @@ fn what_cannot_be_done_is_told_and_the_guest_goes_on() {
         });
     }
     on_both!(test, apart(THREE_SECONDS));
+}
+
+#[test]
+fn jump_is_held_against_all_counters_only_where_they_agree() {
+    let vm = ModelVm::<Vmx>::new(host(Faults::LINUX));
+    for (skew, expected) in [(0, "host_jump []"), (THREE_SECONDS, "skew [0,1]")] {
+        watched(&vm, false, |threads, watching| {
+            SKEW.set(skew);
+            threads.run(10, MILLISECOND, 0);
+            let vcpu = watching.watch.vcpus[0].clone();
+            vcpu.jumped(Departure::Lagged(Ticks::new(9_000_000)));
+            vcpu.want_attention();
+            watching.second(true);
+            assert_eq!(watching.marks(), [expected]);
+        });
+    }
 }
 
 #[test]
