@@ -121,6 +121,8 @@
 
 pub mod assess;
 pub mod bounds;
+#[cfg(feature = "sim")]
+pub mod draw;
 pub mod measure;
 pub mod nested;
 mod offset;

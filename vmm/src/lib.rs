@@ -14,6 +14,7 @@
 //! | `guest_rate` | the rate of a guest's TSC: what was asked for, how the host keeps it, or why not |
 //! | `mmds` | the store of the guest's metadata |
 //! | `time_report` | what is known of a guest's time, as an answer and as a file |
+//! | `time_plot` | the same as a picture |
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
 //! | `outcome`, `dump` | how a microVM ended, and the report when a vCPU cannot go on |
 //! | `output`, `error` | reports on standard output, and errors in one line |
@@ -52,6 +53,7 @@ mod placement;
 mod signals;
 mod simulate;
 mod terminal;
+mod time_plot;
 mod time_report;
 mod timekeeper;
 mod vcpu;

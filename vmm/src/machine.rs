@@ -496,6 +496,7 @@ where
         Kept {
             master_clock,
             marks: timekeeper.marks(),
+            history: timekeeper.history(),
             error: timekeeper::guests_error(&self.observed),
             stops: timekeeper.stops(),
             events: timekeeper.events(),

@@ -18,7 +18,9 @@ use crate::guest_rate::{GuestRate, OtherRate};
 use crate::host_clock;
 use crate::outcome::Outcome;
 use crate::placement::{KnownBy, Placed};
-use crate::timekeeper::{ErrorReport, Events, MarkReport, StopReport, Unwatched, VcpuReport};
+use crate::timekeeper::{
+    ErrorReport, Events, MarkReport, StopReport, StretchReport, Unwatched, VcpuReport,
+};
 
 /// The report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +37,8 @@ pub(crate) struct TimeReport {
     policy: TimePolicy,
     /// What is held against the host's TSC since the start, the first of each kind against each CPU or pair.
     marks: Vec<MarkReport>,
+    /// How far its clock was off its line, over its whole life: in stretches, which grow as it lives on.
+    error_history: Vec<StretchReport>,
     /// What became of the clocks at the latest pauses, the last one last.
     stops: Vec<StopReport>,
     /// What else happened to the guest's time.
@@ -171,6 +175,7 @@ const TIMEKEEPER: &str = "timekeeper";
 pub(crate) struct Kept {
     pub(crate) master_clock: Option<bool>,
     pub(crate) marks: Vec<MarkReport>,
+    pub(crate) history: Vec<StretchReport>,
     pub(crate) error: Option<ErrorReport>,
     pub(crate) stops: Vec<StopReport>,
     pub(crate) events: Events,
@@ -253,6 +258,7 @@ impl TimeReport {
             },
             policy,
             marks: kept.marks,
+            error_history: kept.history,
             stops: kept.stops,
             events: kept.events,
             vcpus: kept.vcpus,

@@ -178,6 +178,54 @@ fn freeze_is_taken_only_where_a_guest_was_seen_to_follow() {
 }
 
 #[test]
+fn life_of_the_clock_is_kept_and_drawn() {
+    let mut vm = Vm::start(&[]);
+    let draw = |vm: &Vm| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_keeptime"))
+            .args(["ctl", "time", "--api-sock"])
+            .arg(vm.socket())
+            .arg("--plot")
+            .arg(vm.path("time.svg"))
+            .output()
+            .expect("runs");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (status, _, told) = draw(&vm);
+    assert_eq!(status, Some(1), "{told}");
+    assert!(told.contains("nothing to draw"), "{told}");
+    vm.boot(&BUSY, 2);
+    let report = report_when(&vm, |report| {
+        report["error_history"]
+            .as_array()
+            .is_some_and(|all| all.len() > 2)
+            || degradation(report, "timekeeper").is_some()
+    });
+    if degradation(&report, "timekeeper").is_some() {
+        return println!("skipped: this host tells neither its TSC's rate nor whose TSC is read");
+    }
+    for pair in report["error_history"]
+        .as_array()
+        .expect("a list")
+        .windows(2)
+    {
+        assert!(
+            pair[0]["to_ns"].as_u64() < pair[1]["from_ns"].as_u64(),
+            "{report}"
+        );
+    }
+    let (status, lines, told) = draw(&vm);
+    assert_eq!(status, Some(0), "{told}");
+    assert!(lines.contains("guest.error.largest_ns") && !lines.contains("error_history"));
+    let picture = std::fs::read_to_string(vm.path("time.svg")).expect("a picture");
+    assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n"));
+}
+
+#[test]
 fn metrics_tell_of_time() {
     let mut vm = Vm::start(&[]);
     vm.boot(&BUSY, 2);

@@ -4,6 +4,7 @@
 use core::fmt::Write;
 
 use super::report::{Boot, Point, PolicyKind, Report};
+use crate::draw::{Axis, MARKED, path, symlog};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 700.0;
@@ -13,8 +14,6 @@ const UPPER: (f64, f64) = (64.0, 330.0);
 const LOWER: (f64, f64) = (392.0, 644.0);
 /// Columns that points are gathered into; each keeps its lowest and highest.
 const COLUMNS: usize = 200;
-/// Errors below this are drawn on a straight scale, above it on a logarithmic one.
-const LINEAR_NS: f64 = 10.0;
 
 /// Colours that differ in hue and in lightness (Okabe and Ito's set for the colour-blind).
 const fn colour(policy: PolicyKind) -> &'static str {
@@ -66,26 +65,6 @@ fn columns<'a>(points: impl Iterator<Item = &'a Point>, end: u64) -> Vec<Column>
         });
     }
     columns.into_iter().flatten().collect()
-}
-
-/// Straight near zero, logarithmic beyond.
-fn symlog(nanos: f64) -> f64 {
-    nanos.signum() * (1.0 + nanos.abs() / LINEAR_NS).log10()
-}
-
-/// An axis: from values to pixels.
-#[derive(Clone, Copy, Debug)]
-struct Axis {
-    from: f64,
-    to: f64,
-    pixels: (f64, f64),
-}
-
-impl Axis {
-    fn at(self, value: f64) -> f64 {
-        let share = (value - self.from) / (self.to - self.from);
-        self.pixels.0 + share.clamp(0.0, 1.0) * (self.pixels.1 - self.pixels.0)
-    }
 }
 
 /// The reports of one scenario as a picture, in SVG. The time shown is that of the guest that was
@@ -204,18 +183,6 @@ fn draw(
     Ok(())
 }
 
-fn path(
-    out: &mut String,
-    stroke: &str,
-    points: impl Iterator<Item = (f64, f64)>,
-) -> core::fmt::Result {
-    write!(out, "<path {stroke} d=\"")?;
-    for (index, (px, py)) in points.enumerate() {
-        write!(out, "{}{px:.1} {py:.1}", if index == 0 { 'M' } else { 'L' })?;
-    }
-    writeln!(out, "\"/>")
-}
-
 fn grid(out: &mut String, x: Axis, upper: Axis, lower: Axis, seconds: f64) -> core::fmt::Result {
     let step = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
         .into_iter()
@@ -237,14 +204,7 @@ fn grid(out: &mut String, x: Axis, upper: Axis, lower: Axis, seconds: f64) -> co
         line(upper.at(value), &trim(value), value == 0.0)?;
         value += step;
     }
-    for (nanos, label) in [
-        (0.0, "0"),
-        (1e2, "100 ns"),
-        (1e4, "10 us"),
-        (1e6, "1 ms"),
-        (1e8, "0.1 s"),
-        (1e10, "10 s"),
-    ] {
+    for (nanos, label) in MARKED {
         for sign in [1.0, -1.0] {
             let at = sign * symlog(nanos);
             if (at == 0.0 && sign > 0.0) || (at != 0.0 && at > lower.from && at < lower.to) {
@@ -344,12 +304,5 @@ mod tests {
         }
         assert!(svg.len() < 200_000, "{} bytes", svg.len());
         assert!(super::svg(&[]).contains("</svg>"));
-    }
-
-    #[test]
-    fn scale_has_room_for_both_ends_and_a_sign() {
-        assert!(symlog(0.0).abs() < 1e-12);
-        assert!((symlog(90.0) - 1.0).abs() < 1e-12);
-        assert!((symlog(-1e9) + symlog(1e9)).abs() < 1e-12);
     }
 }

@@ -11,6 +11,8 @@
 //!   are. Forward only: none reads less than it can have read.
 //! - [`Beats`] tells that nobody ran: the process was stopped, or the host slept.
 //!
+//! What the looks found is kept for the guest's whole life in a [`History`].
+//!
 //! Between two looks a guest may move to a CPU with another counter, read it, and come back: nothing in
 //! user space prevents that, and nothing here takes back what a guest has read. What prevents it is to
 //! keep a guest inside a domain ([`crate::skew::Domains`]).
@@ -18,9 +20,11 @@
 mod beats;
 mod clock;
 mod exits;
+mod history;
 mod restart;
 
 pub use beats::{Beat, Beats, Stop};
 pub use clock::{ClockWatch, Departure, ErrorBounds, Finding, Look};
 pub use exits::{Exits, Sighting};
+pub use history::{History, Stretch};
 pub use restart::{Restart, Standing, restart};

@@ -1,6 +1,6 @@
 //! `keeptime ctl`: the API for people.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -9,6 +9,8 @@ use super::flags::DEFAULT_SOCKET;
 use crate::api::client::{self, Answer, ClientError};
 use crate::api::http::Method;
 use crate::output::{self, OutputError};
+use crate::time_plot::{self, NothingToDraw};
+use crate::whole_file;
 
 /// Asks a running microVM, or tells it what to do.
 #[derive(Debug, Args)]
@@ -29,7 +31,11 @@ enum CtlCommand {
     /// Let them go on
     Resume,
     /// Print what is known of the guest's time
-    Time,
+    Time {
+        /// Draw how far its clock was off its line over its whole life, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
+    },
     /// Print the metrics in Prometheus's form
     Metrics,
     /// Send a GET request
@@ -69,6 +75,17 @@ pub(crate) enum CtlError {
         /// The microVM's reason.
         message: String,
     },
+    /// There is nothing to draw.
+    #[error("--plot")]
+    Draw(#[from] NothingToDraw),
+    /// The plot could not be written.
+    #[error("cannot write the plot {path:?}; check its folder and the room on its disk")]
+    Plot {
+        /// Where it was to be.
+        path: PathBuf,
+        /// The host's reason.
+        source: std::io::Error,
+    },
     /// The answer could not be printed.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -81,7 +98,7 @@ impl Ctl {
             CtlCommand::Status => self.status()?,
             CtlCommand::Pause => self.state("Paused")?,
             CtlCommand::Resume => self.state("Resumed")?,
-            CtlCommand::Time => readable(&self.get("/time")?),
+            CtlCommand::Time { plot } => self.time(plot.as_deref())?,
             CtlCommand::Metrics => text_of(&self.get("/metrics")?),
             CtlCommand::Get { path } => text_of(&self.get(path)?),
             CtlCommand::Put { path, body } => {
@@ -121,6 +138,25 @@ impl Ctl {
         Ok(String::new())
     }
 
+    fn time(&self, plot: Option<&Path>) -> Result<String, CtlError> {
+        let body = self.get("/time")?;
+        let Ok(mut report) = serde_json::from_slice::<Value>(&body) else {
+            return Ok(text_of(&body));
+        };
+        if let Some(path) = plot {
+            let picture = time_plot::svg(&report)?;
+            whole_file::put(path, picture.as_bytes()).map_err(|source| CtlError::Plot {
+                path: path.to_owned(),
+                source,
+            })?;
+        }
+        // Hundreds of numbers, which are for a picture.
+        if let Some(members) = report.as_object_mut() {
+            members.remove("error_history");
+        }
+        Ok(lines(&report))
+    }
+
     fn status(&self) -> Result<String, CtlError> {
         let instance = self.get("/")?;
         let config = self.get("/vm/config")?;
@@ -142,8 +178,12 @@ fn readable(body: &[u8]) -> String {
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
         return text_of(body);
     };
+    lines(&value)
+}
+
+fn lines(value: &Value) -> String {
     let mut rows = Vec::new();
-    flatten("", &value, &mut rows);
+    flatten("", value, &mut rows);
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines = rows
         .iter()

@@ -27,6 +27,7 @@
 mod events;
 mod exits;
 mod figures;
+mod history;
 mod marks;
 mod observed;
 mod restart;
@@ -51,8 +52,9 @@ pub(crate) use events::Events;
 use events::{Event, RestartCause};
 pub(crate) use exits::{ExitWatch, HostSenses};
 pub(crate) use figures::figures;
+pub(crate) use history::{ErrorHistory, StretchReport};
 pub(crate) use marks::{MarkReport, Marks};
-pub(crate) use observed::{Bell, ErrorReport, Observed, VcpuReport, guests_error};
+pub(crate) use observed::{Bell, ErrorReport, Observed, VcpuReport, error_bounds, guests_error};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
 use vcpu::{LONGEST_LEAD, Noted, Start, with_plan};
@@ -106,6 +108,8 @@ const KVMCLOCK_TRIES: u32 = 3;
 /// What became of the clocks at a pause's end, for the time report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct StopReport {
+    /// `CLOCK_BOOTTIME` when the guest was paused.
+    at_ns: u64,
     policy: TimePolicy,
     /// How long the guest was paused (`CLOCK_BOOTTIME`).
     elapsed_ns: u64,
@@ -228,6 +232,7 @@ pub(crate) struct Timekeeper {
     home_offset: Option<TscOffset>,
     events: Events,
     marks: Marks,
+    history: ErrorHistory,
 }
 
 impl Timekeeper {
@@ -240,12 +245,18 @@ impl Timekeeper {
             home_offset: None,
             events: Events::default(),
             marks: Marks::default(),
+            history: ErrorHistory::default(),
         }
     }
 
     /// What happened beside planned pauses.
     pub(crate) fn events(&self) -> Events {
         self.events.clone()
+    }
+
+    /// How far the guest's clock was off its line, over its whole life.
+    pub(crate) fn history(&self) -> Vec<StretchReport> {
+        self.history.report()
     }
 
     /// What is held against the host.
@@ -353,6 +364,7 @@ impl Timekeeper {
                 }
                 let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime).get();
                 StopReport {
+                    at_ns: stopped.boottime.get(),
                     policy,
                     elapsed_ns: elapsed,
                     advanced_ns: elapsed,
@@ -419,6 +431,7 @@ impl Timekeeper {
         let late = self.since(at, (clocks.host_tsc)());
         let adjusted = offset_before.map(|before| plan.offset().wrapping_since(before));
         Ok(StopReport {
+            at_ns: stopped.boottime.get(),
             policy: TimePolicy::Freeze,
             elapsed_ns: adjustments.elapsed.get(),
             advanced_ns: adjustments.advanced.get(),

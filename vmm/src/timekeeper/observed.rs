@@ -63,14 +63,20 @@ pub(crate) struct ErrorReport {
     largest_ns: i64,
 }
 
+/// Within which bounds the clocks of these vCPUs are off their lines, all together; nothing before they were
+/// looked at.
+pub(crate) fn error_bounds(vcpus: &[Arc<Observed>]) -> Option<ErrorBounds> {
+    let looked_at = |vcpu: &&Arc<Observed>| vcpu.looks.load(Ordering::Relaxed) > 0;
+    let errors = vcpus.iter().filter(looked_at).map(|vcpu| vcpu.error());
+    errors.reduce(ErrorBounds::with)
+}
+
 /// The error of a guest with these vCPUs; nothing before they were looked at.
 pub(crate) fn guests_error(vcpus: &[Arc<Observed>]) -> Option<ErrorReport> {
-    let looked_at = vcpus
+    let error = error_bounds(vcpus)?;
+    let largest = vcpus
         .iter()
-        .filter(|vcpu| vcpu.looks.load(Ordering::Relaxed) > 0);
-    let errors = looked_at.clone().map(|vcpu| vcpu.error());
-    let error = errors.reduce(ErrorBounds::with)?;
-    let largest = looked_at.map(|vcpu| vcpu.largest_error.load(Ordering::Relaxed));
+        .map(|vcpu| vcpu.largest_error.load(Ordering::Relaxed));
     Some(ErrorReport {
         at_least_ns: error.at_least.get(),
         at_most_ns: error.at_most.get(),

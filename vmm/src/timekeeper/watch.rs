@@ -28,7 +28,7 @@ use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
 use super::exits::LOOK_EVERY;
 use super::observed::{Bell, Observed, Rung, Step};
 use super::restart::{Home, restart};
-use super::{Answer, Event, Order, Rates, RestartCause, Timekeeper};
+use super::{Answer, Event, Order, Rates, RestartCause, Timekeeper, error_bounds};
 use crate::assessment;
 use crate::doctor;
 use crate::error::one_line;
@@ -273,6 +273,9 @@ impl<T: Halt> Watching<T> {
         }
         if wanted {
             self.look_into_it(now, rung);
+        }
+        if let Some(error) = error_bounds(&self.watch.vcpus) {
+            self.keeper().history.add(host_clock::boottime(), error);
         }
         let moved = offset_moves.wrapping_sub(self.offset_moves);
         self.offset_moves = offset_moves;
