@@ -115,6 +115,7 @@ impl Flags {
             (self.boot_timer, "--boot-timer"),
             (self.tsc_khz.is_some(), "--tsc-khz"),
             (self.allow_tsc_catchup, "--allow-tsc-catchup"),
+            (self.tsc_domain.is_some(), "--tsc-domain"),
             (self.test_without_timekeeper, "--test-without-timekeeper"),
             (self.time_report.is_some(), "--time-report"),
             (self.log_path.is_some(), "--log-path"),
@@ -198,5 +199,36 @@ impl Flags {
     pub(super) fn metadata_limit(&self) -> usize {
         self.mmds_size_limit
             .unwrap_or(self.http_api_max_payload_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{ArgAction, Command, FromArgMatches};
+
+    #[test]
+    fn given_knows_each_flag() {
+        let command = Flags::augment_args(Command::new("keeptime"));
+        for argument in command.get_arguments() {
+            let flag = format!("--{}", argument.get_long().expect("flags have names"));
+            let mut line = vec!["keeptime", &flag];
+            if matches!(argument.get_action(), ArgAction::Set) {
+                // A path, an id, a number, a rate and a list of CPUs.
+                line.push("1");
+            }
+            if argument.get_id() == "no_api" {
+                line.extend(["--config-file", "1"]);
+            }
+            let matches = command
+                .clone()
+                .try_get_matches_from(&line)
+                .expect("a value");
+            let flags = Flags::from_arg_matches(&matches).expect("a value");
+            assert_eq!(flags.given(), Some(flag.as_str()), "{line:?}");
+        }
+        let nothing = command.try_get_matches_from(["keeptime"]).expect("none");
+        let flags = Flags::from_arg_matches(&nothing).expect("none");
+        assert_eq!(flags.given(), None);
     }
 }
