@@ -197,6 +197,7 @@ fn check_interval(skew: SkewBounds, truth: i64, input: &Measured) {
     let all_beyond = least > 0 && ends[0] > bound_wide || most < 0 && -ends[1] > bound_wide;
     assert_eq!(skew.is_within(bound), all_within, "{skew}");
     assert_eq!(skew.is_beyond(bound), all_beyond, "{skew}");
+    assert_eq!(skew.is_apart(), least > 0 || most < 0, "{skew}");
     assert_eq!(i128::from(skew.width().get()), ends[1] - ends[0]);
     let middle = i128::from(skew.middle_toward_zero().get());
     assert!(
@@ -251,12 +252,14 @@ fn check_estimates(matrix: &SkewMatrix<CPUS>, ids: &[CpuId]) {
     }
 }
 
-/// A partition; every pair of a set is proven close; no two sets are one.
+/// A partition; every pair of a set is proven close and may be equal; no two sets are one.
 fn check_domains(matrix: &SkewMatrix<CPUS>, ids: &[CpuId], bound: Ticks) {
-    let domains = Domains::within(matrix, bound);
+    let domains = Domains::agreeing(matrix, bound);
     let close = |a: CpuId, b: CpuId| {
         let proven = |skew: SkewBounds| {
-            skew.at_least().get().unsigned_abs() <= bound.get()
+            skew.at_least().get() <= 0
+                && skew.at_most().get() >= 0
+                && skew.at_least().get().unsigned_abs() <= bound.get()
                 && skew.at_most().get().unsigned_abs() <= bound.get()
         };
         a == b || matrix.between(a, b).is_some_and(proven)

@@ -12,7 +12,7 @@ use crate::plan::{Allow, HostTime, Present, Refusal, Saved, TimePolicy, plan};
 use crate::ratio::Svm;
 use crate::skew::{Domains, SkewBounds, SkewMatrix};
 use crate::stability::PlatformReport;
-use crate::units::{GuestTsc, HostTsc, Hz, Khz, Nanos, NanosDelta, Ppb, Ppm, Ticks};
+use crate::units::{GuestTsc, HostTsc, Hz, Khz, Nanos, NanosDelta, Ppb, Ppm};
 
 /// What became of a request, by measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,33 +27,29 @@ pub enum Effect {
     Unknown,
 }
 
-/// How the CPUs' counters lie to each other, for a bound on their skew.
+/// How the CPUs' counters lie to each other, by what is proven of each pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
-    /// All of them are proven to be within the bound of each other.
+    /// All of them agree: they are proven to be within the bound of each other, and none proven apart.
     One,
-    /// Some pair is proven to be further apart.
+    /// Some pair is proven to be apart ([`SkewBounds::is_apart`]).
     Several {
         /// The number of TSC domains.
         domains: usize,
     },
-    /// No pair is proven to be further apart, but not all are proven to be within.
+    /// No pair is proven to be apart, but not all are proven to be within the bound.
     Unproven,
 }
 
 impl Spread {
-    /// What `skews` say, given the `domains` within `bound` that follow from them.
+    /// What `skews` say, given the `domains` that follow from them.
     #[must_use]
-    pub fn of<const N: usize>(skews: &SkewMatrix<N>, domains: &Domains<N>, bound: Ticks) -> Self {
+    pub fn of<const N: usize>(skews: &SkewMatrix<N>, domains: &Domains<N>) -> Self {
         let cpus = skews.cpus();
-        let beyond = |a, b| {
-            skews
-                .between(a, b)
-                .is_some_and(|skew| skew.is_beyond(bound))
-        };
+        let apart = |a, b| skews.between(a, b).is_some_and(SkewBounds::is_apart);
         if domains.count() <= 1 {
             Self::One
-        } else if cpus.iter().any(|&a| cpus.iter().any(|&b| beyond(a, b))) {
+        } else if cpus.iter().any(|&a| cpus.iter().any(|&b| apart(a, b))) {
             Self::Several {
                 domains: domains.count(),
             }
@@ -436,7 +432,7 @@ pub fn skew_nanos_outward(skew: SkewBounds, rate: Khz) -> Option<(NanosDelta, Na
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{CpuId, TscDelta};
+    use crate::units::{CpuId, Ticks, TscDelta};
     use proptest::prelude::*;
 
     fn facts() -> HostFacts {
@@ -623,14 +619,16 @@ mod tests {
                 let skew = SkewBounds::new(TscDelta::new(least), TscDelta::new(most));
                 matrix.note(cpus[0], cpus[1], skew.unwrap()).unwrap();
             }
-            let bound = Ticks::new(bound);
-            Spread::of(&matrix, &Domains::within(&matrix, bound), bound)
+            Spread::of(&matrix, &Domains::agreeing(&matrix, Ticks::new(bound)))
         };
         assert_eq!(spread(Some((-5, 10)), 10), Spread::One);
         assert_eq!(spread(Some((-5, 11)), 10), Spread::Unproven);
         assert_eq!(spread(None, 10), Spread::Unproven);
         assert_eq!(spread(Some((11, 15)), 10), Spread::Several { domains: 2 });
         assert_eq!(spread(Some((-15, -11)), 10), Spread::Several { domains: 2 });
+        // Well within the bound, and proven to differ
+        assert_eq!(spread(Some((4, 6)), 10), Spread::Several { domains: 2 });
+        assert_eq!(spread(Some((0, 6)), 10), Spread::One);
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub(crate) fn offsets_take_effect() -> Result<(), String> {
     effects::all_in_force(&trial)
 }
 
-/// What is within this is no skew: see [`skew`].
+/// What is proven to be within this, and may be zero, is no skew: see [`skew`].
 pub(crate) const DOMAIN_BOUND: Nanos = skew::BOUND;
 
 /// Bounds on `b`'s counter less `a`'s, measured now; `None` when nothing could be.

@@ -458,6 +458,10 @@ impl<K: Kick + Send + Sync> Halt for Crew<K> {
         let confined = self.shared.threads.confine(&cpus);
         confined.map_err(|error| one_line(&error))
     }
+
+    fn strays(&self, cpus: &[CpuId]) -> bool {
+        self.shared.threads.strays(&cpus.iter().copied().collect())
+    }
 }
 
 impl<H: Hypervisor> Running<H>

@@ -1,5 +1,7 @@
 //! Sets of CPUs among which a vCPU may move without anyone noticing.
 
+#[cfg(doc)]
+use super::SkewBounds;
 use super::SkewMatrix;
 use crate::units::{CpuId, Ticks, TscDelta};
 
@@ -15,13 +17,13 @@ impl DomainId {
     }
 }
 
-/// A partition of CPUs into sets within which every pair's skew is **proven** to be at most a bound.
+/// A partition of CPUs into sets within which every pair **agrees**: its skew is proven to be at most
+/// a bound, and not proven to be other than zero ([`SkewBounds::agrees`]).
 ///
 /// The partition is coarse: no two of its sets could be one. Where the skews are known exactly it
-/// also has as few sets as any partition can have. (Skews are distances on a line; taking CPUs in
-/// order of position and opening a new set only when the bound demands it is then optimal. With
-/// intervals instead of numbers the general question is a clique cover, which nobody can answer
-/// quickly; the order is then that of the intervals' middles.)
+/// also has as few sets as any partition can have: one for each position. (With intervals instead of
+/// numbers the general question is a clique cover, which nobody can answer quickly; CPUs are then taken in
+/// the order of the intervals' middles, and a new set is opened only when the CPUs before demand it.)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domains<const N: usize> {
     cpus: [CpuId; N],
@@ -31,10 +33,10 @@ pub struct Domains<const N: usize> {
 }
 
 impl<const N: usize> Domains<N> {
-    /// Partitions the CPUs of `skews` such that each pair within a set is proven to be at most
-    /// `bound` apart. A CPU of which nothing is known is alone. Sharpen the matrix first.
+    /// Partitions the CPUs of `skews` such that each pair within a set agrees, to within `bound`. A CPU
+    /// of which nothing is known is alone. Sharpen the matrix first.
     #[must_use]
-    pub fn within(skews: &SkewMatrix<N>, bound: Ticks) -> Self {
+    pub fn agreeing(skews: &SkewMatrix<N>, bound: Ticks) -> Self {
         let len = skews.cpus().len();
         let mut domains = Self {
             cpus: [CpuId::new(0); N],
@@ -49,7 +51,7 @@ impl<const N: usize> Domains<N> {
             a == b
                 || skews
                     .between_indices(a, b)
-                    .is_some_and(|skew| skew.is_within(bound))
+                    .is_some_and(|skew| skew.agrees(bound))
         };
 
         // Greedily along the line: into the set of the CPU before, if that is proven for all of it.
@@ -72,7 +74,7 @@ impl<const N: usize> Domains<N> {
             };
         }
 
-        // Two sets of which every pair is proven close are one. Only uncertain skews leave any.
+        // Two sets of which every pair agrees are one. Only uncertain skews leave any.
         for first in 0..sets {
             for second in first.saturating_add(1)..sets {
                 let one = (0..len)
@@ -121,7 +123,7 @@ impl<const N: usize> Domains<N> {
         Some(DomainId(self.set[index]))
     }
 
-    /// Whether the skew of `a` and `b` is proven to be within the bound.
+    /// Whether `a` and `b` are in one set.
     #[must_use]
     pub fn share(&self, a: CpuId, b: CpuId) -> bool {
         matches!((self.domain_of(a), self.domain_of(b)), (Some(a), Some(b)) if a == b)
@@ -219,7 +221,7 @@ mod tests {
                 let close = |&o: &usize| {
                     skews
                         .between(CpuId::new(o as u32), CpuId::new(cpu as u32))
-                        .is_some_and(|skew| skew.is_within(bound))
+                        .is_some_and(|skew| skew.agrees(bound))
                 };
                 if sets[s].iter().all(close) {
                     sets[s].push(cpu);
@@ -239,7 +241,7 @@ mod tests {
     fn domains_of_two_sockets_are_two() {
         // Sockets 5000 ticks apart, CPUs interleaved, a few ticks within each.
         let skews = matrix(&[0, 5_000, 3, 5_004, -2, 4_998], &[40]);
-        let domains = Domains::within(&skews, Ticks::new(100));
+        let domains = Domains::agreeing(&skews, Ticks::new(100));
         assert_eq!(domains.count(), 2);
         let members: Vec<_> = domains
             .members(domains.domain_of(CpuId::new(0)).unwrap())
@@ -251,35 +253,47 @@ mod tests {
         assert_eq!(domains.domain_of(CpuId::new(9)), None);
         assert_eq!(domains.largest().map(DomainId::get), Some(0));
         // With a bound below the uncertainty nothing is proven.
-        assert_eq!(Domains::within(&skews, Ticks::new(30)).count(), 6);
+        assert_eq!(Domains::agreeing(&skews, Ticks::new(30)).count(), 6);
     }
 
     #[test]
     fn domains_of_unmeasured_cpus_are_single() {
         let cpus = [CpuId::new(3), CpuId::new(1)];
-        let domains = Domains::within(&SkewMatrix::<4>::new(&cpus).unwrap(), Ticks::new(u64::MAX));
+        let domains =
+            Domains::agreeing(&SkewMatrix::<4>::new(&cpus).unwrap(), Ticks::new(u64::MAX));
         assert_eq!(domains.count(), 2);
         assert_eq!(domains.largest().map(DomainId::get), Some(0));
     }
 
     #[test]
     fn domains_around_an_uncertain_cpu_are_joined() {
-        // CPUs 0 and 2 are 10 apart; CPU 1 lies between their middles, but only to within 200.
+        // CPUs 0 and 2 are at most 20 apart; CPU 1 lies between their middles, but only to within 200.
         let cpus = [0, 1, 2].map(CpuId::new);
         let mut skews = SkewMatrix::<8>::new(&cpus).unwrap();
         let around = |middle: i64, half: i64| {
             SkewBounds::new(TscDelta::new(middle - half), TscDelta::new(middle + half)).unwrap()
         };
         skews.note(cpus[0], cpus[1], around(5, 100)).unwrap();
-        skews.note(cpus[0], cpus[2], around(10, 1)).unwrap();
+        skews.note(cpus[0], cpus[2], around(10, 10)).unwrap();
         skews.sharpen().unwrap();
-        let domains = Domains::within(&skews, Ticks::new(20));
+        let domains = Domains::agreeing(&skews, Ticks::new(20));
         assert_eq!(domains.count(), 2);
         assert!(domains.share(cpus[0], cpus[2]));
     }
 
+    #[test]
+    fn domains_exclude_what_is_proven_apart_and_not_what_is_not_known_better() {
+        // 400 ticks apart, within a bound of 1000: in one domain only when the messages were too slow
+        // to tell.
+        for (slack, count) in [(399, 2), (400, 1), (600, 1), (601, 2)] {
+            let skews = matrix(&[0, 400], &[slack]);
+            let domains = Domains::agreeing(&skews, Ticks::new(1_000));
+            assert_eq!(domains.count(), count, "{slack}");
+        }
+    }
+
     proptest! {
-        /// Every pair of a set is proven close, and no two sets could be one.
+        /// Every pair of a set agrees, and no two sets could be one.
         #[test]
         fn domains_are_proven_and_coarse(
             positions in prop::collection::vec(-300_i64..300, 1..8),
@@ -288,8 +302,8 @@ mod tests {
         ) {
             let skews = matrix(&positions, &slack);
             let bound = Ticks::new(bound);
-            let domains = Domains::within(&skews, bound);
-            let close = |a: CpuId, b: CpuId| a == b || skews.between(a, b).unwrap().is_within(bound);
+            let domains = Domains::agreeing(&skews, bound);
+            let close = |a: CpuId, b: CpuId| a == b || skews.between(a, b).unwrap().agrees(bound);
             for x in 0..domains.count() {
                 for y in x..domains.count() {
                     let all = domains.members(DomainId(x))
@@ -309,7 +323,7 @@ mod tests {
         ) {
             let skews = matrix(&positions, &[0]);
             let bound = Ticks::new(bound);
-            prop_assert_eq!(Domains::within(&skews, bound).count(), fewest(&skews, bound));
+            prop_assert_eq!(Domains::agreeing(&skews, bound).count(), fewest(&skews, bound));
         }
     }
 }

@@ -8,8 +8,12 @@
 //! fastest exchange's round trip.
 //!
 //! A skew below the time that a message between two CPUs takes cannot be seen from inside a guest:
-//! by the time the second CPU can act on the first one's reading, its counter has passed it. This
-//! is what makes a bound above zero meaningful for [`Domains`].
+//! by the time the second CPU can act on the first one's reading, its counter has passed it. A larger
+//! one can: then some message arrives before it was sent, and the interval of such messages excludes
+//! zero. That is what "apart" means here ([`SkewBounds::is_apart`]), whatever the size, and it is what the
+//! kernel's own check looks for (`check_tsc_warp` in arch/x86/kernel/tsc_sync.c). An interval that holds
+//! zero only because its messages were slow proves nothing; hence the bound that [`SkewBounds::agrees`] asks
+//! for besides.
 
 mod domains;
 mod drift;
@@ -157,6 +161,20 @@ impl SkewBounds {
     #[must_use]
     pub fn is_beyond(self, bound: Ticks) -> bool {
         self.smallest_magnitude() > bound
+    }
+
+    /// Whether the counters are proven to differ: no skew of 0 is possible. A message between the two
+    /// CPUs was seen to arrive before it was sent, as it can be seen in a guest.
+    #[must_use]
+    pub fn is_apart(self) -> bool {
+        self.is_beyond(Ticks::ZERO)
+    }
+
+    /// Whether the skew is proven to be at most `bound` either way, and may be 0. Neither this nor
+    /// [`Self::is_apart`] holds when the interval holds 0 and is too wide for the bound.
+    #[must_use]
+    pub fn agrees(self, bound: Ticks) -> bool {
+        self.is_within(bound) && !self.is_apart()
     }
 
     /// The middle, rounded towards zero so that the reverse has the opposite middle: at most half
@@ -339,6 +357,29 @@ mod tests {
         }
         assert_eq!(bounds(i64::MIN, i64::MAX).width(), Ticks::new(u64::MAX));
         assert_eq!(bounds(i64::MIN, 0).reversed(), None);
+    }
+
+    #[test]
+    fn counters_whose_interval_excludes_zero_are_apart_whatever_the_bound() {
+        let table = [
+            // interval, bound, agree, apart
+            ((-5, 5), 5, true, false),
+            ((0, 5), 5, true, false),
+            ((-5, 0), 5, true, false),
+            ((1, 5), 5, false, true),
+            ((-5, -1), 5, false, true),
+            // a slow exchange proves neither
+            ((-5, 6), 5, false, false),
+            ((-900, 1_000_000), 1_000, false, false),
+            // a fast one proves a skew of half the bound
+            ((450, 550), 1_000, false, true),
+            ((0, 0), 0, true, false),
+        ];
+        for ((least, most), bound, agree, apart) in table {
+            let skew = bounds(least, most);
+            assert_eq!(skew.agrees(Ticks::new(bound)), agree, "{skew}");
+            assert_eq!(skew.is_apart(), apart, "{skew}");
+        }
     }
 
     #[test]

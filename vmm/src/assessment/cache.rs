@@ -39,7 +39,7 @@ const SLEEP: Nanos = Nanos::new(100_000_000);
 const FOLDER: &str = "keeptime";
 const FILE: &str = "tsc-domains.json";
 /// A change of the file's meaning changes this.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Where findings are kept.
 #[derive(Clone, Debug)]
@@ -354,8 +354,9 @@ mod tests {
         }
         let text = String::from_utf8(good.clone()).expect("JSON");
         for (from, to) in [
-            ("\"format\":1", "\"format\":2"),
-            ("\"format\":1", "\"format\":1,\"more\":1"),
+            ("\"format\":2", "\"format\":1"),
+            ("\"format\":2", "\"format\":3"),
+            ("\"format\":2", "\"format\":2,\"more\":1"),
             ("\"0,2\"", "\"0-4294967295\""),
             ("\"0,2\"", "[0,2]"),
             ("refuted", "maybe"),

@@ -37,7 +37,7 @@ use crate::host_clock;
 use platform::{Platform, Sources};
 use skew::{Budget, Skew};
 
-/// What is within this is no skew: see [`skew`].
+/// What is proven to be within this, and may be zero, is no skew: see [`skew`].
 pub(crate) const DOMAIN_BOUND: Nanos = skew::BOUND;
 
 /// What the processor and the kernel say of themselves.
@@ -52,8 +52,8 @@ pub(crate) fn platform() -> Platform {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Finding {
-    /// Sets of CPUs whose TSCs are proven to be within [`DOMAIN_BOUND`] of each other. Each CPU that was
-    /// to be measured is in one of them.
+    /// Sets of CPUs whose TSCs agree: proven to be within [`DOMAIN_BOUND`] of each other, and not proven
+    /// apart. Each CPU that was to be measured is in one of them.
     pub(crate) domains: Vec<CpuList>,
     /// What is proven of all of them.
     pub(crate) agree: Agreement,
@@ -69,7 +69,7 @@ pub(crate) struct Finding {
 pub(crate) enum Agreement {
     /// They agree.
     Proven,
-    /// They do not.
+    /// Some do not: they are proven apart.
     Refuted,
     /// Neither.
     Unproven,

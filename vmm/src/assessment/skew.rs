@@ -26,10 +26,9 @@ const FEW_CPUS: usize = 16;
 /// them in a debug build.
 const STACK: usize = 64 << 20;
 
-/// The skew within which CPUs form one domain.
-///
-/// A vCPU thread that moves to another CPU needs more time than this for the move alone, so that its
-/// clock has passed what it last read, and no step backwards is seen.
+/// CPUs form one domain when their skew is proven to be within this, and is not proven to be other than
+/// zero: see [`tsc::skew`]. The exchanges of a host that is not busy prove some 200 ns; with several times
+/// that, a measurement was too coarse to say that counters agree.
 pub(crate) const BOUND: Nanos = Nanos::new(1_000);
 
 /// How long measuring may take.
@@ -209,7 +208,7 @@ fn judge_here<const N: usize>(exchanges: Exchanges, khz: Option<Khz>) -> Skew {
     }
     let bound = khz.and_then(|khz| ticks_exact_floor(BOUND, khz));
     // Without a rate only what is proven to be equal is together.
-    let domains = Domains::within(&matrix, bound.unwrap_or(Ticks::ZERO));
+    let domains = Domains::agreeing(&matrix, bound.unwrap_or(Ticks::ZERO));
     let mut sets = vec![Vec::new(); domains.count()];
     for &cpu in &exchanges.cpus {
         if let Some(set) = domains
@@ -219,7 +218,7 @@ fn judge_here<const N: usize>(exchanges: Exchanges, khz: Option<Khz>) -> Skew {
             set.push(cpu);
         }
     }
-    let spread = match Spread::of(&matrix, &domains, bound.unwrap_or(Ticks::ZERO)) {
+    let spread = match Spread::of(&matrix, &domains) {
         Spread::One if exchanges.left_out > 0 => Spread::Unproven,
         spread => spread,
     };
@@ -337,6 +336,20 @@ mod tests {
         assert_eq!(skew.spread, Spread::Several { domains: 2 });
         assert_eq!(skew.between(zero, two), Some(bounds(4_900, 5_190)));
         assert_eq!(skew.between(two, zero), Some(bounds(-5_190, -4_900)));
+    }
+
+    #[test]
+    fn counters_half_a_microsecond_apart_are_two_domains() {
+        // A step that a guest can see, unless the messages were too slow to tell.
+        for (around, spread) in [
+            (bounds(450, 550), Spread::Several { domains: 2 }),
+            (bounds(-550, -450), Spread::Several { domains: 2 }),
+            (bounds(0, 990), Spread::One),
+            (bounds(-10, 1_010), Spread::Unproven),
+        ] {
+            let skew = judged(2, vec![pair(0, 1, Ok(around))]);
+            assert_eq!(skew.spread, spread, "{around}");
+        }
     }
 
     #[test]

@@ -151,7 +151,7 @@ fn cpus(page: &mut Page, skew: &Skew, khz: Option<Khz>) {
     let sets: Vec<_> = skew.domains.iter().map(|cpus| ranges(cpus)).collect();
     page.line(
         "domains",
-        format!("{} within {BOUND}: {}", sets.len(), sets.join(" | ")),
+        format!("{} that agree to {BOUND}: {}", sets.len(), sets.join(" | ")),
     );
     page.line(
         "so the TSCs",

@@ -3,7 +3,8 @@
 //! A vCPU whose thread moves between CPUs whose TSCs disagree takes its guest's clock along, backwards or
 //! forward; and the first such move backwards makes KVM give up the TSC of the whole host
 //! (`kvm_arch_vcpu_load` in arch/x86/kvm/x86.c). So the threads are kept within one *TSC domain*, a set of
-//! CPUs whose TSCs are proven to be within a microsecond of each other:
+//! CPUs whose TSCs are proven to be within a microsecond of each other, and between which no message was seen
+//! to arrive before it was sent:
 //!
 //! | `--tsc-domain` | the threads run |
 //! | --- | --- |

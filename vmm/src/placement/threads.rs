@@ -104,6 +104,15 @@ impl Threads {
         placed
     }
 
+    /// Whether a thread may run elsewhere than on `cpus`.
+    pub(crate) fn strays(&self, cpus: &CpuList) -> bool {
+        let inner = self.lock();
+        let mut running = inner.running.iter();
+        running.any(|(_, thread)| {
+            read(*thread).is_ok_and(|in_force| !in_force.without(cpus).is_empty())
+        })
+    }
+
     /// Where the threads of that many vCPUs run, as the kernel tells; `None` for one that does not run.
     pub(crate) fn in_force(&self, vcpus: u8) -> Vec<Option<CpuList>> {
         let inner = self.lock();
@@ -186,6 +195,9 @@ mod tests {
             assert_eq!(threads.in_force(3), [None, Some(one(first)), None]);
             threads.confine(&one(last)).expect("allowed");
             assert_eq!(threads.in_force(2), [None, Some(one(last))]);
+            assert!(!threads.strays(&one(last)));
+            assert!(!threads.strays(&cpus.iter().copied().collect()));
+            assert_eq!(threads.strays(&one(first)), first != last);
             drop(leave);
         });
         // None has run since, and the next one begins there.

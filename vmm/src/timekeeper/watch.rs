@@ -7,7 +7,7 @@
 //! are two cases in which something is done, and everything else is only reported:
 //!
 //! - the counters of two CPUs are **proven** apart: the vCPUs' threads are confined to the CPUs that agree
-//!   with the home CPU, if their placement is ours; and when the kernel does not know of it, all vCPUs
+//!   with the home CPU, if their placement is ours, and again when somebody moved them; and when the kernel does not know of it, all vCPUs
 //!   stop for a moment and go on from the latest reading of any of them;
 //! - the kernel knows, and so KVM compensates by itself: it has a vCPU go on from what it read last and
 //!   forwards it to a line. That is left alone, except when the guest is *ahead* of that line, where it
@@ -55,7 +55,7 @@ pub(crate) struct Host {
     pub(crate) allowed: fn() -> Vec<CpuId>,
     /// What the processor says: whether its TSC ticks at one rate.
     pub(crate) invariant_tsc: fn() -> bool,
-    /// What is within this is no skew.
+    /// What is proven to be within this, and may be zero, is no skew.
     pub(crate) bound: Nanos,
 }
 
@@ -101,6 +101,8 @@ pub(crate) trait Halt {
     /// # Errors
     /// Why they are not.
     fn confine(&self, cpus: &[CpuId]) -> Result<(), String>;
+    /// Whether a vCPU's thread may run elsewhere than on these CPUs: somebody else moved it.
+    fn strays(&self, cpus: &[CpuId]) -> bool;
 }
 
 /// What one guest's watch goes by.
@@ -123,8 +125,8 @@ struct Watching<T> {
     measured: BTreeMap<u32, (SkewBounds, Nanos)>,
     /// The kernel does not trust the TSC.
     condemned: bool,
-    /// The threads were confined.
-    confined: bool,
+    /// Where the threads were confined to, and when.
+    confined: Option<(Vec<CpuId>, Nanos)>,
     /// How often somebody else had moved offsets, at the latest beat.
     offset_moves: u64,
     /// When it was looked last whether all counters jumped together.
@@ -223,7 +225,7 @@ impl<T: Halt> Watching<T> {
             watch,
             bound,
             measured: BTreeMap::new(),
-            confined: false,
+            confined: None,
             offset_moves: 0,
             jump_looked_into: None,
         };
@@ -274,6 +276,9 @@ impl<T: Halt> Watching<T> {
         if wanted {
             self.look_into_it(now, rung);
         }
+        if self.has_strayed(now) {
+            self.confine(now);
+        }
         if let Some(error) = error_bounds(&self.watch.vcpus) {
             self.keeper().history.add(host_clock::boottime(), error);
         }
@@ -308,7 +313,7 @@ impl<T: Halt> Watching<T> {
             visited.extend(vcpu.take_visited());
         }
         let apart = self.measure(&visited, now, again);
-        if apart && self.watch.may_confine && !self.confined {
+        if apart && self.watch.may_confine && self.confined.is_none() {
             self.confine(now);
         }
         let jumps = self.watch.vcpus.iter().filter_map(|vcpu| vcpu.take_jump());
@@ -325,7 +330,7 @@ impl<T: Halt> Watching<T> {
             .any(|vcpu| vcpu.offset_moves() > 0 && vcpu.lead_at_least() > LEAD);
         if self.condemned && leads {
             self.restart(RestartCause::Lead);
-        } else if !self.condemned && self.confined {
+        } else if !self.condemned && self.confined.is_some() {
             self.restart(RestartCause::Skew);
         }
     }
@@ -340,7 +345,7 @@ impl<T: Halt> Watching<T> {
         cpus.dedup();
         for cpu in cpus.into_iter().filter(|cpu| *cpu != home) {
             let known = self.measured.get(&cpu.get()).copied();
-            let was_apart = known.is_some_and(|(bounds, _)| bounds.is_beyond(self.bound));
+            let was_apart = known.is_some_and(|(bounds, _)| bounds.is_apart());
             apart |= was_apart;
             if known.is_some_and(|(_, at)| now.saturating_sub(at) < again) {
                 continue;
@@ -349,7 +354,7 @@ impl<T: Halt> Watching<T> {
                 continue;
             };
             self.measured.insert(cpu.get(), (bounds, now));
-            if bounds.is_beyond(self.bound) {
+            if bounds.is_apart() {
                 apart = true;
                 self.mark(Cause::Skew {
                     a: home,
@@ -387,7 +392,16 @@ impl<T: Halt> Watching<T> {
     /// Whether a CPU's counter is proven to agree with the home CPU's.
     fn agrees(&self, cpu: CpuId) -> bool {
         let bounds = self.measured.get(&cpu.get());
-        cpu == self.watch.home.cpu || bounds.is_some_and(|(bounds, _)| bounds.is_within(self.bound))
+        cpu == self.watch.home.cpu || bounds.is_some_and(|(bounds, _)| bounds.agrees(self.bound))
+    }
+
+    /// Whether a thread that was confined may run elsewhere again, and that is to be put right: somebody who
+    /// moves threads time and again is not fought every second.
+    fn has_strayed(&self, now: Nanos) -> bool {
+        let confined = self.confined.as_ref();
+        confined.is_some_and(|(cpus, at)| {
+            now.saturating_sub(*at) >= MEASURE_AGAIN && self.watch.halt.strays(cpus)
+        })
     }
 
     /// Confines the threads to the CPUs that are proven to agree with the home CPU.
@@ -397,17 +411,17 @@ impl<T: Halt> Watching<T> {
         let agree = |cpu: &CpuId| self.agrees(*cpu);
         let cpus: Vec<_> = allowed.into_iter().filter(agree).collect();
         let confined = self.watch.halt.confine(&cpus);
-        self.confined = confined.is_ok();
+        self.confined = confined.is_ok().then(|| (cpus.clone(), now));
         self.add(Event::Confined {
             cpus: cpus.iter().map(|cpu| cpu.get()).collect(),
             error: confined.err(),
         });
     }
 
-    /// What a CPU's counter is ahead of the home CPU's by, where that is proven to be beyond the bound.
+    /// What a CPU's counter is ahead of the home CPU's by, where that is proven to be anything.
     fn skew(&self, cpu: CpuId) -> TscDelta {
         match self.measured.get(&cpu.get()) {
-            Some((bounds, _)) if bounds.is_beyond(self.bound) => bounds.middle_toward_zero(),
+            Some((bounds, _)) if bounds.is_apart() => bounds.middle_toward_zero(),
             _ => TscDelta::ZERO,
         }
     }

@@ -148,6 +148,13 @@ impl<F: ModelForm> Halt for &Threads<'_, F> {
         }
         Ok(())
     }
+
+    fn strays(&self, cpus: &[CpuId]) -> bool {
+        let threads = self.threads.borrow();
+        threads
+            .iter()
+            .any(|thread| !cpus.contains(&thread.cpu.get()))
+    }
 }
 
 /// Two vCPUs on CPU 0 of a host, and their watch.
@@ -365,6 +372,47 @@ fn proven_skew_confines_the_threads_and_all_go_on_together() {
         test,
         silent.clone().with_skew(ONE, TscDelta::new(THREE_SECONDS))
     );
+}
+
+#[test]
+fn threads_that_somebody_moved_are_confined_again_and_not_at_every_beat() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        watched(vm, true, |threads, watching| {
+            let confinements = |watching: &Watching<&Threads<'_, F>>| {
+                let events = watching.events();
+                let confined = |event: &&Event| matches!(event, Event::Confined { .. });
+                events.iter().filter(confined).count()
+            };
+            // Two vCPUs run for a second.
+            let second = |watching: &mut Watching<&Threads<'_, F>>| {
+                threads.run(50, 10 * MILLISECOND, 0);
+                watching.second(false);
+            };
+            // Half a microsecond: a step that a guest can see
+            SKEW.set(1_000);
+            threads.go_to(1, ONE);
+            second(watching);
+            assert_eq!(confinements(watching), 1);
+            assert_eq!(threads.threads.borrow()[1].cpu.get(), ZERO);
+            // Left alone, they stay, and nothing more is done.
+            (0..40).for_each(|_| second(watching));
+            assert_eq!(confinements(watching), 1);
+            threads.go_to(0, ONE);
+            second(watching);
+            assert_eq!(confinements(watching), 2);
+            assert_eq!(threads.threads.borrow()[0].cpu.get(), ZERO);
+            // Somebody who does it again and again
+            for _ in 0..29 {
+                threads.go_to(0, ONE);
+                second(watching);
+                assert_eq!(confinements(watching), 2);
+            }
+            threads.go_to(0, ONE);
+            second(watching);
+            assert_eq!(confinements(watching), 3);
+        });
+    }
+    on_both!(test, apart(1_000));
 }
 
 #[test]
