@@ -209,19 +209,21 @@ fn largest_error(report: &Report) -> Nanos {
 ///
 /// 1. Its guest boots, and no vCPU reads less than it read before.
 /// 2. Its guest sees no more backwards steps, on one vCPU and from one to the other together, and none
-///    that is larger. Only in `rate-drop`, where the vCPUs of every policy differ for moments, how often
-///    they do is chance in one run, and the number is compared over all seeds together.
+///    that is larger. **One exception:** in `rate-drop` there may be more of them in a run, and only the sum
+///    over all seeds is compared; see
+///    [`vcpus_differ_for_moments_in_rate_drop_and_in_some_runs_more_often_than_by_catch_up`].
 /// 3. Its guest's clock is no further from true time at its worst reading ([`largest_error`]).
 /// 4. No more time is erased for good.
 /// 5. It lags no more; or the other one leads at some reading by a thousand times what ours lags. Such
-///    a clock does not keep time: ahead of the truth there is always less to lag.
+///    a clock does not keep time: ahead of the truth there is always less to lag. (In `skewed-cpu` ours
+///    lags by up to 148 ns in 64 seeds, a little more than the slack, and the others lead by seconds.)
 /// 6. It writes no more offsets; or the other one shows more backwards steps, or is further from true
 ///    time. So it writes the fewest of all that keep time as well.
 ///
 /// Times are compared to within two readings of the hosts' clock, one for the line's anchor and one
 /// for the correction; counts exactly.
 #[test]
-fn targeted_is_at_least_as_good_as_any_in_every_scenario() {
+fn targeted_is_at_least_as_good_as_any_but_for_the_number_of_steps_in_rate_drop() {
     let slack = Nanos::new(2 * CLOCK_NS);
     for scenario in scenarios() {
         let mut steps = [0; PolicyKind::ALL.len()];
@@ -271,6 +273,26 @@ fn targeted_is_at_least_as_good_as_any_in_every_scenario() {
             scenario.name
         );
     }
+}
+
+/// On a CPU that lost half its rate a vCPU falls behind the others until it is looked at, under every
+/// policy. How often another vCPU reads in that moment is chance, so that in some runs `targeted` shows
+/// more steps from one vCPU to the other than `unified-catchup-2010`, which looks at every entry; none is
+/// larger. README.md tells the numbers.
+#[test]
+fn vcpus_differ_for_moments_in_rate_drop_and_in_some_runs_more_often_than_by_catch_up() {
+    let scenario = named("rate-drop");
+    let (mut sums, mut more_often, mut largest) = ((0, 0), 0, Nanos::ZERO);
+    for seed in 0..64 {
+        let ours = run(&scenario, PolicyKind::Targeted, seed);
+        let theirs = run(&scenario, PolicyKind::UnifiedCatchup2010, seed);
+        let (us, them) = (ours.backwards_steps(), theirs.backwards_steps());
+        sums = (sums.0 + us, sums.1 + them);
+        more_often += u32::from(us > them);
+        assert!(ours.across.largest <= theirs.across.largest, "{seed}");
+        largest = largest.max(ours.across.largest);
+    }
+    assert_eq!((sums, more_often), ((61_195, 78_129), 25), "{largest}");
 }
 
 #[test]
