@@ -35,7 +35,10 @@ impl fmt::Display for Subject {
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The file could not be read.
-    #[error("cannot read {subject} at offset {offset:#x}")]
+    #[error(
+        "cannot read {subject} at offset {offset:#x}; give a plain file that can be read there, on a disk \
+         without errors"
+    )]
     Read {
         /// Which file.
         subject: Subject,

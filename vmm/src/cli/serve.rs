@@ -34,13 +34,15 @@ const MAX_FILE: u64 = 1 << 20;
 pub(super) enum ServeError {
     #[error("{0}")]
     Usage(String),
-    #[error("cannot read the {what} {path:?}; check its path and permissions")]
+    #[error(
+        "cannot read the {what} {path:?}; check its path and permissions, and that it is a plain file"
+    )]
     Read {
         what: &'static str,
         path: PathBuf,
         source: io::Error,
     },
-    #[error("the {what} {path:?} is larger than {MAX_FILE} bytes")]
+    #[error("the {what} {path:?} is larger than {MAX_FILE} bytes; give a smaller one")]
     Large { what: &'static str, path: PathBuf },
     #[error("configuration file {path:?}")]
     Config {
@@ -49,12 +51,14 @@ pub(super) enum ServeError {
     },
     #[error("configuration file {path:?}")]
     Refused { path: PathBuf, source: Fault },
-    #[error("metadata file {path:?}")]
+    #[error("metadata file {path:?} is not JSON; correct it at the line and column named here")]
     MetadataSyntax {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("metadata file {path:?}: it holds no JSON object")]
+    #[error(
+        "metadata file {path:?}: it holds no JSON object; give one, such as {{\"latest\":{{}}}}"
+    )]
     MetadataKind { path: PathBuf },
     #[error("metadata file {path:?}")]
     Metadata {
@@ -270,4 +274,60 @@ fn metadata(flags: &Flags) -> Result<Metadata, ServeError> {
             .map_err(|source| ServeError::Metadata { path, source })?;
     }
     Ok(metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(text.as_bytes()).expect("room");
+        file
+    }
+
+    #[test]
+    fn configuration_that_cannot_be_obeyed_is_named_with_the_cure() {
+        let read = |path: &Path| one_line(&read_config(path).expect_err("no configuration"));
+        for (text, cure) in [
+            (r#"{"boot-source":"#, "correct it at the line and column"),
+            ("{}", "correct it at the line and column"),
+            (
+                r#"{"boot-source":{"kernel_image_path":"k"},"vsock":{}}"#,
+                "remove the key",
+            ),
+            (
+                r#"{"boot-source":{"kernel_image_path":"k"},
+                    "machine-config":{"vcpu_count":33,"mem_size_mib":1}}"#,
+                "choose 1 to 32",
+            ),
+        ] {
+            let file = file(text);
+            let line = read(file.path());
+            let path = file.path().to_str().expect("text");
+            assert!(line.contains(path) && line.contains(cure), "{line}");
+        }
+        // It is there and can be opened, and nothing is at its beginning.
+        let line = read(Path::new("/proc/self/mem"));
+        assert!(line.contains("that it is a plain file"), "{line}");
+    }
+
+    #[test]
+    fn metadata_that_cannot_be_taken_is_named_with_the_cure() {
+        for (text, cure) in [
+            ("{", "correct it at the line and column"),
+            ("[]", r#"give one, such as {"latest":{}}"#),
+        ] {
+            let file = file(text);
+            let path = file.path().to_str().expect("text");
+            let cli = Cli::try_parse_from(["keeptime", "--metadata", path]).expect("flags");
+            let line = one_line(&metadata(&cli.flags).expect_err("no metadata"));
+            assert!(line.contains(path) && line.contains(cure), "{line}");
+        }
+    }
 }

@@ -19,8 +19,8 @@ use crate::api::body::{BootSource, LoggerBody, MetricsBody};
 /// A configuration file that cannot be obeyed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFileError {
-    /// Not JSON, or not of the form that is expected. The message has the line and the column.
-    #[error(transparent)]
+    /// Not JSON, or not of the form that is expected. The source has the line and the column.
+    #[error("correct it at the line and column named here")]
     Syntax(#[from] serde_json::Error),
     /// `vcpu_count` out of bounds.
     #[error("machine-config.vcpu_count")]
