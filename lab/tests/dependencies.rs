@@ -5,6 +5,11 @@ use std::process::Command;
 
 /// The crates that `package` reaches through normal dependencies, itself included.
 fn reached_from(package: &str) -> BTreeSet<String> {
+    reached_within(package, u32::MAX)
+}
+
+/// The same, with no more than so many steps.
+fn reached_within(package: &str, steps: u32) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
         .args([
             "tree",
@@ -15,6 +20,8 @@ fn reached_from(package: &str) -> BTreeSet<String> {
             "none",
             "--package",
             package,
+            "--depth",
+            &steps.to_string(),
         ])
         .args(["--format", "{p}"])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -40,6 +47,29 @@ fn own(package: &str, reached: &BTreeSet<String>) -> Vec<String> {
         .filter(|name| *name != package && reached.contains(*name))
         .map(str::to_owned)
         .collect()
+}
+
+/// Each line of the diagram names the crates of ours that are a crate's direct dependencies, and no others.
+#[test]
+fn diagram_of_the_architecture_is_what_cargo_resolves() {
+    let document = include_str!("../../ARCHITECTURE.md");
+    for package in ["fuzz", "vmm", "hypervisor", "devices", "arch", "tsc"] {
+        let drawn = document
+            .lines()
+            .filter_map(|line| line.split_once('►'))
+            .find(|(from, _)| from.split_whitespace().next() == Some(package))
+            .map(|(_, to)| to)
+            .expect(package);
+        let named: BTreeSet<String> = drawn
+            .split("  ")
+            .next()
+            .unwrap_or_default()
+            .split(|c: char| !c.is_alphanumeric() && c != '-' && c != '_')
+            .map(str::to_owned)
+            .collect();
+        let direct = reached_within(package, 1);
+        assert_eq!(own(package, &named), own(package, &direct), "{package}");
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn z3_is_installed(proofs: usize) -> bool {
             std::env::var_os("KEEPTIME_REQUIRE_Z3").is_none(),
             "KEEPTIME_REQUIRE_Z3 is set and z3 is not installed"
         );
-        println!("SKIPPED: {proofs} proofs: z3 is not installed (apt-get install z3)");
+        println!("skipped: {proofs} proofs: z3 is not installed (apt-get install z3)");
     }
     installed
 }

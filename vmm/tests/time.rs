@@ -55,7 +55,9 @@ fn each_vcpu_is_looked_at_whether_it_leaves_the_guest_or_not() {
     });
     if report["host"]["clocksource"] != "tsc" {
         // KVM moves offsets by itself where the TSC is not trusted.
-        return println!("skipped in part: this host does not keep time by its TSC");
+        return println!(
+            "skipped: the error of each vCPU: this host does not keep time by its TSC"
+        );
     }
     for vcpu in report["vcpus"].as_array().expect("a list") {
         let (least, most) = (&vcpu["error_at_least_ns"], &vcpu["error_at_most_ns"]);

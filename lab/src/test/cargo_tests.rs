@@ -1,8 +1,8 @@
 //! The workspace's own tests: `cargo nextest run`, or `cargo test` where nextest is missing, and the
 //! documentation's examples.
 //!
-//! A test that finds its subject impossible on this machine passes for Cargo; it prints a line
-//! `skipped: REASON`, which is counted here.
+//! A test that finds its subject, or a part of it, impossible on this machine passes for Cargo; it prints
+//! a line `skipped: REASON`, which is counted here.
 
 use std::fs;
 use std::path::Path;
@@ -184,6 +184,44 @@ mod tests {
             }
         );
         assert_eq!(skips, ["no /dev/kvm"]);
+    }
+
+    /// Whatever a test of the workspace says of a skip, it says in the words that are counted.
+    #[test]
+    fn skips_of_the_workspaces_tests_are_told_as_they_are_counted() {
+        fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+            for entry in fs::read_dir(folder).expect("a folder of ours") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    sources(&path, found);
+                } else if path.extension().is_some_and(|ending| ending == "rs") {
+                    found.push(path);
+                }
+            }
+        }
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut found = Vec::new();
+        for member in ["arch", "devices", "fuzz", "hypervisor", "lab", "tsc", "vmm"] {
+            for folder in ["src", "tests"] {
+                let folder = workspace.join(member).join(folder);
+                if folder.is_dir() {
+                    sources(&folder, &mut found);
+                }
+            }
+        }
+        let mut counted = 0;
+        for path in found {
+            let text = fs::read_to_string(&path).expect("text");
+            for said in text.split("println!(\"").skip(1) {
+                let is_skip = (said.get(..4)).is_some_and(|word| word.eq_ignore_ascii_case("skip"));
+                if is_skip {
+                    counted += 1;
+                    let line = said.lines().next().unwrap_or_default();
+                    assert!(said.starts_with(SKIPPED), "{}: {line}", path.display());
+                }
+            }
+        }
+        assert!(counted > 10, "{counted}");
     }
 
     #[test]

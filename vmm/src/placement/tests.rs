@@ -138,7 +138,7 @@ fn list_is_obeyed_to_the_cpu_and_a_span_is_told() {
     assert_eq!(alone.in_force, [Some(last)]);
     assert_eq!(alone.drawbacks, []);
     if real().len() < 2 {
-        return println!("skipped in part: this process has one CPU");
+        return println!("skipped: a span of CPUs: this process has one");
     }
     let spanning = placed(TscDomain::Cpus(all()), 1, senses(each_apart)).expect("placed");
     assert_eq!(spanning.in_force, [Some(all())]);
