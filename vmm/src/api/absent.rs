@@ -42,7 +42,12 @@ impl Missing {
             Self::MemoryHotplug => "memory hotplug",
             Self::NetworkInterfaces => "network devices",
             Self::Pmem => "persistent memory devices",
-            Self::Serial => "serial output to a file: it goes to standard output",
+            Self::Serial => {
+                return Fault::new(
+                    "this version of keeptime has no serial output to a file yet: COM1 is standard input \
+                     and output",
+                );
+            }
             Self::Snapshots => "snapshots",
             Self::Vsock => "vsock device",
         };
@@ -441,6 +446,15 @@ pub struct CpuConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn message_about_the_console_is_a_sentence() {
+        let message = Missing::Serial.fault().to_string();
+        assert!(
+            message.contains("has no serial output to a file yet"),
+            "{message}"
+        );
+    }
 
     #[test]
     fn mac_is_six_bytes() {
