@@ -161,10 +161,12 @@ impl Controller {
             watcher,
             ..
         } = self.machine;
+        let tsc = config.machine.tsc.or(self.tsc_flags);
+        tsc.check().map_err(|error| Fault::new(error.to_string()))?;
         self.boot = Some(config.boot);
         self.machine = MachineConfig {
             boot_timer,
-            tsc: config.machine.tsc.or(self.tsc_flags),
+            tsc,
             tsc_domain: config.machine.tsc_domain.or(self.tsc_domain_flag),
             watcher,
             ..config.machine

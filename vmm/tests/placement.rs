@@ -126,7 +126,10 @@ fn configuration_goes_before_the_flag_and_is_shown_only_when_there_is_one() {
     let start = json!({"action_type": "InstanceStart"});
     if !allowed().contains(&1023) {
         let message = vm.refused("PUT", "/actions", &start);
-        assert!(message.contains("CPU 1023 cannot be had"), "{message}");
+        assert!(
+            message.starts_with("tsc_domain 1023: CPU 1023 cannot be had"),
+            "{message}"
+        );
     }
     vm.done("PATCH", "/machine-config", &json!({"tsc_domain": "off"}));
     vm.act("InstanceStart");

@@ -208,6 +208,11 @@ impl MachinePatch {
         }
         if let Some(allow) = self.allow_tsc_catchup {
             machine.tsc.allow_catch_up = allow;
+            // A flag of the command line may stand alone: it is a permission for what clients ask.
+            if allow {
+                let checked = machine.tsc.check();
+                checked.map_err(|error| Fault::new(error.to_string()))?;
+            }
         }
         machine.tsc_domain = self.tsc_domain.or(machine.tsc_domain);
         Ok(machine)

@@ -86,7 +86,27 @@ impl TscRate {
             allow_catch_up: self.allow_catch_up || others.allow_catch_up,
         }
     }
+
+    /// Whether what is allowed is of any use: a guest with the host's own rate has nothing to catch up.
+    ///
+    /// # Errors
+    /// Catch-up is allowed, and there is no rate that it could be allowed for.
+    pub fn check(self) -> Result<(), CatchUpWithoutRate> {
+        if self.allow_catch_up && self.khz.is_none() {
+            Err(CatchUpWithoutRate)
+        } else {
+            Ok(())
+        }
+    }
 }
+
+/// Catch-up is allowed for no rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "allow_tsc_catchup: there is no rate that it could be allowed for; give tsc_khz (--tsc-khz), too, or \
+     leave it out"
+)]
+pub struct CatchUpWithoutRate;
 
 /// A TSC rate out of bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -283,6 +283,58 @@ fn rate_of_the_command_line_holds_where_nothing_else_is_said() {
 }
 
 #[test]
+fn catch_up_that_is_allowed_for_no_rate_is_refused() {
+    let mut vm = Fixture::new();
+    let whole = json!({"vcpu_count": 1, "mem_size_mib": 128, "allow_tsc_catchup": true});
+    let part = json!({"allow_tsc_catchup": true});
+    for (method, body) in [(Method::Put, &whole), (Method::Patch, &part)] {
+        let message = vm.refused(method, "/machine-config", body);
+        assert!(
+            message.contains("allow_tsc_catchup: there is no rate"),
+            "{message}"
+        );
+    }
+    vm.done(
+        Method::Patch,
+        "/machine-config",
+        &json!({"allow_tsc_catchup": false}),
+    );
+    let config = |machine: &str| {
+        let text = format!(
+            r#"{{"boot-source":{{"kernel_image_path":"k"}},
+                "machine-config":{{"vcpu_count":2,"mem_size_mib":128{machine}}}}}"#
+        );
+        crate::config::parse(text.as_bytes()).expect("valid")
+    };
+    let allowing = || config(r#","allow_tsc_catchup":true"#);
+    let refused = vm.controller.configure(allowing()).expect_err("no rate");
+    assert!(refused.to_string().contains("leave it out"), "{refused}");
+    assert_eq!(vm.get("/machine-config")["vcpu_count"], 1);
+    // The command line's permission is for the rates that others ask for,
+    let permission = TscRate {
+        khz: None,
+        allow_catch_up: true,
+    };
+    vm.controller.set_tsc_rate(permission);
+    vm.done(
+        Method::Put,
+        "/machine-config",
+        &json!({"vcpu_count": 1, "mem_size_mib": 128}),
+    );
+    vm.done(Method::Patch, "/machine-config", &json!({"tsc_khz": 7}));
+    assert!(vm.controller.machine.tsc.allow_catch_up);
+    // and of no use with a file that asks for none.
+    vm.controller.configure(config("")).expect_err("no rate");
+    vm.controller.set_tsc_rate(TscRate {
+        khz: Khz::new(7),
+        allow_catch_up: false,
+    });
+    vm.controller
+        .configure(allowing())
+        .expect("a rate of the command line");
+}
+
+#[test]
 fn refusal_changes_nothing() {
     let mut vm = Fixture::new();
     let wrong = json!({"kernel_image_path": "/nowhere/kernel"});

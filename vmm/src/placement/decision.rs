@@ -79,7 +79,7 @@ pub(super) fn check(list: CpuList, allowed: CpuList) -> Result<(), PlacementErro
 /// The CPUs that were asked for.
 pub(super) fn of_list(list: CpuList, finding: Option<&Finding>, vcpus: u8) -> Choice {
     let mut choice = Choice::on(list);
-    choice.count(&list, vcpus, "--tsc-domain names no more");
+    choice.count(&list, vcpus, "tsc_domain names no more");
     if let Some(finding) = finding.filter(|finding| finding.agree == Agreement::Refuted) {
         let domains: Vec<_> = (finding.domains.iter())
             .filter(|domain| domain.meets(&list))
@@ -87,7 +87,7 @@ pub(super) fn of_list(list: CpuList, finding: Option<&Finding>, vcpus: u8) -> Ch
             .collect();
         if domains.len() > 1 {
             choice.but(format!(
-                "--tsc-domain {list} spans {} TSC domains, and the guest's clocks may step when a vCPU moves \
+                "tsc_domain {list} spans {} TSC domains, and the guest's clocks may step when a vCPU moves \
                  between them: {}",
                 domains.len(),
                 domains.join(" | ")
@@ -197,7 +197,10 @@ mod tests {
         assert!(check(list("1,3"), list("0-3")).is_ok());
         let error = check(list("2-5"), list("0-3")).expect_err("4 and 5");
         let message = error.to_string();
-        assert!(message.contains("CPU 4-5 cannot be had"), "{message}");
+        assert!(
+            message.starts_with("tsc_domain 2-5: CPU 4-5 cannot be had"),
+            "{message}"
+        );
         assert!(message.contains("may run on 0-3"), "{message}");
     }
 }

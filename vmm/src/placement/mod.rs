@@ -6,7 +6,7 @@
 //! CPUs whose TSCs are proven to be within a microsecond of each other, and between which no message was seen
 //! to arrive before it was sent:
 //!
-//! | `--tsc-domain` | the threads run |
+//! | `tsc_domain` | the threads run |
 //! | --- | --- |
 //! | `auto` | in one domain, where the TSCs of the allowed CPUs are proven to disagree; else where the kernel likes |
 //! | a list, `0-3,8` | on exactly these CPUs, which must be allowed; that they disagree is told |
@@ -53,7 +53,10 @@ const HOLD: Duration = Duration::from_millis(20);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlacementError {
     /// CPUs that this process may not run on.
-    #[error("--tsc-domain {asked}: CPU {missing} cannot be had; this process may run on {allowed}")]
+    #[error(
+        "tsc_domain {asked}: CPU {missing} cannot be had; this process may run on {allowed}: name some of \
+         these, or auto"
+    )]
     NotAllowed {
         /// The list that was asked for.
         asked: String,
