@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use tsc::plan::{
     Allow, Deadline, HostTime, Plan, Present, RateOutcome, Refusal, Saved, TimePolicy,
 };
-use tsc::plan::{plan, within_tolerance};
+use tsc::plan::{plan, unify, within_tolerance};
 use tsc::policy::{CatchUp, Line, Slew};
 use tsc::{
     GuestTsc, HostTsc, Khz, Nanos, Ppm, RatioFormat, Svm, TickRate, Vmx, nanos_exact_floor,
@@ -215,6 +215,32 @@ fn check<F: RatioFormat>(
     Ok(())
 }
 
+#[test]
+fn unify_of_few_readings_is_the_latest() {
+    const LAST: u64 = u64::MAX;
+    // (readings, the latest, how far the last one is taken)
+    let rows: [(&[u64], u64, u64); 6] = [
+        (&[7], 7, 0),
+        (&[7, 7, 7], 7, 0),
+        (&[10, 30, 20], 30, 20),
+        // Across the wrap: 2^64 - 1 is 3 before 2.
+        (&[LAST, 2], 2, 3),
+        (&[2, LAST, 0], 2, 3),
+        // Half the circle less one.
+        (&[0, (1 << 63) - 1], (1 << 63) - 1, (1 << 63) - 1),
+    ];
+    for (readings, latest, spread) in rows {
+        let readings: Vec<_> = readings.iter().copied().map(GuestTsc::new).collect();
+        let unified = unify(&readings).unwrap();
+        assert_eq!(
+            (unified.guest_tsc.get(), unified.spread.get()),
+            (latest, spread),
+            "{readings:?}"
+        );
+    }
+    assert_eq!(unify(&[]), None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
@@ -236,6 +262,105 @@ proptest! {
         flags in any::<(bool, bool, bool)>(),
     ) {
         check::<Svm>(rates, saved, present, flags, 32)?;
+    }
+
+    /// Readings on an arc of less than half the circle: the latest is the one that is ahead of all.
+    #[test]
+    fn unify_matches_the_oracle(
+        base in any::<u64>(),
+        ahead in prop::collection::vec(
+            prop_oneof![0_u64..1 << 63, 0_u64..3, (1_u64 << 63) - 3..1 << 63],
+            1..40,
+        ),
+    ) {
+        let readings: Vec<_> = (ahead.iter())
+            .map(|ahead| GuestTsc::new(((big(base) + *ahead) % two_64()).try_into().unwrap()))
+            .collect();
+        let (first, last) = (ahead.iter().min().unwrap(), ahead.iter().max().unwrap());
+        let unified = unify(&readings).unwrap();
+        prop_assert_eq!(big(unified.guest_tsc.get()), (big(base) + *last) % two_64());
+        prop_assert_eq!(unified.spread.get(), last - first);
+    }
+
+    /// A guest so much earlier: its TSC less the whole ticks of that time, and both clocks less the time.
+    #[test]
+    fn earlier_clocks_match_the_oracle(
+        rate in rate(),
+        (guest_tsc, kvmclock, real) in saved(),
+        by in prop_oneof![any::<u64>(), 0_u64..1 << 62, 0_u64..1 << 40],
+        error in any::<u64>(),
+    ) {
+        let saved = Saved {
+            guest_tsc: GuestTsc::new(guest_tsc),
+            guest_khz: khz(rate),
+            kvmclock: Nanos::new(kvmclock),
+            real: Nanos::new(real),
+            pairing_error: Nanos::new(error),
+        };
+        let ticks = big(by) * rate / 1_000_000_u32;
+        let earlier = saved.earlier(Nanos::new(by));
+        // A TSC that is taken back by half the circle would be ahead.
+        let possible = by <= kvmclock && by <= real && ticks < two_64() >> 1;
+        prop_assert_eq!(earlier.is_some(), possible);
+        if let Some(earlier) = earlier {
+            prop_assert_eq!((big(earlier.guest_tsc.get()) + ticks) % two_64(), big(guest_tsc));
+            prop_assert_eq!(earlier.kvmclock.get() + by, kvmclock);
+            prop_assert_eq!(earlier.real.get() + by, real);
+            prop_assert_eq!((earlier.guest_khz, earlier.pairing_error), (saved.guest_khz, saved.pairing_error));
+        }
+    }
+
+    /// Later on the host's TSC; and a kvmclock held against where the plan has it by then.
+    #[test]
+    fn host_tsc_and_kvmclock_after_the_plan_match_the_oracle(
+        (guest, host) in (rate(), rate()),
+        (guest_tsc, kvmclock, real) in saved(),
+        host_tsc in any::<u64>(),
+        after in prop_oneof![any::<u64>(), 0_u64..1 << 40],
+        counted in prop_oneof![any::<u64>(), 0_u64..1 << 40, (1_u64 << 63) - 2..=(1 << 63) + 2],
+        clock in prop_oneof![any::<u64>(), 0_u64..1 << 62],
+    ) {
+        let saved = Saved {
+            guest_tsc: GuestTsc::new(guest_tsc),
+            guest_khz: khz(guest),
+            kvmclock: Nanos::new(kvmclock),
+            real: Nanos::new(real),
+            pairing_error: Nanos::ZERO,
+        };
+        let present = Present {
+            host_tsc: HostTsc::new(host_tsc),
+            real: Nanos::new(real),
+            pairing_error: Nanos::ZERO,
+        };
+        let host_time = HostTime {
+            khz: khz(host),
+            offsets: true,
+            scaling: true,
+            catch_up: false,
+            tolerance: Ppm::new(0).unwrap(),
+        };
+        let Ok(plan) = plan::<Vmx>(saved, present, host_time, TimePolicy::Freeze, Allow::default())
+        else {
+            // A ratio that the processor has not; it is not what this is about.
+            return Ok(());
+        };
+
+        let ticks = big(after) * host / 1_000_000_u32;
+        let later = plan.host_tsc_after(Nanos::new(after)).map(|tsc| big(tsc.get()));
+        let expected = (ticks < two_64()).then(|| (big(host_tsc) + &ticks) % two_64());
+        prop_assert_eq!(later, expected);
+
+        let reading = HostTsc::new(((big(host_tsc) + counted) % two_64()).try_into().unwrap());
+        let due = big(kvmclock) + big(counted) * 1_000_000_u32 / host;
+        let error = plan.kvmclock_error(Nanos::new(clock), reading);
+        // Half the circle on is before.
+        let told = big(counted) < two_64() >> 1 && due < two_64();
+        prop_assert_eq!(error.is_some(), told);
+        if let Some(error) = error {
+            let exact = BigInt::from(clock) - BigInt::from(due);
+            let nearest = exact.clamp(BigInt::from(i64::MIN), BigInt::from(i64::MAX));
+            prop_assert_eq!(BigInt::from(error.get()), nearest);
+        }
     }
 
     /// Conversions: exact ones are the floor; quick ones the floor or one less.
