@@ -147,6 +147,56 @@ fn slow_client_does_not_keep_another_waiting() {
     });
 }
 
+/// Clients that send a byte now and then, so that none of their connections is ever idle: each is cut when
+/// its request has taken as long as one may, however many bytes came, and nobody waits for them meanwhile.
+#[test]
+fn requests_that_trickle_in_are_cut_in_time_while_others_are_served() {
+    /// How long a request may take to arrive (docs/compatibility.md, "HTTP").
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const PAUSE: Duration = Duration::from_millis(100);
+    Launcher::start().survives(|launcher| {
+        let descriptors = launcher.descriptors();
+        let begun = Instant::now();
+        let beginnings: [&[u8]; 4] = [
+            b"",
+            b"GET /version HTTP/1.1\r\nX: ",
+            b"PUT /mmds HTTP/1.1\r\nContent-Length: 51200\r\n\r\n",
+            b"PUT /mmds HTTP/1.1\r\nContent-Length: 51200\r\nExpect: 100-continue\r\n\r\n{",
+        ];
+        let mut clients: Vec<UnixStream> = (0..16)
+            .map(|number| {
+                let mut client = launcher.connect();
+                let beginning = beginnings[number % beginnings.len()];
+                client.write_all(beginning).expect("the launcher reads");
+                client
+            })
+            .collect();
+        let mut other = launcher.connect();
+        let mut rounds = 0;
+        while !clients.is_empty() {
+            rounds += 1;
+            clients.retain_mut(|client| client.write_all(b"x").is_ok());
+            let early = begun.elapsed() + Duration::from_secs(1) < PATIENCE;
+            assert!(clients.len() == 16 || !early, "{:?}", begun.elapsed());
+            assert!(
+                begun.elapsed() < PATIENCE + LIMIT,
+                "{} are left",
+                clients.len()
+            );
+            other.write_all(request("GET", "/", "").as_bytes()).unwrap();
+            assert!(read_answer(&mut other).1.contains("Not started"));
+            std::thread::sleep(PAUSE);
+        }
+        assert!(rounds > 10, "{rounds} rounds");
+        // The one that behaves is still there.
+        wait_for("closed descriptors", || {
+            launcher.descriptors() <= descriptors + 1
+        });
+        other.write_all(request("GET", "/", "").as_bytes()).unwrap();
+        assert!(read_answer(&mut other).1.contains("Not started"));
+    });
+}
+
 #[test]
 fn ten_thousand_connections_cost_a_bounded_number_of_descriptors() {
     const CONNECTIONS: usize = 10_000;

@@ -210,6 +210,27 @@ fn unfinished_request_is_cut_when_patience_ends() {
 }
 
 #[test]
+fn bytes_that_trickle_in_do_not_prolong_patience() {
+    let served = Served::start(Limits {
+        patience: Duration::from_millis(50),
+        ..Limits::default()
+    });
+    let mut other = served.connect();
+    let mut slow = served.connect();
+    slow.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 51200\r\n\r\n")
+        .unwrap();
+    // Each byte is read before the next is sent, and somebody else is served in between.
+    let mut sent = 0;
+    while slow.write_all(b" ").is_ok() {
+        sent += 1;
+        assert!(sent < 51_200, "the whole body was waited for");
+        assert_eq!(ask(&mut other, "/other"), "/other");
+    }
+    assert!(is_closed(&mut slow));
+    assert_eq!(served.counted(|counts| &counts.expired), 1);
+}
+
+#[test]
 fn idle_connection_outlives_patience() {
     let served = Served::start(Limits {
         patience: Duration::from_millis(20),
