@@ -20,6 +20,7 @@ mod scaling;
 mod simulator;
 mod skew;
 mod tables;
+mod watch;
 
 pub use api::{api_http, api_request};
 pub use boot::{boot_any, boot_bzimage, boot_elf, boot_multiboot};
@@ -31,6 +32,7 @@ pub use scaling::{tsc_nested, tsc_ratio, tsc_scale};
 pub use simulator::tsc_simulator;
 pub use skew::tsc_skew;
 pub use tables::{acpi, cpuid};
+pub use watch::tsc_watch;
 
 /// A fuzz target: takes any bytes, panics when an invariant does not hold.
 pub type Target = fn(&[u8]);
@@ -54,6 +56,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tsc_scale", tsc_scale),
     ("tsc_simulator", tsc_simulator),
     ("tsc_skew", tsc_skew),
+    ("tsc_watch", tsc_watch),
     ("vmclock", vmclock),
 ];
 

@@ -156,7 +156,7 @@ macro_rules! replays {
 
 replays! {
     acpi api_http api_request boot_any boot_bzimage boot_elf boot_multiboot config cpuid pvclock tsc_catchup tsc_nested
-    tsc_plan tsc_ratio tsc_scale tsc_simulator tsc_skew vmclock
+    tsc_plan tsc_ratio tsc_scale tsc_simulator tsc_skew tsc_watch vmclock
 }
 
 #[test]

@@ -68,6 +68,7 @@ pub(crate) fn seeds() -> Vec<Named> {
     all.extend(skews_and_plans());
     all.extend(machines());
     all.extend(pages());
+    all.extend(watches());
     all
 }
 
@@ -413,6 +414,89 @@ fn machines() -> Vec<Named> {
             "tsc_simulator",
             "unified-clock",
             machine(2, [0, -6, 1, -3], [false, false, true]).list([]).0,
+        ),
+    ]
+}
+
+fn watches() -> Vec<Named> {
+    let exit = |later: u32, cpu: u8| {
+        // A later reading: the first variant of two.
+        seed().variant(0, 6).variant(0, 2).u32(later).u8(cpu)
+    };
+    let look = |after: u32| seed().variant(1, 6).u32(after).u16(300).u16(200).u16(7);
+    let moved = |by: i32, by_offset: bool| seed().variant(2, 6).i32(by).flag(by_offset);
+    let anew = || seed().variant(3, 6);
+    let nonsense = || {
+        let words = [u64::MAX, 3, u64::MAX, 0, 1 << 63];
+        words.into_iter().fold(seed().variant(4, 6), Seed::u64)
+    };
+    let beat = |at: u64| seed().variant(5, 6).u64(at).u64(at).u8(1);
+    // 2.4 GHz, a clock of 70 ns, a tolerance of 500 ppm; a look each second.
+    let watched = |share: u8| {
+        let seed = seed().u32(2_399_000).u8(share).u16(500).u16(69);
+        let seed = seed.u64(1 << 40).u64(5_000).u64(4_000);
+        let seed = seed.u64(2_400_000_000).u64(1_000_000_000).u64(500_000_000);
+        seed.u64(1 << 48).u64(77)
+    };
+    let standing = |host: u64, now: u64, skew: i64| seed().u64(host).u64(now).u64(now).i64(skew);
+    vec![
+        (
+            "tsc_watch",
+            "keeps-time",
+            watched(0)
+                .list([standing(5_000, 5_077, 0), standing(6_000, 6_077, -9)])
+                .list([
+                    exit(1 << 20, 0),
+                    look(1 << 30),
+                    exit(5, 1),
+                    beat(1 << 30),
+                    look(1 << 30),
+                ])
+                .0,
+        ),
+        (
+            "tsc_watch",
+            "leaps-and-lags",
+            watched(100)
+                .list([standing(5_000, 9_077, 3_000)])
+                .list([
+                    moved(900_000_000, true),
+                    look(1 << 20),
+                    moved(-900_000_000, false),
+                    look(1 << 20),
+                    anew(),
+                    look(1 << 31),
+                    beat(1 << 40),
+                ])
+                .0,
+        ),
+        (
+            "tsc_watch",
+            "long-life",
+            watched(0)
+                .list([])
+                .list([
+                    look(1 << 25),
+                    moved(-900_000_000, false),
+                    look(1 << 25),
+                    moved(1_800_000_000, true),
+                    look(1 << 25),
+                    moved(-900_000_000, false),
+                    look(1 << 25),
+                    look(1 << 25),
+                    look(1 << 25),
+                    look(1 << 25),
+                    look(1 << 25),
+                ])
+                .0,
+        ),
+        (
+            "tsc_watch",
+            "nonsense",
+            watched(0x80)
+                .list([standing(u64::MAX, 0, i64::MIN)])
+                .list([nonsense(), look(1), nonsense(), anew(), look(1 << 30)])
+                .0,
         ),
     ]
 }
