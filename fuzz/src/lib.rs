@@ -11,6 +11,7 @@
 
 mod api;
 mod boot;
+mod cache;
 mod catch_up;
 mod config;
 mod input;
@@ -24,6 +25,7 @@ mod watch;
 
 pub use api::{api_http, api_request};
 pub use boot::{boot_any, boot_bzimage, boot_elf, boot_multiboot};
+pub use cache::cache;
 pub use catch_up::tsc_catchup;
 pub use config::config;
 pub use pages::{pvclock, vmclock};
@@ -46,6 +48,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("boot_bzimage", boot_bzimage),
     ("boot_elf", boot_elf),
     ("boot_multiboot", boot_multiboot),
+    ("cache", cache),
     ("config", config),
     ("cpuid", cpuid),
     ("pvclock", pvclock),

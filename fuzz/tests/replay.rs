@@ -155,7 +155,7 @@ macro_rules! replays {
 }
 
 replays! {
-    acpi api_http api_request boot_any boot_bzimage boot_elf boot_multiboot config cpuid pvclock tsc_catchup tsc_nested
+    acpi api_http api_request boot_any boot_bzimage boot_elf boot_multiboot cache config cpuid pvclock tsc_catchup tsc_nested
     tsc_plan tsc_ratio tsc_scale tsc_simulator tsc_skew tsc_watch vmclock
 }
 

@@ -59,4 +59,5 @@ mod timekeeper;
 mod vcpu;
 mod whole_file;
 
+pub use assessment::cache::domains_in_file;
 pub use error::one_line;

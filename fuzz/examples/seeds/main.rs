@@ -140,6 +140,19 @@ fn main() -> io::Result<()> {
     write("acpi", "devices", &[&[2], &devices[..]].concat())?;
     write("acpi", "largest", &[255])?;
 
+    let kept = |cpus: &str, domains: &str, agree: &str| {
+        format!(
+            r#"{{"format":2,"key":{{"boot_id":"b","cpus":"{cpus}","clocksource":null,"slept_ns":0}},"#
+        ) + &format!(r#""finding":{{"domains":[{domains}],"agree":"{agree}","largest":"#)
+            + r#"{"a":0,"b":1,"at_least_ns":-131,"at_most_ns":241},"at_ns":1000000005}}"#
+    };
+    let one = kept("0-3", r#""0-3""#, "proven");
+    let two = kept("0-3", r#""0,2","1,3""#, "refuted");
+    let far = kept("0,64,1023", r#""0","64,1023""#, "refuted");
+    for (name, text) in [("one", one), ("two", two), ("far", far)] {
+        write("cache", name, text.as_bytes())?;
+    }
+
     clocks::seeds()
         .into_iter()
         .try_for_each(|(target, name, seed)| write(target, name, &seed))

@@ -114,15 +114,7 @@ impl Cache {
 
     /// What was found for `key`, if it is still believed.
     pub(crate) fn load(&self, key: &Key) -> Option<Finding> {
-        let text = self.read().ok()?;
-        let content: Content = serde_json::from_slice(&text).ok()?;
-        let now = host_clock::boottime();
-        let age = now.get().checked_sub(content.finding.at_ns)?;
-        let believed = content.format == FORMAT
-            && key.follows(&content.key)
-            && age <= VALID_FOR.get()
-            && fits(&content.finding, &key.cpus);
-        believed.then_some(content.finding)
+        believe(&self.read().ok()?, key, host_clock::boottime())
     }
 
     /// Keeps what was found for `key`, if anything was proven.
@@ -188,6 +180,36 @@ impl Cache {
         }
         written
     }
+}
+
+/// What a whole file of `text` is believed to say of `key`, at `now` of `CLOCK_BOOTTIME`.
+fn believe(text: &[u8], key: &Key, now: Nanos) -> Option<Finding> {
+    let content: Content = serde_json::from_slice(text).ok()?;
+    let age = now.get().checked_sub(content.finding.at_ns)?;
+    let believed = content.format == FORMAT
+        && key.follows(&content.key)
+        && age <= VALID_FOR.get()
+        && fits(&content.finding, &key.cpus);
+    believed.then_some(content.finding)
+}
+
+/// The TSC domains that a whole file of `text` is believed to tell of `cpus`, at `now` of `CLOCK_BOOTTIME`, on
+/// a host whose boot is `boot_id`, which has not slept and tells no clocksource: for whoever tries the parser
+/// on any bytes.
+#[must_use]
+pub fn domains_in_file(
+    text: &[u8],
+    cpus: CpuList,
+    boot_id: &str,
+    now: Nanos,
+) -> Option<Vec<CpuList>> {
+    let key = Key {
+        boot_id: boot_id.to_owned(),
+        cpus,
+        clocksource: None,
+        slept_ns: 0,
+    };
+    believe(text, &key, now).map(|finding| finding.domains)
 }
 
 /// Whether only one of `owners`, and root, can have written it.
