@@ -51,6 +51,10 @@ pub(super) fn restart(
         Done::Stands(place) => Some(place),
         Done::Clock(_) | Done::GoesOn { .. } => None,
     })?;
+    if places.is_empty() {
+        // All of them have ended.
+        return Ok(None);
+    }
     if kvm_compensates {
         // KVM has the guest go on from what it read last; with which offset it did is not known here.
         for place in &mut places {
@@ -103,5 +107,29 @@ fn plan<F: RatioFormat>(
             .iter()
             .map(|standing| restart.forward(standing))
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hypervisor::tsc_control::Vendor;
+    use tsc::Khz;
+
+    use super::*;
+    use crate::guest_rate::GuestRate;
+
+    #[test]
+    fn vcpus_that_have_ended_go_nowhere() {
+        let khz = Khz::new(2_000_000).expect("a rate");
+        for vendor in [Vendor::Intel, Vendor::Amd] {
+            let rates = Rates::new(vendor, GuestRate::Host, Some(khz)).expect("a rate");
+            let home = Home {
+                cpu: CpuId::new(0),
+                offset: TscOffset::ZERO,
+            };
+            let bound = TscDelta::ZERO;
+            let done = restart(rates, home, |_| bound, bound, true, |_| Vec::new());
+            assert_eq!(done.expect("nobody refuses"), None);
+        }
     }
 }
