@@ -68,6 +68,17 @@ fn oracle_advance(saved: &Saved, present: &Present, cap: Option<u64>) -> (BigUin
     (passed, ticks)
 }
 
+/// A guest with these clocks: its TSC, its kvmclock and the time of day.
+fn saved_at(rate: u32, (guest_tsc, kvmclock, real): (u64, u64, u64), error: u64) -> Saved {
+    Saved {
+        guest_tsc: GuestTsc::new(guest_tsc),
+        guest_khz: khz(rate),
+        kvmclock: Nanos::new(kvmclock),
+        real: Nanos::new(real),
+        pairing_error: Nanos::new(error),
+    }
+}
+
 fn check<F: RatioFormat>(
     (guest, host): (u32, u32),
     (guest_tsc, kvmclock, real): (u64, u64, u64),
@@ -75,13 +86,7 @@ fn check<F: RatioFormat>(
     (scaling, pushed, freeze): (bool, bool, bool),
     fraction: u32,
 ) -> Result<(), TestCaseError> {
-    let saved = Saved {
-        guest_tsc: GuestTsc::new(guest_tsc),
-        guest_khz: khz(guest),
-        kvmclock: Nanos::new(kvmclock),
-        real: Nanos::new(real),
-        pairing_error: Nanos::ZERO,
-    };
+    let saved = saved_at(guest, (guest_tsc, kvmclock, real), 0);
     let present = Present {
         host_tsc: HostTsc::new(host_tsc),
         real: Nanos::new(now),
@@ -290,13 +295,7 @@ proptest! {
         by in prop_oneof![any::<u64>(), 0_u64..1 << 62, 0_u64..1 << 40],
         error in any::<u64>(),
     ) {
-        let saved = Saved {
-            guest_tsc: GuestTsc::new(guest_tsc),
-            guest_khz: khz(rate),
-            kvmclock: Nanos::new(kvmclock),
-            real: Nanos::new(real),
-            pairing_error: Nanos::new(error),
-        };
+        let saved = saved_at(rate, (guest_tsc, kvmclock, real), error);
         let ticks = big(by) * rate / 1_000_000_u32;
         let earlier = saved.earlier(Nanos::new(by));
         // A TSC that is taken back by half the circle would be ahead.
@@ -320,13 +319,7 @@ proptest! {
         counted in prop_oneof![any::<u64>(), 0_u64..1 << 40, (1_u64 << 63) - 2..=(1 << 63) + 2],
         clock in prop_oneof![any::<u64>(), 0_u64..1 << 62],
     ) {
-        let saved = Saved {
-            guest_tsc: GuestTsc::new(guest_tsc),
-            guest_khz: khz(guest),
-            kvmclock: Nanos::new(kvmclock),
-            real: Nanos::new(real),
-            pairing_error: Nanos::ZERO,
-        };
+        let saved = saved_at(guest, (guest_tsc, kvmclock, real), 0);
         let present = Present {
             host_tsc: HostTsc::new(host_tsc),
             real: Nanos::new(real),

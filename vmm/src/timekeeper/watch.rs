@@ -7,8 +7,9 @@
 //! are two cases in which something is done, and everything else is only reported:
 //!
 //! - the counters of two CPUs are **proven** apart: the vCPUs' threads are confined to the CPUs that agree
-//!   with the home CPU, if their placement is ours, and again when somebody moved them; and when the kernel does not know of it, all vCPUs
-//!   stop for a moment and go on from the latest reading of any of them;
+//!   with the home CPU, if their placement is ours, and again when somebody moved them; and when the
+//!   kernel does not know of it, all vCPUs stop for a moment and go on from the latest reading of any of
+//!   them;
 //! - the kernel knows, and so KVM compensates by itself: it has a vCPU go on from what it read last and
 //!   forwards it to a line. That is left alone, except when the guest is *ahead* of that line, where it
 //!   would stand still until the line has caught up: then the line is begun anew from the guest's reading.
