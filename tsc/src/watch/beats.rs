@@ -60,6 +60,22 @@ impl Beats {
         })
     }
 
+    /// The one who looks has been at work of his own since the beat: he does not come late for that. Whether nobody
+    /// ran meanwhile is known only of what leaves traces, a signal to go on and the host's sleep.
+    pub fn worked(&mut self, now: Beat) -> Option<Stop> {
+        let last = core::mem::replace(&mut self.last, now);
+        let at_most = now.boottime.saturating_sub(last.boottime);
+        let awake = now.monotonic.saturating_sub(last.monotonic);
+        let host_slept = at_most.saturating_sub(awake);
+        let by_signal = now.continued != last.continued;
+        (at_most > self.slack && (by_signal || host_slept > self.slack)).then_some(Stop {
+            at_most,
+            at_least: host_slept,
+            host_slept,
+            by_signal,
+        })
+    }
+
     /// Whether a beat is missing at `now`, when the last one was at `last`; both of `CLOCK_BOOTTIME`.
     #[must_use]
     pub fn is_missing(period: Nanos, slack: Nanos, last: Nanos, now: Nanos) -> bool {
@@ -105,6 +121,25 @@ mod tests {
         );
         // A signal to go on alone is no stop.
         assert_eq!(beats.beat(beat(45_601, 15_000, 2)), None);
+    }
+
+    #[test]
+    fn work_between_beats_is_no_stop_but_for_its_traces() {
+        let mut beats = Beats::begin(PERIOD, SLACK, beat(10_000, 0, 0));
+        assert_eq!(beats.worked(beat(13_000, 0, 0)), None);
+        // The next one is due a period after the work.
+        assert_eq!(beats.beat(beat(14_500, 0, 0)), None);
+        let stop = |at_most, slept, by_signal| {
+            Some(Stop {
+                at_most: Nanos::new(at_most),
+                at_least: Nanos::new(slept),
+                host_slept: Nanos::new(slept),
+                by_signal,
+            })
+        };
+        assert_eq!(beats.worked(beat(16_500, 0, 1)), stop(2_000, 0, true));
+        assert_eq!(beats.worked(beat(18_500, 600, 1)), stop(2_000, 600, false));
+        assert_eq!(beats.worked(beat(19_000, 600, 2)), None, "a signal alone");
     }
 
     #[test]

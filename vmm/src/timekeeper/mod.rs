@@ -42,8 +42,8 @@ use hypervisor::tsc_control::{Vendor, VendorRatio};
 use serde::Serialize;
 use tsc::plan::{self, Allow, HostTime, Present, Refusal, Saved};
 use tsc::{
-    HostTsc, Khz, Nanos, Ppm, Svm, TscDelta, TscOffset, VcpuId, Vmx, nanos_delta_toward_zero,
-    nanos_exact_floor,
+    HostTsc, Khz, Nanos, Ppm, Svm, Ticks, TscDelta, TscOffset, VcpuId, Vmx,
+    nanos_delta_toward_zero, nanos_exact_floor,
 };
 
 use crate::api::body::TimePolicy;
@@ -113,6 +113,8 @@ pub(crate) struct StopReport {
     policy: TimePolicy,
     /// How long the guest was paused (`CLOCK_BOOTTIME`).
     elapsed_ns: u64,
+    /// By how much that can be off, since clocks are read one after the other; null where nothing follows from it.
+    elapsed_error_ns: Option<u64>,
     /// What its clocks advanced by meanwhile.
     advanced_ns: u64,
     /// What was kept from it.
@@ -175,7 +177,19 @@ struct Stopped {
     timers_held: bool,
     /// How far ahead of the present a resumption is to be planned.
     lead: Nanos,
-    noted: Result<(Saved, Option<TscOffset>, u64), String>,
+    noted: Result<Before, String>,
+}
+
+/// A guest's clocks as they were when it stopped.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    saved: Saved,
+    /// That of vCPU 0.
+    offset: Option<TscOffset>,
+    /// How far apart the vCPUs' TSCs were found.
+    spread: Ticks,
+    /// How long it took to read the clocks.
+    reading: Nanos,
 }
 
 /// A resumption asks all vCPUs twice, reads and sets the kvmclock, and wakes the vCPUs: it takes a few times what
@@ -307,7 +321,7 @@ impl Timekeeper {
         began: Nanos,
         clocks: &Clocks<'_, impl VmClock>,
         ask: impl Fn(Order) -> Vec<Answer>,
-    ) -> Result<(Saved, Option<TscOffset>, u64), ResumeError> {
+    ) -> Result<Before, ResumeError> {
         let vcpus = all(ask(Order::Clock(ClockOrder::Note { hold_timer })), clock)?;
         let pair = clocks.pair()?;
         let rates = self.rates.ok_or(ResumeError::NoRate)?;
@@ -332,7 +346,12 @@ impl Timekeeper {
         let since = since.min(pair.boottime.saturating_sub(began));
         let saved = saved.earlier(since).unwrap_or(saved);
         let first = vcpus.first().map(|noted| noted.offset);
-        Ok((saved, first, unified.spread.get()))
+        Ok(Before {
+            saved,
+            offset: first,
+            spread: unified.spread,
+            reading: pair.error,
+        })
     }
 
     /// The time from `earlier` to `later`, by a TSC of the host; nothing when they are the other way round.
@@ -367,6 +386,7 @@ impl Timekeeper {
                     at_ns: stopped.boottime.get(),
                     policy,
                     elapsed_ns: elapsed,
+                    elapsed_error_ns: None,
                     advanced_ns: elapsed,
                     withheld_ns: 0,
                     error_ns: None,
@@ -399,10 +419,11 @@ impl Timekeeper {
         clocks: &Clocks<'_, impl VmClock>,
         ask: &impl Fn(Order) -> Vec<Answer>,
     ) -> Result<StopReport, ResumeError> {
-        let (saved, offset_before, spread) = match &stopped.noted {
-            Ok(noted) => *noted,
+        let before = match &stopped.noted {
+            Ok(before) => *before,
             Err(reason) => return Err(ResumeError::NotNoted(reason.clone())),
         };
+        let saved = before.saved;
         let pair = clocks.pair()?;
         // With clocks of a little earlier now, they are as they were when it begins.
         let lead = stopped.lead;
@@ -429,18 +450,21 @@ impl Timekeeper {
         let read_back = kvmclock_error.map_or(0, |error| error.unsigned_abs());
         let pairing = pairing_error(&pair).saturating_add(saved.pairing_error);
         let late = self.since(at, (clocks.host_tsc)());
-        let adjusted = offset_before.map(|before| plan.offset().wrapping_since(before));
+        let adjusted = before
+            .offset
+            .map(|before| plan.offset().wrapping_since(before));
         Ok(StopReport {
             at_ns: stopped.boottime.get(),
             policy: TimePolicy::Freeze,
             elapsed_ns: adjustments.elapsed.get(),
+            elapsed_error_ns: Some(pair.error.saturating_add(before.reading).get()),
             advanced_ns: adjustments.advanced.get(),
             withheld_ns: adjustments.withheld.get(),
             error_ns: Some(pairing.get().max(read_back).saturating_add(late.get())),
             kvmclock_error_ns: kvmclock_error,
             tsc_bracket_ticks: bracket,
-            spread_ticks: Some(spread),
-            offset_before: offset_before.map(|offset| offset.as_signed().get()),
+            spread_ticks: Some(before.spread.get()),
+            offset_before: before.offset.map(|offset| offset.as_signed().get()),
             offset_after: Some(plan.offset().as_signed().get()),
             adjusted_ticks: adjusted.map(TscDelta::get),
             adjusted_ns: adjusted.and_then(|ticks| self.nanos(ticks)),

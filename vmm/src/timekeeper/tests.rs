@@ -8,7 +8,7 @@ use hypervisor::model::{
     Faults, ModelFixture, ModelForm, ModelHost, ModelVcpu, ModelVm, Obedience,
 };
 use hypervisor::tsc_control::{Claimed, TscControlError, TscOffsetControl, TscSupport, Written};
-use tsc::{CpuId, GuestTsc, Ticks, TscDelta};
+use tsc::{CpuId, GuestTsc, TscDelta};
 
 use super::vcpu::VcpuClock;
 use super::*;
@@ -364,6 +364,11 @@ fn freeze_goes_on_where_the_guest_was() {
         assert_eq!((report.advanced_ns, report.kvmclock_error_ns), (0, Some(0)));
         assert!(report.withheld_ns >= PAUSE.get());
         assert_eq!(report.error_ns, Some(0));
+        // What it tells of the pause's length may be off what its TSC was moved by: it says by how much at most.
+        let moved = report.adjusted_ns.expect("moved").unsigned_abs();
+        let error = report.elapsed_error_ns.expect("read one after the other");
+        let off = report.withheld_ns.abs_diff(moved);
+        assert!(off <= error && error <= 8 * CALL.get(), "{off} {error}");
     }
     on_both!(test, host(Faults::LINUX));
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tsc::skew::SkewBounds;
 use tsc::stability::{Cause, PlatformReport};
-use tsc::watch::{Beat, Beats};
+use tsc::watch::{Beat, Beats, Stop};
 use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
 
 use super::exits::LOOK_EVERY;
@@ -203,16 +203,13 @@ fn run<T: Halt>(mut watching: Watching<T>, bell: &Bell, last: &LastBeat) {
             return;
         }
         let now = beat_now();
-        if let Some(stop) = beats.beat(now) {
-            watching.add(Event::UnplannedStop {
-                at_least_ns: stop.at_least.get(),
-                at_most_ns: stop.at_most.get(),
-                host_slept_ns: stop.host_slept.get(),
-                by_signal: stop.by_signal,
-            });
-        }
+        watching.tell(beats.beat(now));
         last.set(now.boottime);
         watching.beat(host_clock::monotonic_raw(), rung == Rung::ByVcpu);
+        // Where vCPUs are moved, CPUs are measured again, for which the vCPUs themselves may leave little time.
+        let now = beat_now();
+        watching.tell(beats.worked(now));
+        last.set(now.boottime);
     }
 }
 
@@ -246,6 +243,17 @@ impl<T: Halt> Watching<T> {
     fn add(&self, event: Event) {
         let mut keeper = self.keeper();
         keeper.events.add(host_clock::boottime(), event);
+    }
+
+    fn tell(&self, stop: Option<Stop>) {
+        if let Some(stop) = stop {
+            self.add(Event::UnplannedStop {
+                at_least_ns: stop.at_least.get(),
+                at_most_ns: stop.at_most.get(),
+                host_slept_ns: stop.host_slept.get(),
+                by_signal: stop.by_signal,
+            });
+        }
     }
 
     fn keeper(&self) -> std::sync::MutexGuard<'_, Timekeeper> {
