@@ -121,6 +121,11 @@ impl Workshop {
         Ok(stock)
     }
 
+    /// The initramfs of a Linux guest whose time is watched.
+    pub(crate) fn witness_initramfs(&self, kernel: Kernel) -> Result<Vec<u8>> {
+        linux::initramfs_with_witness(&self.stock(kernel)?, kernel)
+    }
+
     /// The initramfs of a Linux guest.
     pub(crate) fn guest_initramfs(&self, kernel: Kernel) -> Result<Vec<u8>> {
         linux::initramfs(&self.stock(kernel)?)

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
-use crate::kernels::Stock;
+use crate::guest::witness;
+use crate::kernels::{Kernel, Stock};
+use crate::modules;
 
 /// The first program.
 const INIT: &str = include_str!("init.sh");
@@ -17,6 +19,30 @@ pub(crate) const MEMORY_MIB: u32 = 256;
 
 /// An initramfs whose first program reports and powers off.
 pub(crate) fn initramfs(stock: &Stock) -> Result<Vec<u8>> {
+    Ok(archive(stock)?.finish()?)
+}
+
+/// The same, with the witness of its time, which it runs for as many seconds as the kernel's option `witness`
+/// says before it ends its report.
+pub(crate) fn initramfs_with_witness(stock: &Stock, kernel: Kernel) -> Result<Vec<u8>> {
+    let mut archive = archive(stock)?;
+    archive.directory("modules")?;
+    let mut order = String::new();
+    for module in modules::in_load_order(&stock.modules, witness::MODULES)? {
+        archive.file(
+            &format!("modules/{}.ko", module.name),
+            0o644,
+            &module.contents,
+        )?;
+        order.push_str(&module.name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes())?;
+    archive.executable("bin/witness", &witness::build(kernel)?)?;
+    Ok(archive.finish()?)
+}
+
+fn archive(stock: &Stock) -> Result<Archive> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys"] {
         archive.directory(folder)?;
@@ -24,7 +50,7 @@ pub(crate) fn initramfs(stock: &Stock) -> Result<Vec<u8>> {
     archive.device("dev/console", 5, 1)?;
     archive.executable("bin/busybox", &stock.read_busybox()?)?;
     archive.executable("init", INIT.as_bytes())?;
-    Ok(archive.finish()?)
+    Ok(archive)
 }
 
 /// What a guest's user space reported.

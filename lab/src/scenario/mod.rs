@@ -7,6 +7,7 @@
 
 mod clients;
 mod errors;
+mod keeping;
 mod linux;
 mod rate;
 mod small;
@@ -215,6 +216,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     scenarios.extend(linux::all());
     scenarios.extend(rate::all());
+    scenarios.extend(keeping::all());
     scenarios.extend(small::all());
     scenarios.extend(errors::all());
     scenarios.extend(time::all());

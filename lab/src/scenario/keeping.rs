@@ -1,0 +1,92 @@
+//! What a running guest's clocks do, told by a witness in the guest that reads them all the time on all of its
+//! processors, and held against the host's clock from within (`lab/guests/witness.c`).
+//!
+//! `pause`: three stops of ten seconds, in this order: `freeze`, `advance`, and SIGSTOP.
+
+mod stops;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::guest::linux::Report;
+use crate::guest::witness::{self, Testimony};
+use crate::host::image::{Files, Source};
+use crate::host::{Host, Paging, Tsc};
+use crate::kernels::Kernel;
+use crate::scenario::{Outcome, Place, Scenario, file};
+use crate::workshop::Workshop;
+
+const GUEST: &str = include_str!("keeping/guest.sh");
+const PAUSE: &str = include_str!("keeping/pause.sh");
+
+/// The scenarios.
+pub(super) fn all() -> Vec<Scenario> {
+    let svm = |tsc| {
+        let paging = Paging::Nested;
+        Place::Emulated(Host::Svm { tsc, paging })
+    };
+    let pause = |name: &str, clocksource: &'static str, options: &str| {
+        let script = format!("OPTIONS='{options}'\n{GUEST}{PAUSE}");
+        Scenario::new(svm(Tsc::Stable), name, script)
+            .files(|workshop| with_witness(workshop, Kernel::Amd64))
+            .check(move |outcome| stops::check(clocksource, outcome))
+            .seconds(75, 300)
+    };
+    vec![
+        pause("pause", "kvm-clock", ""),
+        pause("pause-by-tsc", "tsc", "tsc=reliable clocksource=tsc"),
+    ]
+}
+
+fn with_witness(workshop: &Workshop, kernel: Kernel) -> Result<Files> {
+    let stock = workshop.stock(kernel)?;
+    let initramfs = workshop.witness_initramfs(kernel)?;
+    Ok(Files::from([
+        ("kernel".to_owned(), file(&stock.image)),
+        ("initrd".to_owned(), Source::Bytes(initramfs)),
+        // The host's own, for its time.
+        (
+            "witness".to_owned(),
+            Source::Bytes(witness::build(Kernel::Amd64)?),
+        ),
+    ]))
+}
+
+/// What came out of a guest with the witness.
+struct Evidence {
+    report: Report,
+    testimony: Testimony,
+    /// The launcher's last time report.
+    time: Value,
+    stderr: String,
+}
+
+impl Evidence {
+    fn of(outcome: &Outcome) -> Result<Self> {
+        let stderr = outcome.stderr_text();
+        let time = stderr
+            .lines()
+            .find_map(|line| line.strip_prefix("report "))
+            .with_context(|| match outcome.status {
+                Some(status) => format!("no time report: the script ended with status {status}"),
+                None => "no time report: the guest did not come to its end in time".to_owned(),
+            })?;
+        let serial = outcome.stdout_text();
+        Ok(Self {
+            report: Report::parse(&outcome.stdout)?,
+            testimony: Testimony::parse(&serial)?,
+            time: serde_json::from_str(time).context("the time report is no JSON")?,
+            stderr,
+        })
+    }
+
+    /// The host's `CLOCK_REALTIME` at the script's mark.
+    fn mark(&self, name: &str) -> Result<i128> {
+        let mut marks = self.stderr.lines().filter_map(|line| {
+            let (found, time) = line.strip_prefix("mark ")?.split_once(' ')?;
+            (found == name).then_some(time)
+        });
+        let time = marks.next().with_context(|| format!("no mark {name}"))?;
+        i128::from_str_radix(time, 16).with_context(|| format!("the mark {name} is {time:?}"))
+    }
+}
