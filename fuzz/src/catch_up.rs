@@ -305,6 +305,7 @@ impl World {
         if self.meddled {
             return;
         }
+        assert!(!fault.lags || decision.ask_again == Some(RECHECK));
         if let Some(by) = decision.adjust {
             assert!(by.get() > 0, "forward only: {by}");
             let past = self.lead() - self.bent;

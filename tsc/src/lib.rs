@@ -79,14 +79,18 @@
 //!   itself while the vCPU runs on it. A host that keeps time, to within the clock's error and the rate's
 //!   tolerance as stated and what readings are rounded by, is never accused. Catching up never takes it past its line. Offsets of vCPUs on CPUs
 //!   that nothing is held against are not touched, unless a slew still owes them time. A lag lasts no longer than until the next
-//!   look ([`policy::TargetedConfig::recheck`]), with a slew until its bound has let it pass.
-//! - **In every scenario** of the simulator and for each of many seeds, [`policy::Targeted`] compares with
-//!   each policy of 2010 thus, none left out: its guest boots and no vCPU reads less than before; steps
-//!   between vCPUs are no larger and no more numerous (where CPUs drop their rate, over the seeds
-//!   together); its worst reading is no further from true time, to either side; no more time is erased.
-//!   A policy that lags less is ahead of true time by a thousand times as much at another reading, which
-//!   is not keeping time. One that writes fewer offsets shows more backwards steps or is further from
-//!   true time. Times are compared to within two readings of the host's clock (`tests/simulator.rs`).
+//!   look, with a slew until its bound has let it pass: on a CPU that is held not to keep time the next look comes
+//!   within [`policy::TargetedConfig::recheck`], and on any other with the entry that finds it out.
+//! - **In every scenario** of the simulator and for each of 64 seeds, [`policy::Targeted`] compares with
+//!   each policy of 2010 thus, none left out: no vCPU reads less than before; steps between vCPUs are no
+//!   larger and no more numerous; its worst reading is no further from true time, to either side; no more
+//!   time is erased. A policy that lags less is ahead of true time by a thousand times as much at another
+//!   reading, which is not keeping time. One that writes fewer offsets shows more backwards steps or is
+//!   further from true time. Times are compared to within two readings of the host's clock, and all on one
+//!   history (`sim::run_led`): the same vCPU reads at the same instant on the same CPU. Where a guest goes by
+//!   what it reads, a nanosecond decides when it sleeps and moves, and each policy has a history of its own:
+//!   its guest boots in each, and all of this holds, but for the number of steps where CPUs drop their
+//!   rate. That number is chance then (`tests/simulator.rs` shows it).
 //! - **Skew bounds** hold whatever the messages' delays were. Domains are proven pair by pair.
 //! - Nothing panics on any input; hostile bytes of clock pages are errors.
 //! - No path that runs at each exit divides: loads and entries of every policy, scaling, offsets and

@@ -10,8 +10,10 @@
 //! - everywhere else not at all. An offset that nobody touched keeps KVM's master clock on, and
 //!   with it the guest's fast clock.
 //!
-//! A CPU that may be running slowly is looked at again soon, and as long as it is: the guest lags by
-//! no more than it loses in between.
+//! A vCPU on a CPU that is held not to keep time is looked at again soon, and for as long as it runs
+//! there, whether or not it was behind at the look before: the guest lags by no more than such a CPU
+//! loses between two looks, even when its rate drops in the midst of a stay. A CPU that nothing is held
+//! against is found out at the next look that time brings.
 //!
 //! What it sees for itself it reports: a counter that moved otherwise than the monotonic clock says,
 //! by more than that clock's own error, a tolerance for the rate, and what whole ticks and whole
@@ -42,8 +44,8 @@ pub struct TargetedConfig {
     pub clock_error: Nanos,
     /// How far from nominal a counter's rate may be without being at fault.
     pub rate_tolerance: Ppm,
-    /// How soon to look again at a vCPU on a CPU that may be running slowly: what it lags meanwhile
-    /// is at most this.
+    /// How soon to look again at a vCPU on a CPU that is held not to keep time: what it lags meanwhile
+    /// is at most this. A look is an exit, and so is paid for on such CPUs, and on no others.
     pub recheck: Nanos,
 }
 
@@ -365,10 +367,10 @@ impl Policy for Targeted {
             if self.owing {
                 let (line, since) = (&self.config.line, self.forwarded_at.unwrap_or(entry.at));
                 adjust = self.config.catch_up.forward(line, here, entry.at, since);
-                ask_again = Some(self.config.recheck);
                 let after = adjust.map_or(here, |by| here.wrapping_add(by));
                 self.owing = self.is_behind(after, entry.at);
             }
+            ask_again = Some(self.config.recheck);
         }
         let decision = Decision {
             adjust,
@@ -651,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_counter_is_looked_at_until_it_keeps_time() {
+    fn counter_held_to_be_slow_is_looked_at_even_while_it_keeps_time() {
         let mut policy = policy(CatchUp::Step);
         let loaded = policy.load(&load(0, 200_000, LAGS));
         assert_eq!(loaded.ask_again, Some(Nanos::new(50_000)));
@@ -669,10 +671,17 @@ mod tests {
         assert!((24_999..=25_000).contains(&by), "{by}");
         assert_eq!(slow.ask_again, Some(Nanos::new(50_000)));
         let offset = TscOffset::ZERO.wrapping_add(slow.adjust.unwrap());
-        assert_eq!(
-            policy.entry(&entry(275_000, 300_000, offset)),
-            Decision::NOTHING
-        );
+        // Nothing to do, and yet it is not let out of sight: its rate can drop once more at any time.
+        let keeps_time = Decision {
+            ask_again: Some(Nanos::new(50_000)),
+            ..Decision::NOTHING
+        };
+        for (tsc, at) in [(275_000, 300_000), (325_000, 350_000)] {
+            assert_eq!(policy.entry(&entry(tsc, at, offset)), keeps_time);
+        }
+        let slow_again = policy.entry(&entry(350_000, 400_000, offset));
+        let by = slow_again.adjust.unwrap().get();
+        assert!((24_999..=25_000).contains(&by), "{by}");
         // On CPUs that nothing is held against nobody asks.
         let innocent = policy.load(&Load {
             offset,

@@ -45,6 +45,31 @@ pub fn run(scenario: &Scenario, policy: PolicyKind, seed: u64) -> Report {
     world::World::new(scenario, policy, seed).run()
 }
 
+/// Runs `policy` in `scenario` beside a guest that is led by true time, whatever its TSC reads.
+///
+/// In [`run`] a guest waits until its TSC has come so far, and thus what it reads decides when it sleeps,
+/// wakes and is moved: under another policy the scheduler draws other lots from the same seed, and two
+/// policies are seen on two different histories. Here the history is one: the same vCPU reads at the
+/// same instant on the same CPU under every policy. What the guest would read is all that differs, so that
+/// two reports of one seed can be compared figure by figure. Whether the guest boots says nothing here.
+///
+/// ```
+/// use tsc::sim::{PolicyKind, run_led, scenario};
+/// let scenario = scenario("seed").unwrap();
+/// let [ours, theirs] =
+///     [PolicyKind::Targeted, PolicyKind::Unified2010].map(|policy| run_led(&scenario, policy, 1));
+/// assert_eq!(ours.moves, theirs.moves);
+/// ```
+///
+/// # Panics
+/// When the scenario is not valid ([`Scenario::is_valid`]).
+#[must_use]
+pub fn run_led(scenario: &Scenario, policy: PolicyKind, seed: u64) -> Report {
+    world::World::new(scenario, policy, seed)
+        .led_by_true_time()
+        .run()
+}
+
 /// Runs each of the five policies in `scenario`.
 ///
 /// # Panics

@@ -58,6 +58,10 @@ struct Vcpu {
     /// Counts loads and puts, so that events of an earlier stay are recognised.
     epoch: u64,
     left: Option<(usize, HostTsc, Nanos)>,
+    /// Where the scheduler last ran it.
+    ran_on: Option<usize>,
+    /// When its policy wants to be asked again; a later wish takes the place of an earlier one.
+    asked_for: Option<u64>,
     offset: TscOffset,
     policy: Box<dyn Policy>,
     program: Program,
@@ -71,6 +75,8 @@ pub(super) struct World<'a> {
     scenario: &'a Scenario,
     kind: PolicyKind,
     seed: u64,
+    /// Whether the guest is led by true time, whatever its TSC reads.
+    led: bool,
     rng: Rng,
     /// The exchanges' delays: apart, so that measuring changes nothing for the scheduler.
     delays: Rng,
@@ -111,6 +117,7 @@ impl<'a> World<'a> {
             scenario,
             kind,
             seed,
+            led: false,
             rng: Rng::new(seed),
             delays: Rng::new(!seed),
             now: 0,
@@ -151,6 +158,8 @@ impl<'a> World<'a> {
                 epoch: 0,
                 // Ours is told where the offset was set; those of 2010 did not ask.
                 left: kind.is_targeted().then_some((0, origin, start)),
+                ran_on: None,
+                asked_for: None,
                 offset: offset_unscaled(origin, GuestTsc::new(0)),
                 policy,
                 program: Program::new(vcpu == 0),
@@ -178,6 +187,18 @@ impl<'a> World<'a> {
             world.at(at, Event::Host(event));
         }
         world
+    }
+
+    /// Leads the guest by true time instead of what it reads, so that whatever it does, and with it all
+    /// that the scheduler does, is the same under every policy.
+    pub(super) fn led_by_true_time(self) -> Self {
+        Self { led: true, ..self }
+    }
+
+    /// What the guest's TSC reads on a host without fault.
+    fn true_reading(&self) -> GuestTsc {
+        let ticks = u128::from(self.now) * u128::from(self.scenario.host.nominal_khz) / 1_000_000;
+        GuestTsc::new(u64::try_from(ticks % (1 << 64)).unwrap_or(0))
     }
 
     fn at(&mut self, time: u64, event: Event) {
@@ -220,6 +241,7 @@ impl<'a> World<'a> {
                 Event::AskAgain { vcpu, epoch } => {
                     if let State::Running { cpu } = self.vcpus[vcpu].state
                         && self.vcpus[vcpu].epoch == epoch
+                        && self.vcpus[vcpu].asked_for == Some(self.now)
                     {
                         self.entry(vcpu, cpu, false);
                     }
@@ -321,7 +343,8 @@ impl<'a> World<'a> {
             tsc_at_move: (from != cpu).then(|| self.cpus[from].read(self.now)),
         });
         let from = self.vcpus[vcpu].left.map_or(cpu, |left| left.0);
-        self.moves += u64::from(from != cpu);
+        let ran_on = self.vcpus[vcpu].ran_on.replace(cpu);
+        self.moves += u64::from(ran_on.is_some_and(|ran_on| ran_on != cpu));
         let load = Load {
             cpu: cpu_id(cpu),
             tsc,
@@ -345,7 +368,7 @@ impl<'a> World<'a> {
         this.resumed = resumed;
         let (epoch, step_end) = (this.epoch, resumed + this.remaining);
         if let Some(after) = again {
-            self.at(self.now + after.get(), Event::AskAgain { vcpu, epoch });
+            self.ask_again(vcpu, after, epoch);
         }
         self.at(resumed + slice, Event::SliceEnd { vcpu, epoch });
         self.at(step_end, Event::StepEnd { vcpu, epoch });
@@ -365,8 +388,14 @@ impl<'a> World<'a> {
         self.obey(vcpu, &decision);
         if let (Some(after), false) = (decision.ask_again, requested) {
             let epoch = self.vcpus[vcpu].epoch;
-            self.at(self.now + after.get(), Event::AskAgain { vcpu, epoch });
+            self.ask_again(vcpu, after, epoch);
         }
+    }
+
+    fn ask_again(&mut self, vcpu: usize, after: Nanos, epoch: u64) {
+        let at = self.now + after.get();
+        self.vcpus[vcpu].asked_for = Some(at);
+        self.at(at, Event::AskAgain { vcpu, epoch });
     }
 
     /// Takes a vCPU off its CPU, with what remains of its step.
@@ -420,7 +449,7 @@ impl<'a> World<'a> {
 
     fn wake(&mut self, vcpu: usize) {
         let scheduling = self.scenario.scheduling;
-        let last = self.vcpus[vcpu].left.map_or(1, |left| left.0) % self.cpus.len();
+        let last = self.vcpus[vcpu].ran_on.unwrap_or(1) % self.cpus.len();
         let to = if self.rng.chance(scheduling.wake_move) {
             self.elsewhere(last)
         } else {
@@ -441,9 +470,14 @@ impl<'a> World<'a> {
         };
         let reading = guest_unscaled(self.cpus[cpu].read(self.now), self.vcpus[vcpu].offset);
         self.observer.read(vcpu, self.now, reading);
+        let led_by = if self.led {
+            self.true_reading()
+        } else {
+            reading
+        };
         let this = &mut self.vcpus[vcpu];
         // The emulated PIT follows the host's real time.
-        match this.program.step(reading.get(), self.now, &mut self.shared) {
+        match this.program.step(led_by.get(), self.now, &mut self.shared) {
             Op::Run(nanos) => {
                 this.remaining = nanos;
                 this.resumed = self.now;
