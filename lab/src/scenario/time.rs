@@ -8,7 +8,7 @@
 //! | host | what must come out |
 //! | --- | --- |
 //! | `vmx` | offsets and rates are in force, exactly; but for what Linux is known to ignore |
-//! | `svm-tsc` | offsets are in force, exactly; rates are refused or ignored, and never believed |
+//! | `svm-tsc` | offsets are in force, exactly, or by the register a little low; rates are refused or ignored, and never believed |
 //! | `svm-hpet` | the kernel moves offsets by itself, which is found out; no rate is believed |
 //! | `native` | two probes of different make agree, and what is required is what was measured |
 //!
@@ -85,6 +85,30 @@ const SVM_STABLE: &[Row] = &[
     ("offset-at-rate", &[NOT_POSSIBLE]),
 ];
 
+/// The same over the only interface of kernels before 5.16, which have no `KVM_VCPU_TSC_OFFSET`: an offset
+/// goes through the TSC's register. It comes out a little low, by the time that the write takes, and is told
+/// of as far as readings tell. Offsets less than a second of ticks apart are taken for an attempt to
+/// synchronise vCPUs, so that an adjustment by less has no effect (`kvm_synchronize_tsc`), which the suite finds out.
+const SVM_STABLE_BY_REGISTER: &[Row] = &[
+    ("form", &[HOLDS]),
+    ("offset-fresh", &[NOT_POSSIBLE]),
+    ("offset-forward", &[HOLDS]),
+    ("offset-back", &[HOLDS]),
+    ("offset-sign", &[HOLDS]),
+    ("offset-adjusted", &[IGNORED]),
+    ("offset-shared", &[HOLDS]),
+    ("offset-kept", &[HOLDS]),
+    ("register-far", &[HOLDS]),
+    ("register-near", &[IGNORED]),
+    ("rate-same", &[HOLDS]),
+    ("rate-half", &[REFUSED]),
+    ("rate-0.999", &[REFUSED]),
+    ("rate-1.7", &[IGNORED]),
+    ("rate-default", &[NOT_POSSIBLE]),
+    ("rate-tolerated", &[IGNORED]),
+    ("offset-at-rate", &[NOT_POSSIBLE]),
+];
+
 /// The same on a host whose TSC the kernel takes for unstable: each time a vCPU is loaded, its offset is
 /// moved so that the guest goes on from where it was, and then it catches up by the HPET. That is certain;
 /// how steady the guest's clock is meanwhile depends on when it is interrupted.
@@ -131,9 +155,16 @@ pub(super) fn all() -> Vec<Scenario> {
     };
     let (stable, unstable) = (svm(Tsc::Stable), svm(Tsc::Unstable));
     vec![
-        contract(stable, SVM_STABLE).seconds(15, 300),
-        contract(unstable, SVM_UNSTABLE).seconds(15, 300),
-        contract(Host::Vmx, VMX).seconds(180, 40),
+        contract(stable, "contract", "", SVM_STABLE).seconds(15, 300),
+        contract(
+            stable,
+            "contract-by-register",
+            "--offsets-by-register ",
+            SVM_STABLE_BY_REGISTER,
+        )
+        .seconds(15, 300),
+        contract(unstable, "contract", "", SVM_UNSTABLE).seconds(15, 300),
+        contract(Host::Vmx, "contract", "", VMX).seconds(180, 40),
         doctor(stable, check_svm_stable).seconds(5, 120),
         doctor(unstable, check_svm_unstable).seconds(5, 120),
         doctor(Host::Vmx, check_vmx).seconds(100, 40),
@@ -141,17 +172,18 @@ pub(super) fn all() -> Vec<Scenario> {
     ]
 }
 
-fn contract(host: Host, rows: &'static [Row]) -> Scenario {
+/// The suite on `host`, with `options` of its own (each followed by a space), and `rows` to answer.
+fn contract(host: Host, name: &'static str, options: &str, rows: &'static [Row]) -> Scenario {
     let required: Vec<_> = rows
         .iter()
         .filter(|(_, kinds)| *kinds == [HOLDS])
         .map(|(clause, _)| *clause)
         .collect();
     let script = format!(
-        "exec ./{CONTRACT} --kvm-only --require {}\n",
+        "exec ./{CONTRACT} --kvm-only {options}--require {}\n",
         required.join(",")
     );
-    Scenario::new(Place::Emulated(host), "contract", script)
+    Scenario::new(Place::Emulated(host), name, script)
         .with_contract()
         .check(move |outcome| {
             check_contract(&outcome.stdout_text(), rows)?;
