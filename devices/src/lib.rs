@@ -36,7 +36,8 @@
 //! | 0x5658 | VMware's back door | nobody | asked only where CPUID or DMI names VMware |
 //! | ACPI's PM1a and reset | power | [`power::AcpiPower`], [`power::AcpiReset`] | where the FADT says; no `SMI_CMD`, no PM timer |
 //!
-//! In memory the local APIC and the IOAPIC are the kernel's, and [`boot_timer::BootTimer`] is ours.
+//! In memory the local APIC and the IOAPIC are the kernel's; [`boot_timer::BootTimer`] and the registers of
+//! [`virtio`] devices are ours.
 //!
 //! Of these only 0x61 hangs a guest when it is answered wrongly: zeros for ever would, ones do not.
 //! Without a timer (`--no-pit`) it is an open bus.
@@ -49,8 +50,10 @@ pub mod debug_exit;
 pub mod i8042;
 pub mod pit;
 pub mod power;
+pub mod rate_limiter;
 pub mod serial;
 pub mod trigger;
+pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError, Reaction};
 pub use trigger::{Trigger, Unconnected};

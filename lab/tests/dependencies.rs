@@ -120,7 +120,6 @@ fn rust_vmm_crates_are_of_one_version_each() {
         "kvm-ioctls",
         "linux-loader",
         "vm-memory",
-        "vm-superio",
         "vmm-sys-util",
     ] {
         let versions = lock.matches(&format!("name = \"{name}\"\n")).count();

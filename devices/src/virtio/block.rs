@@ -1,0 +1,371 @@
+//! A disk (5.2): a file or a block device of the host, byte for byte. There is no format to be detected,
+//! and so none that a guest could write into its disk.
+//!
+//! A request is a header, data, and a status byte, wherever their borders fall among the buffers (2.7.4).
+//! What the host refuses reaches the guest as `VIRTIO_BLK_S_IOERR`, and the log once for each kind of
+//! operation: a full disk must not fill the log, too.
+//!
+//! # What is on the host's disk when
+//!
+//! With [`Cache::Writeback`] the device offers `VIRTIO_BLK_F_FLUSH`: what was written before a flush is on
+//! the host's disk when the flush is done. A driver that does not take the feature cannot ask, so each of its
+//! writes is on the disk when it is done (5.2.6.2). With [`Cache::Unsafe`] the feature is not on offer, and
+//! the host writes when it sees fit: what is lost with the host's power is the user's choice.
+
+mod image;
+
+use std::fmt;
+use std::io;
+
+use virtio_bindings::virtio_blk as blk;
+
+use super::{Buffers, Chain, ConfigSpace, Device, Kind, Served, Violation};
+use crate::rate_limiter::{Bucket, RateLimiter};
+
+pub use image::{Access, Image, ImageError};
+
+/// The unit in which a disk counts, whatever its own blocks are (5.2.4).
+pub const SECTOR: u64 = 512;
+
+/// The size of the queue.
+const QUEUE_SIZE: u16 = 256;
+
+/// The most sectors that one discard or write of zeros covers: 16 MiB, so that no request takes long where
+/// the host must write the zeros one by one.
+const MAX_ZERO_SECTORS: u32 = 16 << 11;
+
+const FLUSH: u64 = 1 << blk::VIRTIO_BLK_F_FLUSH;
+const READ_ONLY: u64 = 1 << blk::VIRTIO_BLK_F_RO;
+const SEGMENTS: u64 = 1 << blk::VIRTIO_BLK_F_SEG_MAX;
+const DISCARD: u64 = 1 << blk::VIRTIO_BLK_F_DISCARD;
+const WRITE_ZEROES: u64 = 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
+
+/// What a flush means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// There is none: data reaches the disk when the host writes it.
+    #[default]
+    Unsafe,
+    /// A flush waits until the disk has what was written before.
+    Writeback,
+}
+
+/// What was done when the host refused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Waiting until the disk has what was written.
+    Flush,
+    /// Punching holes and writing zeros.
+    Zero,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Zero => "discard or write zeros",
+        })
+    }
+}
+
+/// Told of the first failure of each kind of operation.
+pub type Report = Box<dyn FnMut(Operation, &io::Error) + Send>;
+
+/// A disk's identification, up to 20 bytes; the rest is zeros (5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serial([u8; blk::VIRTIO_BLK_ID_BYTES as usize]);
+
+impl Serial {
+    /// The first 20 bytes of `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let mut serial = [0; blk::VIRTIO_BLK_ID_BYTES as usize];
+        for (to, from) in serial.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        Self(serial)
+    }
+}
+
+/// The device.
+pub struct Block {
+    image: Image,
+    serial: Serial,
+    cache: Cache,
+    limiter: RateLimiter,
+    report: Report,
+    /// The operations whose failures are told already, as bits.
+    told: u8,
+    /// The driver knows no flush.
+    write_through: bool,
+    /// The driver's features.
+    features: u64,
+}
+
+/// What of it can be changed.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// Another image.
+    pub image: Option<Image>,
+    /// Another limit on bytes, or none.
+    pub bandwidth: Option<Option<Bucket>>,
+    /// Another limit on requests, or none.
+    pub operations: Option<Option<Bucket>>,
+}
+
+/// How a request ends, with the number of bytes written from the beginning of its buffers on.
+struct Answer {
+    status: u32,
+    written: u64,
+}
+
+impl Answer {
+    const UNSUPPORTED: Self = Self::failed(blk::VIRTIO_BLK_S_UNSUPP);
+    const ERROR: Self = Self::failed(blk::VIRTIO_BLK_S_IOERR);
+
+    const fn failed(status: u32) -> Self {
+        Self { status, written: 0 }
+    }
+
+    const fn done(written: u64) -> Self {
+        let status = blk::VIRTIO_BLK_S_OK;
+        Self { status, written }
+    }
+}
+
+impl Block {
+    /// A disk that is `image`.
+    #[must_use]
+    pub fn new(
+        image: Image,
+        serial: Serial,
+        cache: Cache,
+        limiter: RateLimiter,
+        report: Report,
+    ) -> Self {
+        Self {
+            image,
+            serial,
+            cache,
+            limiter,
+            report,
+            told: 0,
+            write_through: false,
+            features: 0,
+        }
+    }
+
+    fn answer(&mut self, kind: u32, sector: u64, out: Buffers<'_>, into: Buffers<'_>) -> Answer {
+        let image = &mut self.image;
+        let (operation, done) = match kind {
+            blk::VIRTIO_BLK_T_IN => {
+                let Some(place) = image.place(sector, into.len()) else {
+                    return Answer::ERROR;
+                };
+                let read = image.read(place, into);
+                (Operation::Read, read.map(|()| into.len()))
+            }
+            blk::VIRTIO_BLK_T_OUT => {
+                let place = image.place(sector, out.len());
+                let Some(place) = place.filter(|_| image.access() == Access::ReadWrite) else {
+                    return Answer::ERROR;
+                };
+                let written = image.write(place, out);
+                let through = self.write_through;
+                let kept = written.and_then(|()| if through { image.flush() } else { Ok(()) });
+                (Operation::Write, kept.map(|()| 0))
+            }
+            blk::VIRTIO_BLK_T_FLUSH if self.features & FLUSH != 0 => {
+                (Operation::Flush, image.flush().map(|()| 0))
+            }
+            blk::VIRTIO_BLK_T_GET_ID => {
+                return match into.write(&self.serial.0) {
+                    Ok(()) => Answer::done(self.serial.0.len() as u64),
+                    Err(_) => Answer::ERROR,
+                };
+            }
+            blk::VIRTIO_BLK_T_DISCARD if self.features & DISCARD != 0 => {
+                match Zeros::read(out, false) {
+                    Ok(zeros) => (Operation::Zero, zeros.carry_out(image)),
+                    Err(answer) => return answer,
+                }
+            }
+            blk::VIRTIO_BLK_T_WRITE_ZEROES if self.features & WRITE_ZEROES != 0 => {
+                match Zeros::read(out, true) {
+                    Ok(zeros) => (Operation::Zero, zeros.carry_out(image)),
+                    Err(answer) => return answer,
+                }
+            }
+            _ => return Answer::UNSUPPORTED,
+        };
+        match done {
+            Ok(written) => Answer::done(written),
+            Err(error) => {
+                let bit = 1 << operation as u8;
+                if self.told & bit == 0 {
+                    self.told |= bit;
+                    (self.report)(operation, &error);
+                }
+                Answer::ERROR
+            }
+        }
+    }
+}
+
+/// A discard, or a write of zeros: `struct virtio_blk_discard_write_zeroes`.
+struct Zeros {
+    sector: u64,
+    sectors: u32,
+    must_be_zero: bool,
+    may_unmap: bool,
+}
+
+impl Zeros {
+    /// There is one to a request, as the configuration space says.
+    fn read(out: Buffers<'_>, must_be_zero: bool) -> Result<Self, Answer> {
+        let mut bytes = [0; 16];
+        // Another length is a request that makes no sense.
+        out.read(&mut bytes).map_err(|_| Answer::ERROR)?;
+        let sector = u64::from_le_bytes(part(&bytes, 0));
+        let sectors = u32::from_le_bytes(part(&bytes, 8));
+        let flags = u32::from_le_bytes(part(&bytes, 12));
+        let unmap = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+        // Unknown flags, and "unmap" for a discard (5.2.6.2).
+        if flags & !unmap != 0 || (!must_be_zero && flags != 0) {
+            return Err(Answer::UNSUPPORTED);
+        }
+        if sectors > MAX_ZERO_SECTORS {
+            return Err(Answer::ERROR);
+        }
+        Ok(Self {
+            sector,
+            sectors,
+            must_be_zero,
+            may_unmap: !must_be_zero || flags & unmap != 0,
+        })
+    }
+
+    fn carry_out(&self, image: &mut Image) -> io::Result<u64> {
+        let len = u64::from(self.sectors) * SECTOR;
+        let place = image
+            .place(self.sector, len)
+            .filter(|_| image.access() == Access::ReadWrite)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        image.zero(place, len, self.must_be_zero, self.may_unmap)?;
+        Ok(0)
+    }
+}
+
+/// `N` bytes of a buffer that has as many there.
+fn part<const N: usize>(bytes: &[u8; 16], at: usize) -> [u8; N] {
+    let part = bytes.get(at..at + N).and_then(|part| part.try_into().ok());
+    part.unwrap_or([0; N])
+}
+
+impl Device for Block {
+    type Update = Update;
+
+    const KIND: Kind = Kind::Block;
+
+    const QUEUES: &'static [u16] = &[QUEUE_SIZE];
+
+    fn features(&self) -> u64 {
+        let flush = match self.cache {
+            Cache::Unsafe => 0,
+            Cache::Writeback => FLUSH,
+        };
+        let access = match self.image.access() {
+            Access::ReadOnly => READ_ONLY,
+            Access::ReadWrite => DISCARD | WRITE_ZEROES,
+        };
+        SEGMENTS | flush | access
+    }
+
+    /// `struct virtio_blk_config` (5.2.4) as far as `write_zeroes_may_unmap`.
+    fn config(&self) -> ConfigSpace {
+        // Less the header and the status.
+        let segments = u32::from(QUEUE_SIZE - 2);
+        let zeros = match self.image.access() {
+            Access::ReadOnly => 0,
+            Access::ReadWrite => MAX_ZERO_SECTORS,
+        };
+        ConfigSpace::EMPTY
+            .with(&self.image.sectors().to_le_bytes())
+            .with(&0_u32.to_le_bytes()) // size_max
+            .with(&segments.to_le_bytes())
+            .with(&[0; 4]) // geometry
+            .with(&0_u32.to_le_bytes()) // blk_size
+            .with(&[0; 8]) // topology
+            .with(&[0; 4]) // writeback, unused, num_queues
+            .with(&zeros.to_le_bytes()) // max_discard_sectors
+            .with(&1_u32.to_le_bytes()) // max_discard_seg
+            .with(&8_u32.to_le_bytes()) // discard_sector_alignment: a page of the host's file
+            .with(&zeros.to_le_bytes()) // max_write_zeroes_sectors
+            .with(&1_u32.to_le_bytes()) // max_write_zeroes_seg
+            .with(&[1, 0, 0, 0]) // write_zeroes_may_unmap
+    }
+
+    fn start(&mut self, features: u64) {
+        self.features = features;
+        self.write_through = self.cache == Cache::Writeback && features & FLUSH == 0;
+    }
+
+    /// # Errors
+    /// A request without room for its status, which cannot be answered.
+    fn serve(&mut self, _: usize, chain: &Chain<'_>) -> Result<Served, Violation> {
+        let room = chain.writable.len().checked_sub(1);
+        let room = room.ok_or(Violation::Buffer)?;
+        let (into, status) = chain.writable.split_at(room).ok_or(Violation::Buffer)?;
+        let mut header = [0; 16];
+        let parts = chain.readable.split_at(header.len() as u64);
+        let answer = match parts {
+            Some((head, out)) => {
+                head.read(&mut header)?;
+                // Two buckets, one look at the clock; nothing has been done yet.
+                let bytes = into.len().saturating_add(out.len());
+                if let Err(wait) = self.limiter.take(bytes) {
+                    return Ok(Served::Later(wait));
+                }
+                let kind = u32::from_le_bytes(part(&header, 0));
+                let sector = u64::from_le_bytes(part(&header, 8));
+                self.answer(kind, sector, out, into)
+            }
+            None => Answer::ERROR,
+        };
+        // OK because the constants are 0 to 2.
+        status.write(&[u8::try_from(answer.status).unwrap_or(1)])?;
+        // Bytes that follow a gap do not count (2.7.8.2), and the status is the last.
+        let written = if answer.written == into.len() {
+            chain.writable.len()
+        } else {
+            answer.written
+        };
+        Ok(Served::Done {
+            written: u32::try_from(written).unwrap_or(u32::MAX),
+        })
+    }
+
+    fn update(&mut self, update: Update) {
+        if let Some(image) = update.image {
+            self.image = image;
+            self.told = 0;
+        }
+        self.limiter.change(update.bandwidth, update.operations);
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block")
+            .field("image", &self.image)
+            .field("cache", &self.cache)
+            .field("limiter", &self.limiter)
+            .finish_non_exhaustive()
+    }
+}

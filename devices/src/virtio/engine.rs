@@ -1,0 +1,349 @@
+//! Serving queues: from a driver's notification to the interrupt.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use tsc::Nanos;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::chain::Copied;
+use super::{COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Served, Violation};
+use crate::trigger::Trigger;
+
+/// When [`Engine::run`] wants to be called again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At the next notification.
+    Notification,
+    /// After this time, or at the next notification.
+    After(Nanos),
+}
+
+/// What the engine works on while it serves.
+struct Core<D> {
+    device: D,
+    /// Empty while there is no driver.
+    queues: Vec<Queue>,
+    copied: Copied,
+}
+
+/// A device's configuration space, and how often it changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Config {
+    pub(super) space: ConfigSpace,
+    pub(super) generation: u32,
+}
+
+/// A device that serves its queues: see the [module](super).
+pub struct Engine<D: Device> {
+    memory: Arc<GuestMemoryMmap>,
+    features: u64,
+    core: Mutex<Core<D>>,
+    /// How many want the engine to stand still, and that as a flag to be looked at between requests.
+    holds: Mutex<u32>,
+    held: AtomicBool,
+    released: Condvar,
+    config: Mutex<Config>,
+    update: Mutex<D::Update>,
+    updated: AtomicBool,
+    interrupt_status: AtomicU32,
+    interrupt: Box<dyn Trigger + Sync>,
+    running: AtomicBool,
+    failed: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is changed in whole steps, or checked anew before it is used.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<D: Device> Engine<D> {
+    /// An engine for `device`, whose driver is in `memory` and is interrupted by `interrupt`.
+    #[must_use]
+    pub fn new(
+        device: D,
+        memory: Arc<GuestMemoryMmap>,
+        interrupt: Box<dyn Trigger + Sync>,
+    ) -> Self {
+        let largest = D::QUEUES.iter().copied().max().unwrap_or(0);
+        Self {
+            memory,
+            features: COMMON_FEATURES | device.features(),
+            config: Mutex::new(Config {
+                space: device.config(),
+                generation: 0,
+            }),
+            core: Mutex::new(Core {
+                device,
+                queues: Vec::with_capacity(D::QUEUES.len()),
+                copied: Copied::with_room_for(largest),
+            }),
+            holds: Mutex::new(0),
+            held: AtomicBool::new(false),
+            released: Condvar::new(),
+            update: Mutex::default(),
+            updated: AtomicBool::new(false),
+            interrupt_status: AtomicU32::new(0),
+            interrupt,
+            running: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// The features on offer.
+    pub(super) fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Whether the device wants a reset.
+    pub(super) fn failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn config(&self) -> Config {
+        *lock(&self.config)
+    }
+
+    pub(super) fn interrupt_status(&self) -> u32 {
+        self.interrupt_status.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn acknowledge_interrupt(&self, bits: u32) {
+        self.interrupt_status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    fn interrupt(&self, why: u32) {
+        self.interrupt_status.fetch_or(why, Ordering::SeqCst);
+        self.interrupt.trigger();
+    }
+
+    /// The driver is ready, and has put queues at these places.
+    pub(super) fn start(&self, queues: impl Iterator<Item = Option<Queue>>, features: u64) {
+        let _hold = self.hold();
+        let mut core = lock(&self.core);
+        core.queues.clear();
+        let mut fault = None;
+        for (index, queue) in queues.enumerate() {
+            match queue {
+                // One that the driver does not use stays one that is not ready.
+                Some(mut queue) => {
+                    if queue.ready() && !(queue.avail_ring() != 0 && queue.is_valid(&*self.memory))
+                    {
+                        fault = Some(index);
+                    }
+                    queue.set_event_idx(features & EVENT_INDEX != 0);
+                    core.queues.push(queue);
+                }
+                None => fault = Some(index),
+            }
+        }
+        if fault.is_some() {
+            core.queues.clear();
+            drop(core);
+            self.fail();
+            return;
+        }
+        core.device.start(features);
+        self.running.store(true, Ordering::SeqCst);
+    }
+
+    /// The driver resets the device. When this returns, nothing of the guest's memory is in use.
+    pub(super) fn reset(&self) {
+        let _hold = self.hold();
+        lock(&self.core).queues.clear();
+        self.running.store(false, Ordering::SeqCst);
+        self.failed.store(false, Ordering::SeqCst);
+        self.interrupt_status.store(0, Ordering::SeqCst);
+    }
+
+    /// Sets `DEVICE_NEEDS_RESET` and says so (2.1.2).
+    fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+        self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// Brings the engine to a halt between two requests, until what is returned is dropped. It waits for the
+    /// request in progress.
+    pub fn hold(&self) -> Hold<'_> {
+        *lock(&self.holds) += 1;
+        self.held.store(true, Ordering::SeqCst);
+        // Whoever runs looks at the flag before it takes this lock, and gives it up when it sees the flag.
+        drop(lock(&self.core));
+        Hold {
+            holds: &self.holds,
+            held: &self.held,
+            released: &self.released,
+        }
+    }
+
+    /// Changes the device, by adding to what [`Device::update`] will get: at once if nothing is being served, at
+    /// the next [`run`](Self::run) otherwise, so notify the engine afterwards. Waits for nobody.
+    pub fn change(&self, change: impl FnOnce(&mut D::Update)) {
+        change(&mut lock(&self.update));
+        self.updated.store(true, Ordering::SeqCst);
+    }
+
+    fn take_update(&self, device: &mut D) {
+        if !self.updated.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        let update = std::mem::take(&mut *lock(&self.update));
+        device.update(update);
+        let space = device.config();
+        let mut config = lock(&self.config);
+        if config.space != space {
+            config.space = space;
+            config.generation = config.generation.wrapping_add(1);
+            drop(config);
+            if self.running.load(Ordering::SeqCst) {
+                self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+            }
+        }
+    }
+
+    /// Serves what the driver has made available, on this thread. While the engine is held, it waits.
+    pub fn run(&self) -> Next {
+        loop {
+            let mut holds = lock(&self.holds);
+            while *holds > 0 {
+                holds = self
+                    .released
+                    .wait(holds)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            // Taken before the holds are given up, so that who holds it next waits for us.
+            let mut core = lock(&self.core);
+            drop(holds);
+            if let Some(next) = self.serve_all(&mut core) {
+                return next;
+            }
+        }
+    }
+
+    /// Serves until there is nothing left, or until somebody wants the engine to stand still: `None`.
+    fn serve_all(&self, core: &mut Core<D>) -> Option<Next> {
+        self.take_update(&mut core.device);
+        let mut next = Next::Notification;
+        for index in 0..core.queues.len() {
+            if self.failed() {
+                return Some(Next::Notification);
+            }
+            match self.serve_queue(core, index) {
+                Ok(Progress::Empty) => {}
+                Ok(Progress::Held) => return None,
+                Ok(Progress::Later(wait)) => {
+                    next = match next {
+                        Next::After(other) if other.get() < wait.get() => next,
+                        _ => Next::After(wait),
+                    };
+                }
+                Err(_) => self.fail(),
+            }
+        }
+        Some(next)
+    }
+
+    fn serve_queue(&self, core: &mut Core<D>, index: usize) -> Result<Progress, Violation> {
+        let memory = &*self.memory;
+        let Some(queue) = core.queues.get_mut(index).filter(|queue| queue.ready()) else {
+            return Ok(Progress::Empty);
+        };
+        let fault = Violation::AvailableRing { queue: index };
+        loop {
+            queue.disable_notification(memory).map_err(|_| fault)?;
+            loop {
+                if self.held.load(Ordering::SeqCst) {
+                    return Ok(Progress::Held);
+                }
+                if self.updated.load(Ordering::SeqCst) {
+                    self.take_update(&mut core.device);
+                }
+                let mut available = queue.iter(memory).map_err(|_| fault)?;
+                let Some(chain) = available.next() else {
+                    break;
+                };
+                let head = chain.head_index();
+                core.copied.copy(memory, chain)?;
+                match core.device.serve(index, &core.copied.chain(memory))? {
+                    Served::Done { written } => {
+                        queue.add_used(memory, head, written).map_err(|_| fault)?;
+                        // After each, not after all: the first does not wait for the last. A driver that is
+                        // busy with the first does not want to hear of the others, and says so.
+                        if wants_interrupt(queue, memory).map_err(|_| fault)? {
+                            self.interrupt(VIRTIO_MMIO_INT_VRING);
+                        }
+                    }
+                    Served::Later(wait) => {
+                        queue.go_to_previous_position();
+                        return Ok(Progress::Later(wait));
+                    }
+                }
+            }
+            if !queue.enable_notification(memory).map_err(|_| fault)? {
+                return Ok(Progress::Empty);
+            }
+            // The ring is in memory, so there is an entry where its index says so.
+        }
+    }
+}
+
+/// How far a queue was served.
+enum Progress {
+    /// Nothing is left.
+    Empty,
+    /// Somebody wants the engine to stand still.
+    Held,
+    /// The device wants to be asked again.
+    Later(Nanos),
+}
+
+/// Whether the driver wants to hear that a request is done (2.7.7).
+fn wants_interrupt(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+) -> Result<bool, virtio_queue::Error> {
+    // With EVENT_IDX the flag means nothing, and the crate does the comparison; without it, the crate
+    // always says yes.
+    let wanted = queue.needs_notification(memory)?;
+    if queue.event_idx_enabled() {
+        return Ok(wanted);
+    }
+    let flags: u16 = memory
+        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+        .map_err(virtio_queue::Error::GuestMemory)?;
+    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+}
+
+impl<D: Device> fmt::Debug for Engine<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("kind", &D::KIND)
+            .field("running", &self.running)
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps an engine still: see [`Engine::hold`].
+#[must_use = "the engine goes on when this is dropped"]
+#[derive(Debug)]
+pub struct Hold<'a> {
+    holds: &'a Mutex<u32>,
+    held: &'a AtomicBool,
+    released: &'a Condvar,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut holds = lock(self.holds);
+        *holds = holds.saturating_sub(1);
+        if *holds == 0 {
+            self.held.store(false, Ordering::SeqCst);
+            self.released.notify_all();
+        }
+    }
+}

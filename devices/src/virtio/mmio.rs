@@ -1,0 +1,346 @@
+//! The registers of a virtio device in memory (4.2), of the modern kind only: `Version` reads 2.
+//!
+//! What a driver may write depends on how far it has come, and what it may not is ignored:
+//!
+//! | register | writable |
+//! | --- | --- |
+//! | `DriverFeatures` | after `DRIVER`, before `FEATURES_OK` |
+//! | `QueueSize`, addresses | after `FEATURES_OK`, before `DRIVER_OK`, while the queue's `QueueReady` is 0 |
+//! | `QueueReady` | after `FEATURES_OK`, before `DRIVER_OK` |
+//! | `Status` | bits are added, none taken away; 0 resets the device |
+//!
+//! Control registers are read and written 32 bits wide and aligned (4.2.2.2): other accesses read zeros and
+//! write nothing. The configuration space takes any width; no device here has a field in it to be written.
+
+use std::fmt;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+};
+use virtio_bindings::virtio_mmio as register;
+use virtio_queue::{Queue, QueueState};
+
+use super::{Device, Engine, VERSION_1};
+use crate::bus::{BusDevice, Reaction};
+use crate::trigger::Trigger;
+
+/// `MagicValue`: "virt".
+const MAGIC: u32 = 0x7472_6976;
+/// `Version` of a device that is not legacy.
+const VERSION: u32 = 2;
+/// `VendorID`: "KEEP". It means nothing to drivers.
+const VENDOR: u32 = 0x5045_454b;
+/// Offset of `QueueNotify`, to which a hypervisor can listen by itself.
+pub const QUEUE_NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Offset of the configuration space.
+const CONFIG: u64 = register::VIRTIO_MMIO_CONFIG as u64;
+
+/// How far a driver has come (2.1), as bits of `Status`.
+mod status {
+    use super::*;
+
+    pub(super) const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
+    pub(super) const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
+    pub(super) const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+    pub(super) const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+    pub(super) const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
+    pub(super) const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
+    /// The order in which a driver adds them.
+    pub(super) const STEPS: [u32; 4] = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
+}
+
+/// What a driver has written about a queue. It is looked at when the driver is ready, not before.
+#[derive(Clone, Copy, Debug, Default)]
+struct QueueSetup {
+    size: u32,
+    ready: bool,
+    descriptors: u64,
+    /// The driver's area, which is the ring of available chains.
+    driver: u64,
+    /// The device's area, which is the ring of used chains.
+    device: u64,
+}
+
+impl QueueSetup {
+    fn new(largest: u16) -> Self {
+        Self {
+            size: largest.into(),
+            ..Self::default()
+        }
+    }
+
+    /// A queue at that place, if its size and its alignments are ones that there can be.
+    fn queue(&self, largest: u16) -> Option<Queue> {
+        if !self.ready {
+            return Queue::try_from(QueueState {
+                max_size: largest,
+                size: largest,
+                ..QueueState::default()
+            })
+            .ok();
+        }
+        Queue::try_from(QueueState {
+            max_size: largest,
+            size: u16::try_from(self.size).ok()?,
+            ready: true,
+            desc_table: self.descriptors,
+            avail_ring: self.driver,
+            used_ring: self.device,
+            ..QueueState::default()
+        })
+        .ok()
+    }
+}
+
+/// Puts 32 bits into the low or the high half.
+fn set_half(address: &mut u64, high: bool, value: u32) {
+    let value = u64::from(value);
+    *address = if high {
+        (*address & 0xffff_ffff) | value << 32
+    } else {
+        (*address & !0xffff_ffff) | value
+    };
+}
+
+/// The registers of one device: see the [module](self).
+pub struct Registers<D: Device> {
+    engine: Arc<Engine<D>>,
+    notify: Box<dyn Trigger>,
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    queues: Vec<QueueSetup>,
+}
+
+impl<D: Device> Registers<D> {
+    /// The registers of a device that was just switched on. `notify` has somebody call [`Engine::run`].
+    #[must_use]
+    pub fn new(engine: Arc<Engine<D>>, notify: Box<dyn Trigger>) -> Self {
+        Self {
+            engine,
+            notify,
+            status: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            queues: D::QUEUES.iter().copied().map(QueueSetup::new).collect(),
+        }
+    }
+
+    fn has(&self, bits: u32) -> bool {
+        self.status & bits == bits
+    }
+
+    /// The driver's features can be written.
+    fn negotiates(&self) -> bool {
+        self.has(status::DRIVER) && !self.has(status::FEATURES_OK)
+    }
+
+    /// Queues can be set up.
+    fn sets_up(&self) -> bool {
+        self.has(status::FEATURES_OK) && !self.has(status::DRIVER_OK)
+    }
+
+    fn selected(&mut self) -> Option<&mut QueueSetup> {
+        let index = usize::try_from(self.queue_select).ok()?;
+        self.queues.get_mut(index)
+    }
+
+    /// The selected queue, if its place can be written.
+    fn writable(&mut self) -> Option<&mut QueueSetup> {
+        if !self.sets_up() {
+            return None;
+        }
+        self.selected().filter(|queue| !queue.ready)
+    }
+
+    fn read_register(&mut self, offset: u32) -> u32 {
+        match offset {
+            register::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            register::VIRTIO_MMIO_VERSION => VERSION,
+            register::VIRTIO_MMIO_DEVICE_ID => D::KIND as u32,
+            register::VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            register::VIRTIO_MMIO_DEVICE_FEATURES => {
+                half(self.engine.features(), self.device_features_select)
+            }
+            register::VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                let index = usize::try_from(self.queue_select).unwrap_or(usize::MAX);
+                D::QUEUES.get(index).copied().unwrap_or(0).into()
+            }
+            register::VIRTIO_MMIO_QUEUE_READY => {
+                self.selected().is_some_and(|queue| queue.ready).into()
+            }
+            register::VIRTIO_MMIO_INTERRUPT_STATUS => self.engine.interrupt_status(),
+            register::VIRTIO_MMIO_STATUS => {
+                let failed = self.engine.failed();
+                self.status | if failed { status::NEEDS_RESET } else { 0 }
+            }
+            // There are no shared memory regions (4.2.2: a length of -1 says so).
+            register::VIRTIO_MMIO_SHM_LEN_LOW..=register::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            register::VIRTIO_MMIO_CONFIG_GENERATION => self.engine.config().generation,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, offset: u32, value: u32) {
+        match offset {
+            register::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
+            register::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
+            register::VIRTIO_MMIO_DRIVER_FEATURES if self.negotiates() => {
+                match self.driver_features_select {
+                    0 => set_half(&mut self.driver_features, false, value),
+                    1 => set_half(&mut self.driver_features, true, value),
+                    // There are no features beyond 64, and a driver that takes one is refused.
+                    _ if value != 0 => self.status |= status::FAILED,
+                    _ => {}
+                }
+            }
+            register::VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            register::VIRTIO_MMIO_QUEUE_NUM => {
+                if let Some(queue) = self.writable() {
+                    queue.size = value;
+                }
+            }
+            register::VIRTIO_MMIO_QUEUE_READY => {
+                let sets_up = self.sets_up();
+                if let Some(queue) = self.selected().filter(|_| sets_up) {
+                    queue.ready = value & 1 != 0;
+                }
+            }
+            register::VIRTIO_MMIO_QUEUE_NOTIFY if self.has(status::DRIVER_OK) => {
+                self.notify.trigger();
+            }
+            register::VIRTIO_MMIO_INTERRUPT_ACK => self.engine.acknowledge_interrupt(value),
+            register::VIRTIO_MMIO_STATUS => self.write_status(value),
+            register::VIRTIO_MMIO_QUEUE_DESC_LOW
+            | register::VIRTIO_MMIO_QUEUE_DESC_HIGH
+            | register::VIRTIO_MMIO_QUEUE_AVAIL_LOW
+            | register::VIRTIO_MMIO_QUEUE_AVAIL_HIGH
+            | register::VIRTIO_MMIO_QUEUE_USED_LOW
+            | register::VIRTIO_MMIO_QUEUE_USED_HIGH => {
+                if let Some(queue) = self.writable() {
+                    // The low half comes first and the high one 4 bytes later.
+                    let high = offset & 4 != 0;
+                    let address = match offset & !4 {
+                        register::VIRTIO_MMIO_QUEUE_DESC_LOW => &mut queue.descriptors,
+                        register::VIRTIO_MMIO_QUEUE_AVAIL_LOW => &mut queue.driver,
+                        _ => &mut queue.device,
+                    };
+                    set_half(address, high, value);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        // A driver takes no bit away but by a reset (2.1.1).
+        let known = self.status & !(status::NEEDS_RESET | status::FAILED);
+        if value & known != known {
+            return;
+        }
+        self.status |= value & status::FAILED;
+        for step in status::STEPS {
+            if value & step == 0 {
+                // Whatever comes after a step that is left out cannot be.
+                return;
+            }
+            if self.status & step != 0 {
+                continue;
+            }
+            if self.has(status::FAILED)
+                || (step == status::FEATURES_OK && !self.features_are_acceptable())
+            {
+                return;
+            }
+            self.status |= step;
+            if step == status::DRIVER_OK {
+                self.activate();
+            }
+        }
+    }
+
+    /// Whether the driver takes what is on offer and nothing else, and is not of the legacy kind (2.2.2, 6.1).
+    fn features_are_acceptable(&self) -> bool {
+        self.driver_features & !self.engine.features() == 0 && self.driver_features & VERSION_1 != 0
+    }
+
+    fn activate(&mut self) {
+        let queues = self.queues.iter().zip(D::QUEUES);
+        let queues = queues.map(|(setup, largest)| setup.queue(*largest));
+        self.engine.start(queues, self.driver_features);
+        // There may be chains already.
+        self.notify.trigger();
+    }
+
+    fn reset(&mut self) {
+        self.engine.reset();
+        self.status = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+        for (setup, largest) in self.queues.iter_mut().zip(D::QUEUES) {
+            *setup = QueueSetup::new(*largest);
+        }
+    }
+}
+
+/// The half of the features that a driver selected; beyond 64 there are none.
+fn half(features: u64, select: u32) -> u32 {
+    let half = match select {
+        0 => features & 0xffff_ffff,
+        1 => features >> 32,
+        _ => 0,
+    };
+    u32::try_from(half).unwrap_or(0)
+}
+
+/// The number of a control register that an access of this width reaches.
+fn control(offset: u64, len: usize) -> Option<u32> {
+    u32::try_from(offset)
+        .ok()
+        .filter(|offset| offset.is_multiple_of(4) && len == 4)
+}
+
+impl<D: Device> BusDevice for Registers<D> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            self.engine.config().space.read(offset, data);
+            return;
+        }
+        data.fill(0);
+        if let Some(offset) = control(offset, data.len()) {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Reaction {
+        if offset < CONFIG
+            && let Some(offset) = control(offset, data.len())
+            && let Ok(value) = data.try_into().map(u32::from_le_bytes)
+        {
+            self.write_register(offset, value);
+        }
+        Reaction::None
+    }
+}
+
+impl<D: Device> fmt::Debug for Registers<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registers")
+            .field("engine", &self.engine)
+            .field("status", &self.status)
+            .field("driver_features", &self.driver_features)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}

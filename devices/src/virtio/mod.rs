@@ -1,0 +1,144 @@
+//! Devices after the virtio specification, version 1.2, over memory-mapped registers.
+//!
+//! Section numbers in this module are those of
+//! <https://docs.oasis-open.org/virtio/virtio/v1.2/virtio-v1.2.html>.
+//!
+//! # Who does what
+//!
+//! A device is made of three parts, so that neither waits for the other:
+//!
+//! - [`mmio::Registers`] is what the guest's accesses reach, on a vCPU's thread: feature negotiation, the
+//!   places of the queues, the interrupt's status. It holds no lock while a request is served, so reading
+//!   and acknowledging an interrupt waits for nobody. One access waits: a reset, for the request in
+//!   progress, since afterwards the device must not touch the guest's memory.
+//! - [`Engine`] serves the queues, on whatever thread calls [`Engine::run`] after the driver's notification.
+//!   It takes chains from the rings, checks them (see [`chain`]), hands each to the device, and raises
+//!   interrupts as far as the driver wants them.
+//! - [`Device`] is the device proper: it answers one request at a time and knows of no ring.
+//!
+//! A queue's place is what it was when the driver said `DRIVER_OK`: the registers are not writable from then
+//! until a reset, and the engine works on a copy that was checked then.
+//!
+//! # When the driver misbehaves
+//!
+//! A request that makes no sense to the device is answered with an error, as the device's section says. A
+//! queue that makes no sense ([`Violation`]) stops the device: it sets `DEVICE_NEEDS_RESET` (2.1.2), tells
+//! the driver so by a configuration interrupt, and serves nothing until it is reset.
+//!
+//! Nothing here allocates while requests are served, and nothing is logged for each.
+
+pub mod block;
+pub mod chain;
+mod engine;
+pub mod entropy;
+pub mod mmio;
+
+use tsc::Nanos;
+use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
+
+pub use chain::{Buffers, Chain, Violation};
+pub use engine::{Engine, Hold, Next};
+
+/// The device conforms to version 1 of the specification or later (6); without it a driver is of the
+/// legacy kind, which is refused.
+pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+/// A descriptor can point at a table of descriptors (2.7.5.3).
+pub const INDIRECT_DESCRIPTORS: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+/// Both sides say from which index on they want to be notified (2.7.7, 2.7.10).
+pub const EVENT_INDEX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+/// What every device offers, beside its own features.
+const COMMON_FEATURES: u64 = VERSION_1 | INDIRECT_DESCRIPTORS | EVENT_INDEX;
+
+/// The largest configuration space of a device here.
+const MAX_CONFIG: usize = 64;
+
+/// What a device is, with the numbers of section 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// A disk (5.2).
+    Block = virtio_ids::VIRTIO_ID_BLOCK,
+    /// A source of entropy (5.4).
+    Entropy = virtio_ids::VIRTIO_ID_RNG,
+}
+
+/// A device's configuration space: fields that the driver reads, such as a capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigSpace {
+    bytes: [u8; MAX_CONFIG],
+    len: usize,
+}
+
+impl ConfigSpace {
+    /// One without fields.
+    pub const EMPTY: Self = Self {
+        bytes: [0; MAX_CONFIG],
+        len: 0,
+    };
+
+    /// The same with `field` after the last one, as a little-endian number or as bytes. What is beyond 64
+    /// bytes is not there.
+    #[must_use]
+    pub fn with(mut self, field: &[u8]) -> Self {
+        if let Some(place) = self.bytes.get_mut(self.len..self.len + field.len()) {
+            place.copy_from_slice(field);
+            self.len += field.len();
+        }
+        self
+    }
+
+    /// Reads at `offset`; bytes beyond the fields are zero (4.2.2.2 says nothing of them).
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let fields = self.bytes.get(..self.len).unwrap_or_default();
+        let from = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| fields.get(offset..));
+        for (to, from) in data.iter_mut().zip(from.unwrap_or_default()) {
+            *to = *from;
+        }
+    }
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It is done, with so many bytes written into its buffers from the first one on.
+    Done {
+        /// How many.
+        written: u32,
+    },
+    /// Nothing was done: it is to be asked again after this time.
+    Later(Nanos),
+}
+
+/// A device proper: see the [module](self).
+pub trait Device: Send {
+    /// What can be changed from outside while the device lives. Several changes add up to one.
+    type Update: Default + Send;
+
+    /// What it is.
+    const KIND: Kind;
+
+    /// The largest size of each of its queues, a power of two each.
+    const QUEUES: &'static [u16];
+
+    /// The features that it offers, beside those that all devices do.
+    fn features(&self) -> u64;
+
+    /// Its configuration space as it is now.
+    fn config(&self) -> ConfigSpace;
+
+    /// The driver is ready, with these features. Called after each reset anew.
+    fn start(&mut self, features: u64);
+
+    /// Serves one request of a queue.
+    ///
+    /// # Errors
+    /// The driver broke the protocol in a way for which there is no answer.
+    fn serve(&mut self, queue: usize, chain: &Chain<'_>) -> Result<Served, Violation>;
+
+    /// Takes over what was changed.
+    fn update(&mut self, update: Self::Update);
+}

@@ -1,0 +1,126 @@
+//! Serving requests allocates nothing: a process of its own, whose allocator counts.
+#![expect(unsafe_code, reason = "an allocator is unsafe to implement")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "a driver writes 64-bit numbers in halves"
+)]
+
+#[path = "virtio/driver.rs"]
+#[allow(dead_code, reason = "the other tests use all of it")]
+mod driver;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use devices::rate_limiter::{Bucket, RateLimiter};
+use devices::virtio::block::{Access, Block, Cache, Image, Serial};
+use devices::virtio::entropy::Entropy;
+use devices::virtio::{Device, Next};
+use driver::*;
+use tsc::Nanos;
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on to the system's allocator as it is. The count is a thread's own `Cell`
+// without a destructor, so looking at it neither allocates nor finds it gone.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`, and `pointer` came from the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How much serving what is there allocates.
+fn allocations_of<D: Device>(driver: &Driver<D>) -> u64 {
+    let before = ALLOCATIONS.get();
+    assert_eq!(driver.run(), Next::Notification);
+    ALLOCATIONS.get() - before
+}
+
+fn limiter() -> RateLimiter {
+    let bucket = || Some(Bucket::new(1 << 40, 0, Nanos::new(1)).expect("in bounds"));
+    RateLimiter::new(bucket(), bucket(), Box::new(|| Nanos::ZERO))
+}
+
+#[test]
+fn allocator_counts() {
+    let before = ALLOCATIONS.get();
+    drop(std::hint::black_box(vec![1_u8; 100]));
+    assert_eq!(ALLOCATIONS.get() - before, 1);
+}
+
+#[test]
+fn disk_serves_without_allocating() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(1 << 20).expect("room");
+    let image = Image::open(file.path(), Access::ReadWrite).expect("an image");
+    let device = Block::new(
+        image,
+        Serial::new("disk"),
+        Cache::Writeback,
+        limiter(),
+        Box::new(|_, _| {}),
+    );
+    let all = 1 << 9 | 1 << 13 | 1 << 14;
+    let mut driver = Driver::ready(device, all | EVENT_INDEX | INDIRECT);
+    // (kind, sector, bytes, whether the device writes them); the last are errors
+    let rows = [
+        (0_u32, 0_u64, 4096_u32, true),
+        (0, 100, 4096, true),
+        (1, 7, 4096, false),
+        (4, 0, 0, false),
+        (8, 0, 20, true),
+        (13, 0, 16, false),
+        (0, 1 << 40, 512, true),
+        (99, 0, 512, true),
+    ];
+    for (kind, sector, len, writable) in rows {
+        driver.store(ROOM, kind);
+        driver.store(ROOM + 8, sector);
+        driver.put(&[
+            (ROOM, 16, false),
+            (ROOM + 0x1000, len / 2, writable),
+            (ROOM + 0x4000, len - len / 2, writable),
+            (ROOM + 0x100, 1, true),
+        ]);
+        assert_eq!(allocations_of(&driver), 0, "{kind} {sector:#x}");
+        assert!(driver.used().is_some());
+    }
+}
+
+#[test]
+fn entropy_serves_without_allocating() {
+    let source = Box::new(|bytes: &mut [u8]| {
+        bytes.fill(1);
+        Ok(())
+    });
+    let device = Entropy::new(source, limiter(), Box::new(|_| {}));
+    let mut driver = Driver::ready(device, EVENT_INDEX);
+    driver.put(&[(ROOM, 4096, true)]);
+    assert_eq!(allocations_of(&driver), 0);
+    assert_eq!(driver.used(), Some((0, 4096)));
+}
+
+#[test]
+fn protocol_violation_is_found_without_allocating() {
+    let source = Box::new(|_: &mut [u8]| Ok(()));
+    let device = Entropy::new(source, limiter(), Box::new(|_| {}));
+    let mut driver = Driver::ready(device, 0);
+    driver.describe_at(DESCRIPTORS, 0, (ROOM, 4, NEXT, 0));
+    driver.make_available(0);
+    assert_eq!(allocations_of(&driver), 0);
+    assert_eq!(driver.read(STATUS) & NEEDS_RESET, NEEDS_RESET);
+}
