@@ -201,7 +201,16 @@ mod tests {
         }
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut found = Vec::new();
-        for member in ["arch", "devices", "fuzz", "hypervisor", "lab", "tsc", "vmm"] {
+        for member in [
+            "arch",
+            "devices",
+            "fuzz",
+            "hypervisor",
+            "jailer",
+            "lab",
+            "tsc",
+            "vmm",
+        ] {
             for folder in ["src", "tests"] {
                 let folder = workspace.join(member).join(folder);
                 if folder.is_dir() {

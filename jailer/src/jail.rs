@@ -1,0 +1,371 @@
+//! The steps, in order.
+
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, openat};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, setsid, waitpid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::thread::UnshareFlags;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::cgroup::{CgroupError, CgroupVersion, Cgroups, Plan};
+use crate::cli::one_line;
+use crate::devices::{self, DeviceError};
+use crate::exec_file::{ExecFile, ExecFileError};
+use crate::folder::{Folder, FolderError};
+use crate::hardening::{self, HardeningError};
+use crate::namespaces::{self, NamespaceError, Network};
+use crate::process::{self, Fork};
+use crate::settings::{CgroupSetting, JailId, ResourceLimit};
+use crate::undo::Undo;
+
+/// What a jail is to be.
+#[derive(Debug)]
+pub(crate) struct Jail {
+    pub(crate) id: JailId,
+    pub(crate) exec_file: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) base: PathBuf,
+    pub(crate) netns: Option<PathBuf>,
+    pub(crate) daemonize: bool,
+    pub(crate) new_pid_ns: bool,
+    pub(crate) cgroups: Vec<CgroupSetting>,
+    pub(crate) cgroup_version: CgroupVersion,
+    pub(crate) parent_cgroup: Option<PathBuf>,
+    pub(crate) limits: Vec<ResourceLimit>,
+    pub(crate) arguments: Vec<OsString>,
+}
+
+/// Why there is no jail.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JailError {
+    #[error(transparent)]
+    Hardening(#[from] HardeningError),
+    #[error(transparent)]
+    ExecFile(#[from] ExecFileError),
+    #[error("--chroot-base-dir")]
+    Base(#[source] FolderError),
+    #[error("{}: a jail needs devices and programs there; choose a base on a file system without nodev and noexec", .0.display())]
+    MountOptions(PathBuf),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error("cannot give {} to user {uid} and group {gid}", .path.display())]
+    Owner {
+        path: PathBuf,
+        uid: u32,
+        gid: u32,
+        #[source]
+        errno: Errno,
+    },
+    #[error("cannot make {}: is the id occupied?", .0.display())]
+    PidFile(PathBuf, #[source] io::Error),
+    #[error("cannot start a process for the jail")]
+    Fork(#[source] io::Error),
+    #[error("cannot leave the terminal")]
+    Daemon(#[source] Errno),
+    #[error("cannot execute {} in the jail", .0.display())]
+    Exec(PathBuf, #[source] io::Error),
+    /// A child's error, as it told it.
+    #[error("{0}")]
+    Child(String),
+}
+
+/// When the jailer started, and the CPU time of the processes before this one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    start_us: u64,
+    start_cpu_us: u64,
+    parent_cpu_us: u64,
+}
+
+impl Times {
+    /// Of a process that has just started.
+    pub(crate) fn now() -> Self {
+        Self {
+            start_us: micros(ClockId::Monotonic),
+            start_cpu_us: micros(ClockId::ProcessCPUTime),
+            parent_cpu_us: 0,
+        }
+    }
+
+    /// What the parent has spent, to be taken before a fork.
+    fn spent(self) -> u64 {
+        let since = micros(ClockId::ProcessCPUTime).saturating_sub(self.start_cpu_us);
+        self.parent_cpu_us.saturating_add(since)
+    }
+
+    /// In the child of a parent that has spent so much.
+    fn after_fork(self, parent_cpu_us: u64) -> Self {
+        Self {
+            start_cpu_us: micros(ClockId::ProcessCPUTime),
+            parent_cpu_us,
+            ..self
+        }
+    }
+}
+
+fn micros(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let micros = u64::try_from(time.tv_nsec / 1000).unwrap_or(0);
+    seconds.saturating_mul(1_000_000).saturating_add(micros)
+}
+
+/// A jail that is there, for the process that becomes the launcher.
+struct Cell<'a> {
+    jail: &'a Jail,
+    program: PathBuf,
+    cgroups: Cgroups,
+}
+
+impl Jail {
+    /// Makes the jail and becomes the launcher, or returns when another process has.
+    ///
+    /// # Errors
+    /// What stood in the way. What was made until then is gone again.
+    pub(crate) fn start(&self, times: Times) -> Result<(), JailError> {
+        // What can be looked at before anything is made.
+        hardening::check_privileges()?;
+        hardening::check_limits(&self.limits)?;
+        let exec_file = ExecFile::open(&self.exec_file)?;
+        let name = exec_file.name().to_owned();
+        let network = self.netns.as_deref().map(Network::open).transpose()?;
+        let plan = Plan::new(
+            self.cgroup_version,
+            &self.cgroups,
+            self.parent_cgroup.as_deref(),
+            &name,
+        )?;
+        let (devices, missing) = devices::known()?;
+        let null = openat(
+            CWD,
+            "/dev/null",
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|error| FolderError::Other("open", "/dev/null".into(), error))?;
+
+        let mut undo = Undo::default();
+        let root = self.make_root(&name, &mut undo)?;
+        exec_file.copy_to(&root, &mut undo)?;
+        if let Some(network) = network {
+            network.join()?;
+        }
+        let cgroups = plan.make(self.id.as_ref(), &mut undo)?;
+        namespaces::confine(&root)?;
+        self.furnish(&root, &devices, &mut undo)?;
+        for name in missing {
+            eprintln!(
+                "jailer: warning: this kernel has no device {name}: the jail has none either"
+            );
+        }
+        let pid_file = self
+            .new_pid_ns
+            .then(|| make_pid_file(&root, &name, &mut undo))
+            .transpose()?;
+        let cell = Cell {
+            jail: self,
+            program: Path::new("/").join(&name),
+            cgroups,
+        };
+        if self.daemonize || self.new_pid_ns {
+            cell.start_elsewhere(times, pid_file, &null)?;
+            undo.keep_all();
+            Ok(())
+        } else {
+            cell.become_launcher(times).map(|never| match never {})
+        }
+    }
+
+    fn owner(&self) -> (Uid, Gid) {
+        (Uid::from_raw(self.uid), Gid::from_raw(self.gid))
+    }
+
+    /// `BASE/EXEC_FILE_NAME/ID/root`.
+    fn make_root(&self, name: &OsStr, undo: &mut Undo) -> Result<Folder, JailError> {
+        let base = Folder::open_or_make(&self.base, undo).map_err(JailError::Base)?;
+        let facts = rustix::fs::fstatvfs(&base)
+            .map_err(|error| FolderError::Other("look at", self.base.clone(), error))?;
+        let unfit = rustix::fs::StatVfsMountFlags::NODEV | rustix::fs::StatVfsMountFlags::NOEXEC;
+        if facts.f_flag.intersects(unfit) {
+            return Err(JailError::MountOptions(self.base.clone()));
+        }
+        let (all, _) = base.enter_or_make(name, undo).map_err(JailError::Base)?;
+        let (own, _) = all
+            .enter_or_make(OsStr::new(self.id.as_ref()), undo)
+            .map_err(JailError::Base)?;
+        let (root, _) = own
+            .enter_or_make(OsStr::new("root"), undo)
+            .map_err(JailError::Base)?;
+        Ok(root)
+    }
+
+    /// Gives a folder to the jail's user alone.
+    fn give(&self, folder: &Folder, undo: &mut Undo) -> Result<(), JailError> {
+        undo.attributes(folder, folder.stat()?);
+        let (uid, gid) = self.owner();
+        fchown(folder, Some(uid), Some(gid))
+            .and_then(|()| fchmod(folder, Mode::from_raw_mode(0o700)))
+            .map_err(|errno| JailError::Owner {
+                path: folder.path().to_owned(),
+                uid: self.uid,
+                gid: self.gid,
+                errno,
+            })
+    }
+
+    /// The folders and devices of a jail.
+    fn furnish(
+        &self,
+        root: &Folder,
+        devices: &[devices::Device],
+        undo: &mut Undo,
+    ) -> Result<(), JailError> {
+        let (dev, _) = root.enter_or_make(OsStr::new("dev"), undo)?;
+        let (net, _) = dev.enter_or_make(OsStr::new("net"), undo)?;
+        let (run, _) = root.enter_or_make(OsStr::new("run"), undo)?;
+        for device in devices {
+            let folder = if device.of_networks { &net } else { &dev };
+            device.make(folder, self.owner(), undo)?;
+        }
+        // Last, so that the jail's user can enter none of them while they are filled.
+        for folder in [&net, &dev, &run, root] {
+            self.give(folder, undo)?;
+        }
+        Ok(())
+    }
+}
+
+/// A file for the number of the first process, made before that process.
+fn make_pid_file(root: &Folder, name: &OsStr, undo: &mut Undo) -> Result<File, JailError> {
+    let mut file_name = name.to_owned();
+    file_name.push(".pid");
+    let failed = |error| JailError::PidFile(root.path().join(&file_name), error);
+    let fd = root
+        .make_file(&file_name, undo)
+        .map_err(|error| failed(error.into()))?;
+    fchmod(&fd, Mode::from_raw_mode(0o644)).map_err(|error| failed(error.into()))?;
+    Ok(File::from(fd))
+}
+
+impl Cell<'_> {
+    /// Gives up everything and executes the program.
+    fn become_launcher(&self, times: Times) -> Result<Infallible, JailError> {
+        let jail = self.jail;
+        self.cgroups.enter()?;
+        hardening::limit(&jail.limits)?;
+        hardening::drop_privileges(jail.uid, jail.gid)?;
+        let error = Command::new(&self.program)
+            .env_clear()
+            .args(["--id", jail.id.as_ref()])
+            .args(["--start-time-us", &times.start_us.to_string()])
+            .args(["--start-time-cpu-us", &times.start_cpu_us.to_string()])
+            .args(["--parent-cpu-time-us", &times.parent_cpu_us.to_string()])
+            .args(&jail.arguments)
+            .exec();
+        Err(JailError::Exec(self.program.clone(), error))
+    }
+
+    /// Starts the program in another process, and waits until it is executed.
+    fn start_elsewhere(
+        &self,
+        times: Times,
+        pid_file: Option<File>,
+        null: &OwnedFd,
+    ) -> Result<(), JailError> {
+        // Closed by `exec`, so an end without a word is a success.
+        let (reader, writer) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| JailError::Fork(error.into()))?;
+        let spent = times.spent();
+        let child = if self.jail.daemonize {
+            match process::fork().map_err(JailError::Fork)? {
+                Fork::Parent(pid) => pid,
+                Fork::Child => {
+                    let times = times.after_fork(spent);
+                    let told = setsid().map_err(JailError::Daemon);
+                    report(
+                        told.and_then(|_| self.start_child(times, pid_file, &writer, Some(null)))
+                            .map(|_| ()),
+                        &writer,
+                    )
+                }
+            }
+        } else {
+            self.start_child(times, pid_file, &writer, None)?
+        };
+        drop(writer);
+        let mut told = String::new();
+        let read = File::from(reader).read_to_string(&mut told);
+        read.map_err(JailError::Fork)?;
+        if told.is_empty() {
+            return Ok(());
+        }
+        // It is about to end: its cgroup can be removed only then.
+        let _ = waitpid(Some(child), WaitOptions::empty());
+        Err(JailError::Child(told))
+    }
+
+    /// Starts the process that becomes the launcher.
+    fn start_child(
+        &self,
+        times: Times,
+        pid_file: Option<File>,
+        writer: &OwnedFd,
+        null: Option<&OwnedFd>,
+    ) -> Result<Pid, JailError> {
+        if self.jail.new_pid_ns {
+            process::unshare(UnshareFlags::NEWPID).map_err(JailError::Fork)?;
+        }
+        let spent = times.spent();
+        match process::fork().map_err(JailError::Fork)? {
+            Fork::Parent(pid) => {
+                let written = pid_file.map_or(Ok(()), |mut file| {
+                    file.write_all(pid.as_raw_nonzero().to_string().as_bytes())
+                });
+                written.map_err(|error| {
+                    // Nobody could find it. That it has ended already is as good.
+                    let _ = kill_process(pid, Signal::KILL);
+                    JailError::PidFile(self.program.clone(), error)
+                })?;
+                Ok(pid)
+            }
+            Fork::Child => {
+                let silenced = null.map_or(Ok(()), |null| {
+                    dup2_stdin(null)
+                        .and_then(|()| dup2_stdout(null))
+                        .and_then(|()| dup2_stderr(null))
+                });
+                let result = silenced
+                    .map_err(JailError::Daemon)
+                    .and_then(|()| self.become_launcher(times.after_fork(spent)));
+                report(result.map(|never| match never {}), writer)
+            }
+        }
+    }
+}
+
+/// Ends a child, which tells its parent what went wrong and undoes nothing itself.
+fn report(result: Result<(), JailError>, writer: &OwnedFd) -> ! {
+    let Err(error) = result else {
+        process::leave(0)
+    };
+    // The parent holds the other end; when it is gone, there is nobody to tell.
+    let _ = rustix::io::write(writer, one_line(&error).as_bytes());
+    process::leave(1)
+}

@@ -1,0 +1,63 @@
+//! Forks, namespaces and descriptors: what takes unsafe calls.
+#![allow(
+    unsafe_code,
+    reason = "fork, close_range and unshare act on the process as a whole"
+)]
+
+use std::io;
+
+use rustix::process::Pid;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Which of the two processes a fork has returned to.
+pub(crate) enum Fork {
+    /// The parent, with its child.
+    Parent(Pid),
+    /// The child.
+    Child,
+}
+
+/// Forks this process, which has one thread.
+pub(crate) fn fork() -> io::Result<Fork> {
+    // SAFETY: the jailer never starts a thread, so the child finds no lock held and no state half changed.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        0 => Ok(Fork::Child),
+        _ => Pid::from_raw(pid)
+            .filter(|_| pid > 0)
+            .map(Fork::Parent)
+            .ok_or_else(io::Error::last_os_error),
+    }
+}
+
+/// Ends this process without undoing anything.
+pub(crate) fn leave(status: i32) -> ! {
+    // SAFETY: takes no pointer; what is skipped are exit handlers, which belong to the process that forked.
+    unsafe { libc::_exit(status) }
+}
+
+/// Leaves namespaces for new ones.
+pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    // SAFETY: of the flags that are passed, none unshares the table of descriptors, which others might still
+    // use; and there are no other threads.
+    unsafe { unshare_unsafe(flags) }.map_err(io::Error::from)
+}
+
+/// Closes each descriptor above standard error that whoever started this process has left open.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: takes no pointer. It is the first call of the program: nothing here owns a descriptor above 2.
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, 0) } == 0 {
+        return Ok(());
+    }
+    // Before Linux 5.9.
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        // SAFETY: as above. One of these was the listing itself and is closed already: an error without
+        // consequence.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
