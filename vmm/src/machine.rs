@@ -33,7 +33,7 @@ use crate::host_clock;
 use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::outcome::Outcome;
-use crate::placement::{Measuring, Placement, PlacementError, Senses, Threads};
+use crate::placement::{Measuring, Placement, PlacementError, Senses, Stay, Threads};
 use crate::terminal::RawMode;
 use crate::time_report::Kept;
 use crate::timekeeper::{
@@ -303,6 +303,7 @@ where
             unwatched: None,
             _terminal: terminal,
             vm: self.vm,
+            stay: None,
         };
         let bell = Arc::new(Bell::default());
         let senses = HostSenses::detect();
@@ -381,8 +382,10 @@ pub(crate) struct Running<H: Hypervisor> {
     placement: Placement,
     measuring: Option<Measuring>,
     _terminal: Option<RawMode>,
-    /// Dropped last: a VM outlives its vCPUs.
+    /// A VM outlives its vCPUs.
     vm: Arc<H::Vm>,
+    /// Dropped last: what keeps this thread in place while the VM goes.
+    stay: Option<Stay>,
 }
 
 impl<H: Hypervisor> Running<H> {
@@ -539,6 +542,7 @@ impl<H: Hypervisor> Drop for Running<H> {
         for thread in &*self.threads {
             thread.join();
         }
+        self.stay = self.placement.stay_for_the_end(&self.shared.threads);
     }
 }
 

@@ -24,7 +24,7 @@
 //! The thread that makes the VM is kept in the same place until the vCPUs' threads run: KVM notes the TSC of
 //! the CPU on which a vCPU was set up, and offsets are relative to it. That is why a domain found beside the
 //! boot is the one of that CPU, even if another has more CPUs; the next launch finds it in the file, and
-//! makes its VM in the largest.
+//! makes its VM in the largest. It is kept there once more at the end, while it destroys the VM.
 
 mod decision;
 mod stay;
@@ -43,7 +43,7 @@ use crate::assessment::{self, Finding, cpus};
 use crate::config::{CpuList, TscDomain};
 use crate::error::one_line;
 use decision::Choice;
-use stay::Stay;
+pub(crate) use stay::Stay;
 pub(crate) use threads::{AffinityError, Threads};
 
 /// The threads are held on one CPU for no longer than this and one pair's measurement.
@@ -227,6 +227,17 @@ impl Placement {
     /// Lets go of the thread that made the VM: the vCPUs' threads run.
     pub(crate) fn release(&mut self) {
         self.stay = None;
+    }
+
+    /// Keeps this thread where `threads` were kept, for it is about to destroy the VM: the kernel loads each
+    /// vCPU on the CPU that closes the VM's last descriptor (`kvm_unload_vcpu_mmus` in arch/x86/kvm/x86.c), and
+    /// where that CPU's TSC is behind, gives up the TSC of the whole host, as at any such move.
+    pub(crate) fn stay_for_the_end(&self, threads: &Threads) -> Option<Stay> {
+        let stay = Stay::on(&threads.cpus()?);
+        if let Err(error) = &stay {
+            tracing::debug!("a microVM ends elsewhere than it ran: {}", one_line(error));
+        }
+        stay.ok()
     }
 
     /// Measures what is not known yet, at the TSC's rate `khz`, and keeps `threads` accordingly.

@@ -1,4 +1,4 @@
-//! The thread that makes a VM, kept where it is made.
+//! The thread that makes a VM and destroys it, kept where the VM is.
 
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
@@ -7,7 +7,7 @@ use crate::config::CpuList;
 
 /// Keeps a thread on some CPUs. Dropped, the thread runs where it did before.
 #[derive(Debug)]
-pub(super) struct Stay {
+pub(crate) struct Stay {
     thread: Pid,
     before: CpuSet,
 }

@@ -78,6 +78,16 @@ fn placed(mode: TscDomain, vcpus: u8, senses: Senses) -> Result<Placed, Placemen
     let placed = placement.placed(&threads);
     drop(leave);
     vcpu.join().expect("no panic");
+    // The VM goes where it ran, and this thread where it likes afterwards.
+    let stay = placement.stay_for_the_end(&threads);
+    if let Some(Some(cpus)) = placed.in_force.first() {
+        assert_eq!(
+            cpus::allowed().expect("told"),
+            cpus.iter().collect::<Vec<_>>()
+        );
+    }
+    drop(stay);
+    assert_eq!(cpus::allowed().expect("told"), real());
     Ok(placed)
 }
 

@@ -104,6 +104,11 @@ impl Threads {
         placed
     }
 
+    /// Where they are kept; wherever the kernel likes when there is none.
+    pub(super) fn cpus(&self) -> Option<CpuList> {
+        self.lock().cpus
+    }
+
     /// Whether a thread may run elsewhere than on `cpus`.
     pub(crate) fn strays(&self, cpus: &CpuList) -> bool {
         let inner = self.lock();
