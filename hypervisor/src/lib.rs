@@ -33,7 +33,7 @@ use arch::msr::Msr;
 use arch::pit::PitState;
 use arch::regs::{GeneralRegisters, SystemRegisters};
 use tsc::{Khz, VcpuId};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use error::{IoctlError, MsrError, OpenError};
@@ -109,6 +109,18 @@ pub trait Vm: Debug + Send + Sync {
     /// # Errors
     /// The kernel's refusal; `EINVAL` for a VM without interrupt controllers.
     fn register_interrupt(&self, event: &EventFd, gsi: Gsi) -> Result<(), IoctlError>;
+
+    /// Makes each 32-bit write of `value` at `address`, which is not memory, a write to `event`: the vCPU goes
+    /// on at once, and [`Vcpu::run`] does not return for it.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `EEXIST` for the same value at the same address once more.
+    fn register_notification(
+        &self,
+        event: &EventFd,
+        address: GuestAddress,
+        value: u32,
+    ) -> Result<(), IoctlError>;
 
     /// Gives the VM an 8254 interval timer in the given state, with the speaker port; its counts
     /// begin now. At any time, but once. The call waits for the kernel's readers, some milliseconds,

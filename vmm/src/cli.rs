@@ -21,9 +21,10 @@ use tsc::Khz;
 
 use crate::api::COMPATIBLE_VERSION;
 use crate::api::body::TimePolicy;
+use crate::api::drive::{CacheType, Drive, Entropy};
 use crate::config::{
-    BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, TscDomain, TscRate, VcpuCount, VmConfig,
-    Watcher,
+    BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, Peripherals, TscDomain, TscRate, VcpuCount,
+    VmConfig, Watcher,
 };
 use crate::demo::{self, DemoError};
 use crate::doctor::{Doctor, DoctorError, OnKvm};
@@ -31,7 +32,7 @@ use crate::error::one_line;
 use crate::event_loop::EventLoop;
 use crate::guest_rate;
 use crate::logging::{self, Change, Level, log};
-use crate::machine::{Console, Machine, MachineError, Payload, Surroundings};
+use crate::machine::{Additions, Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
 use crate::output;
 use crate::simulate::{Simulate, SimulateError};
@@ -117,6 +118,14 @@ struct Run {
     /// Guest memory in MiB
     #[arg(long, value_name = "MIB", default_value = "128", value_parser = parse_memory)]
     memory: MemorySize,
+    /// A disk, as often as needed: a raw image or a block device. With readonly, the guest cannot write; with
+    /// root, its root file system is there, and the command line gets root=/dev/vda; with unsafe, a flush
+    /// does not wait for the host's disk
+    #[arg(long, value_name = "PATH[,readonly][,root][,unsafe]", value_parser = parse_disk)]
+    disk: Vec<Drive>,
+    /// A virtio source of entropy
+    #[arg(long)]
+    entropy: bool,
     /// Let the guest end this process: status (v << 1) | 1 when it writes v to port 0xf4
     #[arg(long)]
     debug_exit: bool,
@@ -156,6 +165,55 @@ fn parse_vcpus(text: &str) -> Result<VcpuCount, String> {
 fn parse_memory(text: &str) -> Result<MemorySize, String> {
     let mib = text.parse().map_err(|_| "not a number of MiB".to_owned())?;
     MemorySize::from_mib(mib).map_err(|error| error.to_string())
+}
+
+/// What follows the path's last commas, as far as these are words of ours.
+fn parse_disk(text: &str) -> Result<Drive, String> {
+    let mut path = text;
+    let (mut read_only, mut root, mut cache) = (false, false, CacheType::Writeback);
+    while let Some((before, word)) = path.rsplit_once(',') {
+        match word {
+            "readonly" => read_only = true,
+            "root" => root = true,
+            "unsafe" => cache = CacheType::Unsafe,
+            _ => {
+                return Err(format!(
+                    "{word:?} is none of readonly, root and unsafe; a path with a comma goes into a \
+                     configuration file"
+                ));
+            }
+        }
+        path = before;
+    }
+    if path.is_empty() {
+        return Err("no path of an image".to_owned());
+    }
+    Ok(Drive {
+        // By its place among the disks, which is known later.
+        drive_id: String::new(),
+        is_root_device: root,
+        partuuid: None,
+        cache_type: Some(cache),
+        is_read_only: Some(read_only),
+        path_on_host: Some(PathBuf::from(path)),
+        rate_limiter: None,
+        io_engine: None,
+        socket: None,
+    })
+}
+
+/// The disks and the source of entropy that the flags ask for. Disks are named `disk0` and up.
+fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
+    let mut peripherals = Peripherals::default();
+    for (index, disk) in run.disk.iter().enumerate() {
+        let mut drive = disk.clone();
+        drive.drive_id = format!("disk{index}");
+        peripherals
+            .put_drive(drive)
+            .map_err(|_| CommandError::Usage("--disk: only one can be the root".to_owned()))?;
+    }
+    peripherals.entropy = run.entropy.then(Entropy::default);
+    Ok(peripherals)
 }
 
 fn parse_tsc_khz(text: &str) -> Result<Khz, String> {
@@ -319,7 +377,9 @@ fn boot(run: &Run, started: Instant) -> Result<Outcome, CommandError> {
     let report_path = report_path.map(ReportPath::new).transpose()?;
     let kvm = Kvm::open()?;
     let surroundings = Surroundings::new(started)?;
-    let machine = assemble(&kvm, &VmConfig::from(run), &surroundings)?;
+    let mut config = VmConfig::from(run);
+    config.peripherals = peripherals(run)?;
+    let machine = assemble(&kvm, &config, &surroundings)?;
     tell_missing(&kvm);
     let Some(path) = report_path else {
         return Ok(machine.run(Console::StandardInput)?);
@@ -353,12 +413,19 @@ fn assemble(
     surroundings: &Surroundings,
 ) -> Result<Machine<Kvm>, MachineError> {
     let rate = guest_rate::settle(config.machine.tsc, &OnKvm(kvm))?;
+    let boot = BootConfig {
+        cmdline: config.peripherals.cmdline(&config.boot.cmdline),
+        ..config.boot.clone()
+    };
     Machine::assemble(
         kvm,
         &config.machine,
         InterruptControllers::InKernel,
-        &Payload::Files(&config.boot),
-        None,
+        &Payload::Files(&boot),
+        Additions {
+            port: None,
+            peripherals: Some(&config.peripherals),
+        },
         surroundings,
         rate,
     )

@@ -18,11 +18,14 @@ use crate::api::body::{
     Action, BootSource, LoggerBody, MachinePatch, MetricsBody, MmdsConfig, TimeBody, TimePolicy,
     VmState,
 };
+use crate::api::drive::{Drive, DrivePatch, Entropy};
 use crate::api::http::{Response, Status};
 use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::{COMPATIBLE_VERSION, server};
-use crate::config::{BootConfig, MachineConfig, TscDomain, TscRate, VmConfig, Watcher};
+use crate::config::{
+    BootConfig, MachineConfig, Peripherals, TscDomain, TscRate, VmConfig, Watcher,
+};
 use crate::doctor;
 use crate::error::one_line;
 use crate::guest_rate::GuestRate;
@@ -40,6 +43,8 @@ pub(crate) trait Instance {
     fn resume(&mut self, policy: TimePolicy) -> Result<(), Fault>;
     /// Types Ctrl+Alt+Del.
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError>;
+    /// Changes a disk.
+    fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault>;
     /// The rate of the guest's TSC and how it is kept, and the host's own.
     fn tsc_rate(&self) -> (GuestRate, Option<Khz>);
     /// What became of its clocks.
@@ -62,6 +67,10 @@ where
                 one_line(&error)
             ))
         })
+    }
+
+    fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
+        Running::change_drive(self, patch)
     }
 
     fn kept(&self) -> Kept {
@@ -94,6 +103,7 @@ pub(crate) struct Controller {
     id: String,
     boot: Option<BootConfig>,
     machine: MachineConfig,
+    peripherals: Peripherals,
     logger: Option<LoggerBody>,
     metadata: Metadata,
     metrics: Arc<Metrics>,
@@ -116,6 +126,7 @@ impl Controller {
             id: id.to_owned(),
             boot: None,
             machine: MachineConfig::default(),
+            peripherals: Peripherals::default(),
             logger: None,
             metadata,
             metrics,
@@ -164,6 +175,7 @@ impl Controller {
         let tsc = config.machine.tsc.or(self.tsc_flags);
         tsc.check().map_err(|error| Fault::new(error.to_string()))?;
         self.boot = Some(config.boot);
+        self.peripherals = config.peripherals;
         self.machine = MachineConfig {
             boot_timer,
             tsc,
@@ -251,6 +263,9 @@ impl Controller {
                 self.not_started()?;
                 Err(refuse_mmds_config(&body))
             }
+            ApiRequest::PutDrive(body) => done(self.put_drive(*body)),
+            ApiRequest::PatchDrive(body) => done(self.patch_drive(&body)),
+            ApiRequest::PutEntropy(body) => done(self.put_entropy(body)),
             ApiRequest::PutTime(body) => done(self.put_time(body)),
             ApiRequest::PatchVm(state) => self.patch_vm(state),
             ApiRequest::Absent(missing) => Err(missing.fault()),
@@ -315,6 +330,38 @@ impl Controller {
         Ok(())
     }
 
+    fn put_drive(&mut self, drive: Drive) -> Result<(), Fault> {
+        self.not_started()?;
+        machine::check_image(&drive).map_err(|error| Fault::new(one_line(&error)))?;
+        self.peripherals.put_drive(drive)
+    }
+
+    fn put_entropy(&mut self, entropy: Entropy) -> Result<(), Fault> {
+        self.not_started()?;
+        self.peripherals.entropy = Some(entropy);
+        Ok(())
+    }
+
+    /// Changes a disk of a running or paused guest.
+    fn patch_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
+        self.started()?;
+        let id = &patch.drive_id;
+        let drive = self.peripherals.drive_mut(id);
+        let drive = drive.ok_or_else(|| machine::no_drive(id))?;
+        if let Phase::Running(instance) | Phase::Paused(instance) = &mut self.phase {
+            instance.change_drive(patch)?;
+        }
+        if let Some(path) = &patch.path_on_host {
+            drive.path_on_host = Some(path.clone());
+        }
+        if let Some(limiter) = patch.rate_limiter {
+            let known = drive.rate_limiter.get_or_insert_default();
+            known.bandwidth = limiter.bandwidth.or(known.bandwidth);
+            known.ops = limiter.ops.or(known.ops);
+        }
+        Ok(())
+    }
+
     fn put_logger(&mut self, body: LoggerBody) -> Result<(), Fault> {
         log()
             .change(&Change {
@@ -345,7 +392,8 @@ impl Controller {
             .boot
             .clone()
             .ok_or_else(|| Fault::new("there is no kernel to start: PUT /boot-source first"))?;
-        let config = VmConfig::new(boot, self.machine);
+        let mut config = VmConfig::new(boot, self.machine);
+        config.peripherals = self.peripherals.clone();
         self.phase = Phase::Running(start(&config)?);
         Ok(())
     }
@@ -395,12 +443,15 @@ impl Controller {
     fn vm_config(&self) -> serde_json::Value {
         let mut config = json!({
             "machine-config": machine_config(&self.machine),
-            "drives": [],
+            "drives": self.peripherals.drives(),
             "network-interfaces": [],
             "pmem": [],
         });
         if let Some(boot) = &self.boot {
             config["boot-source"] = json!(BootSource::from(boot));
+        }
+        if let Some(entropy) = &self.peripherals.entropy {
+            config["entropy"] = json!(entropy);
         }
         if let Some(logger) = &self.logger {
             config["logger"] = json!(logger);

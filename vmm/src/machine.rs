@@ -2,6 +2,7 @@
 
 mod devices;
 mod payload;
+mod virtio;
 
 use std::io;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use ::devices::bus::BusError;
 use ::devices::i8042::{I8042, KeyboardError};
 use ::devices::serial::Serial;
+use ::devices::virtio::block::ImageError;
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{LoadError, Loaded};
 use arch::cpuid::{self, CpuidConfig};
@@ -23,7 +25,9 @@ use vm_memory::Address;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::body::TimePolicy;
-use crate::config::{CpuList, MachineConfig, TscDomain, VcpuCount, Watcher};
+use crate::api::drive::DrivePatch;
+use crate::api::request::Fault;
+use crate::config::{CpuList, MachineConfig, Peripherals, TscDomain, VcpuCount, Watcher};
 use crate::console::{self, ConsoleInput};
 use crate::error::one_line;
 use crate::event_loop::EventLoop;
@@ -44,8 +48,10 @@ use crate::vcpu::{Ending, Shared, VcpuThread};
 
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
+pub(crate) use virtio::{check_image, no_drive};
 
 use devices::{Devices, StopSigns};
+use virtio::{Images, Virtio};
 
 /// A microVM cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +101,19 @@ pub(crate) enum MachineError {
     /// The guest's TSC cannot have the rate that it is to have.
     #[error(transparent)]
     Rate(#[from] RateError),
+    /// More virtio devices than there are places.
+    #[error(
+        "{asked} drives and entropy devices are more than the {limit} that a machine has places for"
+    )]
+    TooManyDevices {
+        /// What the configuration asks for.
+        asked: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// A disk's image cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The vCPUs' threads cannot run where they are to.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -119,6 +138,15 @@ pub(crate) enum MachineError {
 
 pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Host { what, source }
+}
+
+/// What a machine has beyond what every machine has.
+#[derive(Default)]
+pub(crate) struct Additions<'a> {
+    /// A device at I/O ports.
+    pub(crate) port: Option<PortDevice>,
+    /// Virtio devices.
+    pub(crate) peripherals: Option<&'a Peripherals>,
 }
 
 /// What a machine is put together for, besides its configuration.
@@ -158,6 +186,7 @@ pub(crate) struct Machine<H: Hypervisor> {
     placement: Placement,
     watcher: Watcher,
     metrics: Arc<Metrics>,
+    virtio: Virtio,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
 }
@@ -173,7 +202,7 @@ where
         config: &MachineConfig,
         controllers: InterruptControllers,
         payload: &Payload<'_>,
-        extra: Option<PortDevice>,
+        additions: Additions<'_>,
         surroundings: &Surroundings,
         rate: GuestRate,
     ) -> Result<Self, MachineError> {
@@ -188,6 +217,10 @@ where
             return Err(MachineError::TooManyVcpus { asked, limit });
         }
         memory::check_against_host(config.memory)?;
+        let none = Peripherals::default();
+        let peripherals = additions.peripherals.unwrap_or(&none);
+        let places = virtio::places(peripherals)?;
+        let images = Images::open(peripherals)?;
         let memory = memory::create(config.memory)?;
         // Before the VM exists: a file that cannot be booted is found in microseconds.
         let loaded = payload::load(&memory, payload)?;
@@ -195,7 +228,7 @@ where
             &memory,
             &AcpiConfig {
                 vcpus: config.vcpus.cpus(),
-                virtio_mmio: Vec::new(),
+                virtio_mmio: places.clone(),
             },
         )?;
         let mode = match config.tsc_domain.unwrap_or_default() {
@@ -203,6 +236,7 @@ where
             mode => mode,
         };
         let placement = Placement::prepare(mode, asked, Senses::this_host())?;
+        let guest_memory = Arc::new(memory.clone());
         let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
         let (vcpus, host_rate) =
             create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded, rate)?;
@@ -211,7 +245,10 @@ where
             ending: ending.clone(),
             awaiting: awaiting.clone(),
         };
-        let devices = Devices::create(&vm, until, config, controllers, extra, *started)?;
+        let mut devices =
+            Devices::create(&vm, until, config, controllers, additions.port, *started)?;
+        let bus = &mut devices.buses.mmio;
+        let virtio = Virtio::create(&*vm, &guest_memory, bus, peripherals, images, &places)?;
         let counters = metrics.watch_machine(
             vcpus.len(),
             devices.keyboard_counters,
@@ -242,6 +279,7 @@ where
             placement,
             watcher: config.watcher,
             metrics: metrics.clone(),
+            virtio,
             vm,
         })
     }
@@ -302,6 +340,7 @@ where
             watch: None,
             unwatched: None,
             _terminal: terminal,
+            virtio: self.virtio,
             vm: self.vm,
             stay: None,
         };
@@ -338,6 +377,9 @@ where
         }
         // The threads that are started from now on are not the guest's.
         running.placement.release();
+        (running.virtio)
+            .start(&running.shared.ending)
+            .map_err(host("start a device's thread"))?;
         running.measuring = (running.placement)
             .go_on(running.host_rate, running.shared.threads.clone())
             .map_err(host("start the thread that measures the TSCs"))?;
@@ -381,6 +423,8 @@ pub(crate) struct Running<H: Hypervisor> {
     unwatched: Option<Unwatched>,
     placement: Placement,
     measuring: Option<Measuring>,
+    /// Dropped after the vCPUs have left: one that resets a device waits for the device's thread.
+    virtio: Virtio,
     _terminal: Option<RawMode>,
     /// A VM outlives its vCPUs.
     vm: Arc<H::Vm>,
@@ -481,6 +525,9 @@ where
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
         timekeeper.stop(policy, began, &clocks, |order| gate.ask(order));
+        drop(timekeeper);
+        // No vCPU asks for anything more; what is asked for already may go on until here.
+        self.virtio.pause();
     }
 
     /// Lets them go on, with their clocks as `policy` wants.
@@ -492,7 +539,8 @@ where
         let clocks = host_clocks(&*self.vm);
         self.timekeeper()
             .go_on(policy, &clocks, |order| gate.ask(order))?;
-        gate.open();
+        self.virtio.resume();
+        self.shared.gate.open();
         Ok(())
     }
 
@@ -513,6 +561,14 @@ where
             placed: Some(self.placement.placed(&self.shared.threads)),
             unwatched: self.unwatched,
         }
+    }
+
+    /// Changes a disk.
+    ///
+    /// # Errors
+    /// There is no such disk, or no such image.
+    pub(crate) fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
+        self.virtio.change_drive(patch)
     }
 
     /// Types Ctrl+Alt+Del on the guest's keyboard.

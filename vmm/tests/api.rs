@@ -297,12 +297,6 @@ fn absent_devices_are_refused_by_name() {
     for (method, path, body, part) in [
         (
             "PUT",
-            "/drives/rootfs",
-            json!({"drive_id": "rootfs", "is_root_device": true, "path_on_host": "f"}),
-            "block devices",
-        ),
-        (
-            "PUT",
             "/network-interfaces/eth0",
             json!({"iface_id": "eth0", "host_dev_name": "tap0"}),
             "network devices",
@@ -314,7 +308,7 @@ fn absent_devices_are_refused_by_name() {
             "snapshots",
         ),
         ("GET", "/balloon", Value::Null, "balloon"),
-        ("DELETE", "/drives/rootfs", Value::Null, "block devices"),
+        ("DELETE", "/drives/rootfs", Value::Null, "removal of drives"),
         ("GET", "/nothing", Value::Null, "/nothing"),
     ] {
         let message = vm.refused(method, path, &body);

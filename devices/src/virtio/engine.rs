@@ -23,6 +23,15 @@ pub enum Next {
     After(Nanos),
 }
 
+/// Where the engine waits while somebody wants it to stand still.
+#[derive(Debug, Default)]
+struct Gate {
+    /// How many do, and that as a flag to be looked at between requests.
+    holds: Mutex<u32>,
+    held: AtomicBool,
+    released: Condvar,
+}
+
 /// What the engine works on while it serves.
 struct Core<D> {
     device: D,
@@ -43,10 +52,7 @@ pub struct Engine<D: Device> {
     memory: Arc<GuestMemoryMmap>,
     features: u64,
     core: Mutex<Core<D>>,
-    /// How many want the engine to stand still, and that as a flag to be looked at between requests.
-    holds: Mutex<u32>,
-    held: AtomicBool,
-    released: Condvar,
+    gate: Arc<Gate>,
     config: Mutex<Config>,
     update: Mutex<D::Update>,
     updated: AtomicBool,
@@ -82,9 +88,7 @@ impl<D: Device> Engine<D> {
                 queues: Vec::with_capacity(D::QUEUES.len()),
                 copied: Copied::with_room_for(largest),
             }),
-            holds: Mutex::new(0),
-            held: AtomicBool::new(false),
-            released: Condvar::new(),
+            gate: Arc::default(),
             update: Mutex::default(),
             updated: AtomicBool::new(false),
             interrupt_status: AtomicU32::new(0),
@@ -168,16 +172,12 @@ impl<D: Device> Engine<D> {
 
     /// Brings the engine to a halt between two requests, until what is returned is dropped. It waits for the
     /// request in progress.
-    pub fn hold(&self) -> Hold<'_> {
-        *lock(&self.holds) += 1;
-        self.held.store(true, Ordering::SeqCst);
+    pub fn hold(&self) -> Hold {
+        *lock(&self.gate.holds) += 1;
+        self.gate.held.store(true, Ordering::SeqCst);
         // Whoever runs looks at the flag before it takes this lock, and gives it up when it sees the flag.
         drop(lock(&self.core));
-        Hold {
-            holds: &self.holds,
-            held: &self.held,
-            released: &self.released,
-        }
+        Hold(self.gate.clone())
     }
 
     /// Changes the device, by adding to what [`Device::update`] will get: at once if nothing is being served, at
@@ -208,9 +208,10 @@ impl<D: Device> Engine<D> {
     /// Serves what the driver has made available, on this thread. While the engine is held, it waits.
     pub fn run(&self) -> Next {
         loop {
-            let mut holds = lock(&self.holds);
+            let mut holds = lock(&self.gate.holds);
             while *holds > 0 {
                 holds = self
+                    .gate
                     .released
                     .wait(holds)
                     .unwrap_or_else(PoisonError::into_inner);
@@ -256,7 +257,7 @@ impl<D: Device> Engine<D> {
         loop {
             queue.disable_notification(memory).map_err(|_| fault)?;
             loop {
-                if self.held.load(Ordering::SeqCst) {
+                if self.gate.held.load(Ordering::SeqCst) {
                     return Ok(Progress::Held);
                 }
                 if self.updated.load(Ordering::SeqCst) {
@@ -331,19 +332,15 @@ impl<D: Device> fmt::Debug for Engine<D> {
 /// Keeps an engine still: see [`Engine::hold`].
 #[must_use = "the engine goes on when this is dropped"]
 #[derive(Debug)]
-pub struct Hold<'a> {
-    holds: &'a Mutex<u32>,
-    held: &'a AtomicBool,
-    released: &'a Condvar,
-}
+pub struct Hold(Arc<Gate>);
 
-impl Drop for Hold<'_> {
+impl Drop for Hold {
     fn drop(&mut self) {
-        let mut holds = lock(self.holds);
+        let mut holds = lock(&self.0.holds);
         *holds = holds.saturating_sub(1);
         if *holds == 0 {
-            self.held.store(false, Ordering::SeqCst);
-            self.released.notify_all();
+            self.0.held.store(false, Ordering::SeqCst);
+            self.0.released.notify_all();
         }
     }
 }

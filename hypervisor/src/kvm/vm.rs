@@ -4,9 +4,9 @@
 use arch::layout;
 use arch::pit::PitState;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, VmFd};
 use tsc::VcpuId;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::pit;
@@ -81,6 +81,18 @@ impl Vm for KvmVm {
         self.vm
             .register_irqfd(event, gsi.0)
             .map_err(IoctlError::new("KVM_IRQFD"))
+    }
+
+    fn register_notification(
+        &self,
+        event: &EventFd,
+        address: GuestAddress,
+        value: u32,
+    ) -> Result<(), IoctlError> {
+        let address = IoEventAddress::Mmio(address.raw_value());
+        self.vm
+            .register_ioevent(event, &address, value)
+            .map_err(IoctlError::new("KVM_IOEVENTFD"))
     }
 
     fn create_pit(&self, state: &PitState) -> Result<(), IoctlError> {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::drive::{RateLimiter, TokenBucket, same_id};
 use super::request::Fault;
 
 /// Something that this version does not have.
@@ -20,8 +21,7 @@ use super::request::Fault;
 pub enum Missing {
     Balloon,
     CpuConfig,
-    Drives,
-    Entropy,
+    DriveRemoval,
     MemoryHotplug,
     NetworkInterfaces,
     Pmem,
@@ -37,8 +37,7 @@ impl Missing {
         let what = match self {
             Self::Balloon => "balloon device",
             Self::CpuConfig => "custom CPU templates",
-            Self::Drives => "block devices",
-            Self::Entropy => "entropy device",
+            Self::DriveRemoval => "removal of drives",
             Self::MemoryHotplug => "memory hotplug",
             Self::NetworkInterfaces => "network devices",
             Self::Pmem => "persistent memory devices",
@@ -64,16 +63,6 @@ pub trait Check {
     fn check(&self, id: &str) -> Result<(), Fault>;
 }
 
-fn same_id(field: &str, in_body: &str, in_path: &str) -> Result<(), Fault> {
-    if in_body == in_path {
-        return Ok(());
-    }
-    let shown: String = in_body.chars().take(64).collect();
-    Err(Fault::new(format!(
-        "{field}: the body has {shown:?} and the path {in_path:?}"
-    )))
-}
-
 /// Bodies that their types check wholly.
 macro_rules! checked_by_their_types {
     ($($body:ty),*) => {
@@ -90,7 +79,6 @@ checked_by_their_types!(
     BalloonPatch,
     BalloonStatistics,
     CpuConfig,
-    Entropy,
     MemoryHotplugPatch,
     Serial,
     SnapshotCreate
@@ -108,7 +96,6 @@ macro_rules! identified_by {
 }
 
 identified_by!(
-    DrivePatch: drive_id,
     Pmem: id,
     PmemPatch: id,
     NetworkInterfacePatch: iface_id
@@ -117,67 +104,6 @@ identified_by!(
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Empty {}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenBucket {
-    size: u64,
-    one_time_burst: Option<u64>,
-    refill_time: u64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RateLimiter {
-    bandwidth: Option<TokenBucket>,
-    ops: Option<TokenBucket>,
-}
-
-#[derive(Debug, Deserialize)]
-pub enum CacheType {
-    Unsafe,
-    Writeback,
-}
-
-#[derive(Debug, Deserialize)]
-pub enum IoEngine {
-    Sync,
-    Async,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Drive {
-    drive_id: String,
-    is_root_device: bool,
-    partuuid: Option<String>,
-    cache_type: Option<CacheType>,
-    is_read_only: Option<bool>,
-    path_on_host: Option<String>,
-    rate_limiter: Option<RateLimiter>,
-    io_engine: Option<IoEngine>,
-    socket: Option<String>,
-}
-
-impl Check for Drive {
-    fn check(&self, id: &str) -> Result<(), Fault> {
-        same_id("drive_id", &self.drive_id, id)?;
-        match (&self.path_on_host, &self.socket) {
-            (Some(_), None) | (None, Some(_)) => Ok(()),
-            _ => Err(Fault::new(
-                "a drive has either a path_on_host or a socket, and not both",
-            )),
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DrivePatch {
-    drive_id: String,
-    path_on_host: Option<String>,
-    rate_limiter: Option<RateLimiter>,
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -287,12 +213,6 @@ pub struct BalloonStatistics {
 #[serde(deny_unknown_fields)]
 pub struct BalloonHinting {
     acknowledge_on_stop: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Entropy {
-    rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -467,20 +387,6 @@ mod tests {
             ("A:FC:00:00:00:011", false),
         ] {
             assert_eq!(is_mac(text), valid, "{text}");
-        }
-    }
-
-    #[test]
-    fn drive_has_one_kind_of_backend() {
-        for (fields, valid) in [
-            (r#""path_on_host":"f""#, true),
-            (r#""socket":"s""#, true),
-            (r#""path_on_host":"f","socket":"s""#, false),
-            (r#""partuuid":"p""#, false),
-        ] {
-            let text = format!(r#"{{"drive_id":"a","is_root_device":false,{fields}}}"#);
-            let drive: Drive = serde_json::from_str(&text).expect("well-formed");
-            assert_eq!(drive.check("a").is_ok(), valid, "{fields}");
         }
     }
 }

@@ -15,6 +15,7 @@
 pub mod absent;
 pub mod body;
 pub(crate) mod client;
+pub mod drive;
 pub mod http;
 pub(crate) mod mailbox;
 pub mod openapi;

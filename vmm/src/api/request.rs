@@ -9,6 +9,7 @@ use super::body::{
     Action, ActionBody, BootSource, LoggerBody, MachineBody, MachinePatch, MetricsBody, MmdsConfig,
     TimeBody, VmBody, VmState,
 };
+use super::drive::{Drive, DrivePatch, Entropy, same_id};
 use super::http::Method;
 
 /// Why a request is refused: the `fault_message` that the client gets.
@@ -61,6 +62,12 @@ pub enum ApiRequest {
     PatchMmds(Value),
     /// `PUT /mmds/config`.
     PutMmdsConfig(MmdsConfig),
+    /// `PUT /drives/{id}`.
+    PutDrive(Box<Drive>),
+    /// `PATCH /drives/{id}`.
+    PatchDrive(DrivePatch),
+    /// `PUT /entropy`.
+    PutEntropy(Entropy),
     /// `PUT /time`.
     PutTime(TimeBody),
     /// `PATCH /vm`.
@@ -206,12 +213,17 @@ pub const ROUTES: &[Route] = &[
         absent::<absent::CpuConfig>(input, Missing::CpuConfig)
     }),
     put("/drives/{id}", Some("drive"), |input| {
-        absent::<absent::Drive>(input, Missing::Drives)
+        let body: Drive = input.json()?;
+        same_id("drive_id", &body.drive_id, input.id)?;
+        Ok(ApiRequest::PutDrive(Box::new(body.check()?)))
     }),
     patch("/drives/{id}", Some("drive"), |input| {
-        absent::<absent::DrivePatch>(input, Missing::Drives)
+        let body: DrivePatch = input.json()?;
+        Ok(ApiRequest::PatchDrive(body.check(input.id)?))
     }),
-    delete("/drives/{id}", |_| Ok(ApiRequest::Absent(Missing::Drives))),
+    delete("/drives/{id}", |_| {
+        Ok(ApiRequest::Absent(Missing::DriveRemoval))
+    }),
     put("/pmem/{id}", Some("pmem"), |input| {
         absent::<absent::Pmem>(input, Missing::Pmem)
     }),
@@ -270,7 +282,8 @@ pub const ROUTES: &[Route] = &[
         },
     ),
     put("/entropy", None, |input| {
-        absent::<absent::Entropy>(input, Missing::Entropy)
+        let body: Entropy = input.json()?;
+        Ok(ApiRequest::PutEntropy(body.check()?))
     }),
     put("/serial", Some("serial"), |input| {
         absent::<absent::Serial>(input, Missing::Serial)
@@ -500,11 +513,10 @@ mod tests {
                 ApiRequest::PutMmds(serde_json::json!({"a": 1})),
             ),
             (
-                Method::Put,
+                Method::Delete,
                 "/drives/rootfs",
-                r#"{"drive_id":"rootfs","is_root_device":true,"path_on_host":"/f","is_read_only":true,
-                    "rate_limiter":{"ops":{"size":1,"refill_time":2,"one_time_burst":null}}}"#,
-                ApiRequest::Absent(Missing::Drives),
+                "",
+                ApiRequest::Absent(Missing::DriveRemoval),
             ),
             (
                 Method::Delete,

@@ -12,9 +12,12 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::{
-    InvalidTscRate, InvalidVcpuCount, MachineConfig, TscDomain, TscRate, VcpuCount, VmConfig,
+    InvalidTscRate, InvalidVcpuCount, MachineConfig, Peripherals, TscDomain, TscRate, VcpuCount,
+    VmConfig,
 };
 use crate::api::body::{BootSource, LoggerBody, MetricsBody};
+use crate::api::drive::{Drive, Entropy};
+use crate::api::request::Fault;
 
 /// A configuration file that cannot be obeyed.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,17 @@ pub enum ConfigFileError {
     /// `tsc_khz` out of bounds.
     #[error("machine-config.tsc_khz")]
     TscRate(#[from] InvalidTscRate),
+    /// A drive that cannot be had.
+    #[error("drives: {id:?}")]
+    Drive {
+        /// Its name.
+        id: String,
+        /// Why not.
+        source: Fault,
+    },
+    /// An entropy device that cannot be had.
+    #[error("entropy")]
+    Entropy(#[source] Fault),
 }
 
 /// Reads a configuration file's text.
@@ -40,6 +54,7 @@ pub enum ConfigFileError {
 pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     let file: ConfigFile = serde_json::from_slice(text)?;
     let machine = file.machine_config;
+    let peripherals = peripherals(file.drives, file.entropy)?;
     Ok(VmConfig {
         boot: file.boot_source.into(),
         machine: MachineConfig {
@@ -52,9 +67,30 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
             tsc_domain: machine.tsc_domain,
             ..MachineConfig::default()
         },
+        peripherals,
         logger: file.logger,
         metrics_path: file.metrics.map(|metrics| metrics.metrics_path),
     })
+}
+
+fn peripherals(
+    drives: Vec<Drive>,
+    entropy: Option<Entropy>,
+) -> Result<Peripherals, ConfigFileError> {
+    let mut peripherals = Peripherals::default();
+    for drive in drives {
+        let id = drive.drive_id.clone();
+        let is_new = peripherals.drive_mut(&id).is_none();
+        let put = if is_new {
+            drive.check().and_then(|drive| peripherals.put_drive(drive))
+        } else {
+            Err(Fault::new("drive_id: another drive has this name"))
+        };
+        put.map_err(|source| ConfigFileError::Drive { id, source })?;
+    }
+    let entropy = entropy.map(Entropy::check).transpose();
+    peripherals.entropy = entropy.map_err(ConfigFileError::Entropy)?;
+    Ok(peripherals)
 }
 
 #[derive(Deserialize)]
@@ -63,8 +99,8 @@ struct ConfigFile {
     boot_source: BootSource,
     #[serde(default)]
     machine_config: Machine,
-    #[serde(default, rename = "drives")]
-    _drives: NotYet<Drives>,
+    #[serde(default)]
+    drives: Vec<Drive>,
     #[serde(default, rename = "network-interfaces")]
     _network_interfaces: NotYet<NetworkInterfaces>,
     #[serde(default, rename = "pmem")]
@@ -79,8 +115,7 @@ struct ConfigFile {
     _mmds_config: NotYet<MmdsConfig>,
     #[serde(default, rename = "balloon")]
     _balloon: NotYet<Balloon>,
-    #[serde(default, rename = "entropy")]
-    _entropy: NotYet<Entropy>,
+    entropy: Option<Entropy>,
     #[serde(default, rename = "serial")]
     _serial: NotYet<SerialOutput>,
     #[serde(default, rename = "memory-hotplug")]
@@ -140,14 +175,12 @@ macro_rules! features {
 }
 
 features! {
-    Drives: "`drives` (block devices)",
     NetworkInterfaces: "`network-interfaces` (network devices)",
     Pmem: "`pmem` (persistent memory devices)",
     CpuConfig: "`cpu-config` (custom CPU templates)",
     Vsock: "`vsock` (the socket device)",
     MmdsConfig: "`mmds-config` (the metadata service)",
     Balloon: "`balloon` (the balloon device)",
-    Entropy: "`entropy` (the entropy device)",
     SerialOutput: "`serial` (serial output to a file)",
     MemoryHotplug: "`memory-hotplug`",
     Smt: "`smt` (two threads in a core)",
@@ -359,7 +392,7 @@ mod tests {
             ),
             (
                 r#"{"boot-source":{"kernel_image_path":"k"},"drives":[{"drive_id":"a"}]}"#,
-                &["`drives` (block devices) cannot be had", "line 1 column"],
+                &["missing field `is_root_device`", "line 1 column"],
             ),
             (
                 r#"{"boot-source":{"kernel_image_path":"k"},
@@ -400,14 +433,12 @@ mod tests {
             );
         }
         for key in [
-            "drives",
             "network-interfaces",
             "pmem",
             "cpu-config",
             "vsock",
             "mmds-config",
             "balloon",
-            "entropy",
             "serial",
             "memory-hotplug",
         ] {

@@ -1,6 +1,7 @@
 //! What a user may ask for, validated before anything is touched.
 
 mod cpu_list;
+mod drives;
 mod json;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use tsc::{Khz, bounds};
 use crate::api::body::LoggerBody;
 
 pub use cpu_list::{CpuList, InvalidCpuList, InvalidTscDomain, TscDomain};
+pub use drives::Peripherals;
 pub use json::{ConfigFileError, parse};
 
 /// The largest number of vCPUs of one microVM, as in the configuration that we are compatible with.
@@ -221,6 +223,8 @@ pub struct VmConfig {
     pub boot: BootConfig,
     /// On which machine.
     pub machine: MachineConfig,
+    /// With which devices.
+    pub peripherals: Peripherals,
     /// How the log is changed.
     pub logger: Option<LoggerBody>,
     /// Where metrics are written.
@@ -228,12 +232,13 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
-    /// With the log and the metrics as they are.
+    /// Without devices, and with the log and the metrics as they are.
     #[must_use]
     pub fn new(boot: BootConfig, machine: MachineConfig) -> Self {
         Self {
             boot,
             machine,
+            peripherals: Peripherals::default(),
             logger: None,
             metrics_path: None,
         }

@@ -24,6 +24,14 @@ impl Instance for Noting {
         Ok(())
     }
 
+    fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
+        self.0.borrow_mut().push("drive");
+        match &patch.path_on_host {
+            Some(path) if !path.exists() => Err(Fault::new("not there")),
+            _ => Ok(()),
+        }
+    }
+
     fn kept(&self) -> Kept {
         Kept::default()
     }
@@ -358,9 +366,8 @@ fn refusal_changes_nothing() {
 #[test]
 fn what_does_not_exist_is_named() {
     let mut vm = Fixture::new();
-    let drive = json!({"drive_id": "a", "is_root_device": true, "path_on_host": "f"});
-    let message = vm.refused(Method::Put, "/drives/a", &drive);
-    assert!(message.contains("no block devices yet"), "{message}");
+    let message = vm.refused(Method::Delete, "/drives/a", &Value::Null);
+    assert!(message.contains("no removal of drives yet"), "{message}");
     let interfaces = json!({"network_interfaces": ["eth0"]});
     let message = vm.refused(Method::Put, "/mmds/config", &interfaces);
     assert!(message.contains("no network devices yet"), "{message}");
@@ -433,4 +440,61 @@ fn metrics_and_time_are_told() {
     let flush = json!({"action_type": "FlushMetrics"});
     let message = vm.refused(Method::Put, "/actions", &flush);
     assert!(message.contains("--metrics-path"), "{message}");
+}
+
+#[test]
+fn drives_and_entropy_are_configured_before_the_start_and_shown() {
+    let mut vm = Fixture::new();
+    let image = tempfile::NamedTempFile::new().expect("a file");
+    image.as_file().set_len(512).expect("room");
+    let drive = |id: &str, root: bool| json!({"drive_id": id, "is_root_device": root, "path_on_host": image.path()});
+    assert_eq!(vm.get("/vm/config")["drives"], json!([]));
+    vm.done(Method::Put, "/drives/a", &drive("a", false));
+    vm.done(Method::Put, "/drives/b", &drive("b", true));
+    let bucket = json!({"size": 1, "refill_time": 100});
+    let limiter = json!({"rate_limiter": {"bandwidth": bucket}});
+    vm.done(Method::Put, "/entropy", &limiter);
+    let shown = |drive: serde_json::Value| {
+        let mut drive = drive;
+        drive["cache_type"] = json!("Unsafe");
+        drive["is_read_only"] = json!(false);
+        drive["io_engine"] = json!("Sync");
+        drive
+    };
+    let config = vm.get("/vm/config");
+    let drives = json!([shown(drive("b", true)), shown(drive("a", false))]);
+    assert_eq!((&config["drives"], &config["entropy"]), (&drives, &limiter));
+    // A path that leads nowhere is told at once, and changes nothing.
+    let missing = json!({"drive_id": "b", "is_root_device": true, "path_on_host": "missing"});
+    let message = vm.refused(Method::Put, "/drives/b", &missing);
+    assert!(message.contains("\"missing\"; check its path"), "{message}");
+    let message = vm.refused(Method::Put, "/drives/c", &drive("c", true));
+    assert!(message.contains("\"b\" is the root device"), "{message}");
+    let patch = json!({"drive_id": "a", "rate_limiter": {"ops": bucket}});
+    let message = vm.refused(Method::Patch, "/drives/a", &patch);
+    assert!(message.contains("has not started"), "{message}");
+
+    let boot = vm.boot_source();
+    vm.done(Method::Put, "/boot-source", &boot);
+    vm.start();
+    assert_eq!(vm.get("/vm/config")["drives"], drives);
+    for (method, path, body) in [
+        (Method::Put, "/drives/a", drive("a", false)),
+        (Method::Put, "/entropy", limiter.clone()),
+    ] {
+        let message = vm.refused(method, path, &body);
+        assert!(message.contains("before the start only"), "{message}");
+    }
+    vm.done(Method::Patch, "/drives/a", &patch);
+    assert_eq!(
+        vm.get("/vm/config")["drives"][1]["rate_limiter"],
+        patch["rate_limiter"]
+    );
+    let other = json!({"drive_id": "a", "path_on_host": "missing"});
+    assert_eq!(vm.refused(Method::Patch, "/drives/a", &other), "not there");
+    let kept = &vm.get("/vm/config")["drives"][1]["path_on_host"];
+    assert_eq!(kept, &json!(image.path()));
+    let unknown = json!({"drive_id": "z", "path_on_host": "f"});
+    let message = vm.refused(Method::Patch, "/drives/z", &unknown);
+    assert!(message.contains("no drive \"z\""), "{message}");
 }

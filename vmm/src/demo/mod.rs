@@ -18,7 +18,9 @@ use tsc::measure::{self, GuestSample};
 
 use crate::config::{MachineConfig, TscDomain, TscRate, VcpuCount, Watcher};
 use crate::guest_rate::GuestRate;
-use crate::machine::{Console, Machine, MachineError, Payload, PortDevice, Surroundings};
+use crate::machine::{
+    Additions, Console, Machine, MachineError, Payload, PortDevice, Surroundings,
+};
 use crate::outcome::Outcome;
 use crate::output::{self, OutputError};
 use probe::Probe;
@@ -65,12 +67,15 @@ where
         &config,
         InterruptControllers::None,
         &Payload::Builtin(guest::image()),
-        Some(PortDevice {
-            base: guest::PROBE_PORT,
-            len: guest::PROBE_PORTS,
-            name: "demo-probe",
-            device: probe.clone(),
-        }),
+        Additions {
+            port: Some(PortDevice {
+                base: guest::PROBE_PORT,
+                len: guest::PROBE_PORTS,
+                name: "demo-probe",
+                device: probe.clone(),
+            }),
+            peripherals: None,
+        },
         &Surroundings::new(started)?,
         GuestRate::Host,
     )?;

@@ -214,7 +214,7 @@ fn interrupt_line<V: Vm>(
 }
 
 /// Writing to an eventfd fails only when its counter is full, and then it is pressed already.
-fn press(event: &EventFd) {
+pub(super) fn press(event: &EventFd) {
     let _ = event.write(1);
 }
 

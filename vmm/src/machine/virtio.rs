@@ -1,0 +1,368 @@
+//! A machine's virtio devices: their places, and the threads that serve them.
+//!
+//! Each device has a thread of its own. A flush takes as long as the host's disk does, seconds at worst, and
+//! the main thread answers the API meanwhile; the guest's other devices go on, too. A vCPU does not wait
+//! either: its notification is an eventfd that the kernel writes without leaving to us.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use arch::acpi::VirtioMmio;
+use arch::layout;
+use devices::bus::Bus;
+use devices::rate_limiter::RateLimiter;
+use devices::virtio::block::{Block, Image, Serial};
+use devices::virtio::entropy::Entropy;
+use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
+use devices::virtio::{Device, Engine, Hold, Next};
+use hypervisor::{Gsi, Vm};
+use rustix::rand::{GetRandomFlags, getrandom};
+use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::devices::press;
+use super::{MachineError, host};
+use crate::api::drive::{self, DrivePatch};
+use crate::api::request::Fault;
+use crate::config::Peripherals;
+use crate::error::one_line;
+use crate::host_clock;
+use crate::outcome::Outcome;
+use crate::vcpu::Ending;
+
+/// The most virtio devices of a machine: as many as there are interrupts for them.
+const MAX_DEVICES: usize = layout::VIRTIO_MMIO_GSIS.len();
+
+/// The places of the devices, for the machine's tables.
+pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, MachineError> {
+    let asked = peripherals.drives().len() + usize::from(peripherals.entropy.is_some());
+    if asked > MAX_DEVICES {
+        return Err(MachineError::TooManyDevices {
+            asked,
+            limit: MAX_DEVICES,
+        });
+    }
+    let size = layout::VIRTIO_MMIO_SIZE;
+    Ok((0..)
+        .zip(layout::VIRTIO_MMIO_GSIS)
+        .take(asked)
+        .map(|(index, gsi)| VirtioMmio {
+            // OK because 15 pages from 3 GiB on are below 4 GiB.
+            base: layout::VIRTIO_MMIO.unchecked_add(index * size),
+            size: u32::try_from(size).unwrap_or(u32::MAX),
+            gsi,
+        })
+        .collect())
+}
+
+/// The images of a machine's disks, opened and locked.
+#[derive(Debug)]
+pub(super) struct Images(Vec<Image>);
+
+impl Images {
+    /// Opens them, before anything else is made.
+    pub(super) fn open(peripherals: &Peripherals) -> Result<Self, MachineError> {
+        let drives = peripherals.drives().iter();
+        let images = drives.map(|drive| Image::open(&drive.path(), drive.access()));
+        Ok(Self(images.collect::<Result<_, _>>()?))
+    }
+}
+
+/// Looks whether an image can be had, so that a client learns of a wrong path when it gives it.
+pub(crate) fn check_image(drive: &drive::Drive) -> Result<(), MachineError> {
+    Image::open(&drive.path(), drive.access())?;
+    Ok(())
+}
+
+/// A limiter on the host's clock.
+fn limiter(limits: Option<drive::RateLimiter>) -> RateLimiter {
+    // The bounds were checked with the configuration.
+    let (bandwidth, operations) = limits.unwrap_or_default().buckets().unwrap_or_default();
+    let clock = Box::new(host_clock::monotonic_raw);
+    RateLimiter::new(bandwidth.flatten(), operations.flatten(), clock)
+}
+
+/// A disk, for whoever changes it while it is in use.
+#[derive(Debug)]
+struct Disk {
+    id: String,
+    engine: Arc<Engine<Block>>,
+    kick: EventFd,
+    /// The same image as the device has, for its lock.
+    image: Image,
+}
+
+/// A device that waits for its thread.
+struct Waiting {
+    name: String,
+    kick: EventFd,
+    run: Box<dyn Fn() -> Next + Send>,
+    hold: Box<dyn Fn() -> Hold + Send>,
+}
+
+/// A machine's virtio devices.
+#[derive(Default)]
+pub(super) struct Virtio {
+    disks: Vec<Disk>,
+    waiting: Vec<Waiting>,
+    threads: Vec<DeviceThread>,
+    holds: Vec<Hold>,
+}
+
+impl Virtio {
+    /// Puts the devices of `peripherals` on `bus`, at `places`.
+    pub(super) fn create<V: Vm>(
+        vm: &V,
+        memory: &Arc<GuestMemoryMmap>,
+        bus: &mut Bus,
+        peripherals: &Peripherals,
+        images: Images,
+        places: &[VirtioMmio],
+    ) -> Result<Self, MachineError> {
+        let mut virtio = Self::default();
+        let mut places = places.iter();
+        for (drive, image) in peripherals.drives().iter().zip(images.0) {
+            let Some(place) = places.next() else { break };
+            let kept = image.again(&drive.path())?;
+            let name = drive.drive_id.clone();
+            let device = Block::new(
+                image,
+                Serial::new(&drive.drive_id),
+                drive.cache_type.unwrap_or_default().into(),
+                limiter(drive.rate_limiter),
+                Box::new(move |operation, error| {
+                    tracing::warn!(
+                        "drive {name:?}: the host cannot {operation}: {}; the guest gets I/O errors, and this \
+                         is told once",
+                        one_line(error)
+                    );
+                }),
+            );
+            let name = format!("drive {}", drive.drive_id);
+            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            virtio.disks.push(Disk {
+                id: drive.drive_id.clone(),
+                engine,
+                kick,
+                image: kept,
+            });
+        }
+        if let (Some(entropy), Some(place)) = (&peripherals.entropy, places.next()) {
+            let device = Entropy::new(
+                Box::new(host_random),
+                limiter(entropy.rate_limiter),
+                Box::new(|error| {
+                    tracing::warn!(
+                        "the host gives the guest no random bytes: {}",
+                        one_line(error)
+                    );
+                }),
+            );
+            virtio.add(vm, memory, bus, *place, device, "entropy".to_owned())?;
+        }
+        Ok(virtio)
+    }
+
+    fn add<V: Vm, D: Device + 'static>(
+        &mut self,
+        vm: &V,
+        memory: &Arc<GuestMemoryMmap>,
+        bus: &mut Bus,
+        place: VirtioMmio,
+        device: D,
+        name: String,
+    ) -> Result<(Arc<Engine<D>>, EventFd), MachineError> {
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"));
+        let duplicate = |event: &EventFd| event.try_clone().map_err(host("duplicate an eventfd"));
+        let line = event()?;
+        vm.register_interrupt(&line, Gsi(place.gsi))?;
+        let kick = event()?;
+        let notify = GuestAddress(place.base.0 + QUEUE_NOTIFY);
+        for queue in (0..).take(D::QUEUES.len()) {
+            vm.register_notification(&kick, notify, queue)?;
+        }
+        let engine = Engine::new(device, memory.clone(), Box::new(move || press(&line)));
+        let engine = Arc::new(engine);
+        let bell = duplicate(&kick)?;
+        let registers = Registers::new(engine.clone(), Box::new(move || press(&bell)));
+        let registers = Arc::new(Mutex::new(registers));
+        bus.insert(place.base.0, place.size.into(), registers, &*name)?;
+        let (runner, holder) = (engine.clone(), engine.clone());
+        self.waiting.push(Waiting {
+            name,
+            kick: duplicate(&kick)?,
+            run: Box::new(move || runner.run()),
+            hold: Box::new(move || holder.hold()),
+        });
+        Ok((engine, kick))
+    }
+
+    /// Starts the devices' threads.
+    pub(super) fn start(&mut self, ending: &Arc<Ending>) -> io::Result<()> {
+        for device in std::mem::take(&mut self.waiting) {
+            self.threads
+                .push(DeviceThread::start(device, ending.clone())?);
+        }
+        Ok(())
+    }
+
+    /// Brings the devices to a halt, each after its request in progress.
+    pub(super) fn pause(&mut self) {
+        self.holds = (self.threads.iter())
+            .map(|thread| (thread.hold)())
+            .collect();
+    }
+
+    /// Lets them go on.
+    pub(super) fn resume(&mut self) {
+        self.holds.clear();
+    }
+
+    /// Changes a disk while it is in use. The device takes it over with its next request.
+    ///
+    /// # Errors
+    /// There is no such disk, or no such image.
+    pub(super) fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
+        let disk = self.disks.iter_mut().find(|disk| disk.id == patch.drive_id);
+        let disk = disk.ok_or_else(|| no_drive(&patch.drive_id))?;
+        let (bandwidth, operations) = patch.rate_limiter.unwrap_or_default().buckets()?;
+        let image = patch.path_on_host.as_deref();
+        let image = image.map(|path| disk.other_image(path)).transpose()?;
+        disk.engine.change(|update| {
+            update.image = image.or(update.image.take());
+            update.bandwidth = bandwidth.or(update.bandwidth.take());
+            update.operations = operations.or(update.operations.take());
+        });
+        press(&disk.kick);
+        Ok(())
+    }
+}
+
+/// What a client is told of a disk that there is not.
+pub(crate) fn no_drive(id: &str) -> Fault {
+    Fault::new(format!("there is no drive {id:?}: PUT it before the start"))
+}
+
+impl Disk {
+    /// The image at `path` for the device; its double is kept.
+    fn other_image(&mut self, path: &Path) -> Result<Image, Fault> {
+        let fault = |error| Fault::new(one_line(&error));
+        // The lock is ours already where it is the same image.
+        let image = if self.image.is_at(path) {
+            self.image.again(path)
+        } else {
+            Image::open(path, self.image.access())
+        }
+        .map_err(fault)?;
+        self.image = image.again(path).map_err(fault)?;
+        Ok(image)
+    }
+}
+
+impl Drop for Virtio {
+    fn drop(&mut self) {
+        // A thread that is held would wait for ever.
+        self.holds.clear();
+    }
+}
+
+impl std::fmt::Debug for Virtio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Virtio")
+            .field("disks", &self.disks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The host's random bytes.
+fn host_random(mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match getrandom(&mut *bytes, GetRandomFlags::empty()) {
+            Ok(count) => bytes = bytes.get_mut(count..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A thread that serves one device. Dropped, it is stopped.
+struct DeviceThread {
+    kick: EventFd,
+    stop: Arc<AtomicBool>,
+    hold: Box<dyn Fn() -> Hold + Send>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl DeviceThread {
+    fn start(device: Waiting, ending: Arc<Ending>) -> io::Result<Self> {
+        let Waiting {
+            name,
+            kick,
+            run,
+            hold,
+        } = device;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, bell) = (stop.clone(), kick.try_clone()?);
+        let handle = std::thread::Builder::new()
+            .name(name.chars().take(15).collect())
+            .spawn(move || {
+                let serve = AssertUnwindSafe(|| serve(&bell, &stopped, &*run));
+                // A panic in a device must end the microVM, not leave it without its disk.
+                if !matches!(catch_unwind(serve), Ok(Ok(()))) {
+                    ending.end(Outcome::Failure(format!(
+                        "{name}: this launcher failed while it served a request (see above)"
+                    )));
+                }
+            })?;
+        Ok(Self {
+            kick,
+            stop,
+            hold,
+            handle: Some(handle),
+        })
+    }
+}
+
+/// Serves until it is told to stop.
+fn serve(bell: &EventFd, stop: &AtomicBool, run: &dyn Fn() -> Next) -> io::Result<()> {
+    let epoll = Epoll::new()?;
+    let event = EpollEvent::new(EventSet::IN, 0);
+    epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
+    let mut next = Next::Notification;
+    loop {
+        let timeout = match next {
+            Next::Notification => -1,
+            // In milliseconds, rounded up: earlier there is nothing to be had.
+            Next::After(wait) => i32::try_from(wait.get().div_ceil(1_000_000)).unwrap_or(i32::MAX),
+        };
+        match epoll.wait(timeout, &mut [EpollEvent::default()]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if stop.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        // Nothing is there after a timeout.
+        let _ = bell.read();
+        next = run();
+    }
+}
+
+impl Drop for DeviceThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        press(&self.kick);
+        if let Some(handle) = self.handle.take() {
+            // A panic was told by the thread itself.
+            let _ = handle.join();
+        }
+    }
+}
