@@ -53,6 +53,29 @@ fn archive(stock: &Stock) -> Result<Archive> {
     Ok(archive)
 }
 
+/// The first program of a guest with disks.
+const DISK: &str = include_str!("disk.sh");
+
+/// An initramfs whose first program loads these modules, uses the disks, and powers off.
+pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "modules", "proc", "sys"] {
+        archive.directory(folder)?;
+    }
+    archive.device("dev/console", 5, 1)?;
+    archive.executable("bin/busybox", &stock.read_busybox()?)?;
+    archive.executable("init", DISK.as_bytes())?;
+    let mut order = String::new();
+    for module in modules::in_load_order(&stock.modules, wanted)? {
+        let path = format!("modules/{}.ko", module.name);
+        archive.file(&path, 0o644, &module.contents)?;
+        order.push_str(&module.name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes())?;
+    Ok(archive.finish()?)
+}
+
 /// What a guest's user space reported.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Report {

@@ -142,6 +142,21 @@ fn rows() -> Vec<Row> {
             &["command line", "65535", "shorten"],
         ),
         row(
+            "disk-missing",
+            "L run --kernel guest --disk missing",
+            &["disk image", "missing", "check its path", "no such file"],
+        ),
+        row(
+            "disk-folder",
+            "L run --kernel guest --disk /proc",
+            &["/proc", "is a directory", "plain file or a block device"],
+        ),
+        row(
+            "disk-locked",
+            "flock text L run --kernel guest --disk text",
+            &["text", "locked by another", "read-only"],
+        ),
+        row(
             "cpus-0",
             "L run --kernel guest --cpus 0",
             &["--cpus", "0 vCPUs", "1 to 32"],

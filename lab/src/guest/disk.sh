@@ -1,0 +1,35 @@
+#!/bin/busybox sh
+# The first program of a Linux guest with two disks and a source of entropy: loads the drivers, writes,
+# flushes, reads back, and tells what it saw.
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox dmesg -n 1
+echo "--- user space ---"
+for module in $(/bin/busybox cat /modules/order); do
+    /bin/busybox insmod "/modules/$module.ko" || echo "trouble: no module $module"
+done
+echo "command line: $(/bin/busybox cat /proc/cmdline)"
+for disk in vda vdb; do
+    echo "$disk: $(/bin/busybox cat /sys/block/$disk/size) sectors, ro $(/bin/busybox cat /sys/block/$disk/ro), $(/bin/busybox cat /sys/block/$disk/serial), $(/bin/busybox cat /sys/block/$disk/queue/write_cache)"
+done
+sum() { /bin/busybox sha256sum | /bin/busybox cut -d ' ' -f 1; }
+/bin/busybox dd if=/dev/urandom of=/data bs=1M count=8 2>/dev/null
+echo "made: $(sum </data)"
+/bin/busybox dd if=/data of=/dev/vda bs=1M conv=fsync 2>/dev/null && echo "flushed: yes"
+# What is read now comes from the disk.
+echo 3 >/proc/sys/vm/drop_caches
+echo "read back: $(/bin/busybox dd if=/dev/vda bs=1M count=8 2>/dev/null | sum)"
+echo "read-only: $(/bin/busybox head -c 9 /dev/vdb)"
+if /bin/busybox dd if=/data of=/dev/vdb bs=4096 count=1 conv=fsync 2>/dev/null; then
+    echo "written to vdb: yes"
+else
+    echo "written to vdb: no"
+fi
+echo "entropy from: $(/bin/busybox cat /sys/class/misc/hw_random/rng_current)"
+echo "entropy: $(/bin/busybox dd if=/dev/hwrng bs=64 count=4 iflag=fullblock 2>/dev/null | /bin/busybox wc -c) bytes"
+/bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|I/O error|lockup' |
+    /bin/busybox sed 's/^/trouble: /'
+echo "--- power off ---"
+/bin/busybox poweroff -f

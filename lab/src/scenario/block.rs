@@ -1,0 +1,85 @@
+//! Disks and a source of entropy, driven by the modules of a stock kernel: `virtio_mmio` finds them through
+//! ACPI.
+
+use anyhow::{Result, ensure};
+
+use crate::guest::linux::{self, COMMAND_LINE, MEMORY_MIB, Report};
+use crate::host::image::{Files, Source};
+use crate::host::{Host, Paging, Tsc};
+use crate::kernels::Kernel;
+use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
+use crate::workshop::Workshop;
+
+/// The modules that the guest loads, and all that they need.
+const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng"];
+
+/// Sectors of the disk that is written: 16 MiB.
+const SECTORS: u64 = 16 << 11;
+
+/// What the read-only disk begins with, and its sectors.
+const READ_ONLY: &str = "read-only";
+const READ_ONLY_SECTORS: usize = 8;
+
+/// The scenarios.
+pub(super) fn all() -> Vec<Scenario> {
+    let host = Host::Svm {
+        tsc: Tsc::Unstable,
+        paging: Paging::Nested,
+    };
+    // The disk is made in the host: its holes are then the host's own.
+    let script = format!(
+        "set -e\n\
+         dd if=/dev/zero of=disk bs=512 count=0 seek={SECTORS} 2>/dev/null\n\
+         ./{LAUNCHER} run --kernel kernel --initrd initrd --cmdline '{COMMAND_LINE}' --cpus 2 \
+         --memory {MEMORY_MIB} --disk disk,root --disk other,readonly --entropy\n\
+         echo \"on the host: $(dd if=disk bs=1M count=8 2>/dev/null | sha256sum | cut -d ' ' -f 1)\"\n\
+         echo \"other on the host: $(head -c 9 other)\"\n"
+    );
+    vec![
+        Scenario::new(Place::Emulated(host), "block", script)
+            .files(files)
+            .check(check),
+    ]
+}
+
+fn files(workshop: &Workshop) -> Result<Files> {
+    let stock = workshop.stock(Kernel::Amd64)?;
+    let mut read_only = READ_ONLY.as_bytes().to_vec();
+    read_only.resize(READ_ONLY_SECTORS * 512, 0);
+    let mut files = Files::new();
+    files.insert("kernel".to_owned(), file(&stock.image));
+    let initramfs = linux::disk_initramfs(&stock, MODULES)?;
+    files.insert("initrd".to_owned(), Source::Bytes(initramfs));
+    files.insert("other".to_owned(), Source::Bytes(read_only));
+    Ok(files)
+}
+
+fn check(outcome: &Outcome) -> Result<()> {
+    outcome.expect_status(0)?;
+    let report = Report::parse(&outcome.stdout)?;
+    let trouble: Vec<_> = report.all("trouble").collect();
+    ensure!(trouble.is_empty(), "the guest met trouble: {trouble:?}");
+    let cmdline = report.value("command line")?;
+    ensure!(
+        cmdline.ends_with("root=/dev/vda rw"),
+        "the guest's command line does not name the root device: {cmdline}"
+    );
+    for (key, wanted) in [
+        ("vda", format!("{SECTORS} sectors, ro 0, disk0, write back")),
+        (
+            "vdb",
+            format!("{READ_ONLY_SECTORS} sectors, ro 1, disk1, write back"),
+        ),
+        ("flushed", "yes".to_owned()),
+        ("read back", report.value("made")?.to_owned()),
+        ("read-only", READ_ONLY.to_owned()),
+        ("written to vdb", "no".to_owned()),
+        ("entropy from", "virtio_rng.0".to_owned()),
+        ("entropy", "256 bytes".to_owned()),
+    ] {
+        let found = report.value(key)?;
+        ensure!(found == wanted, "the guest's {key}: {found}, not {wanted}");
+    }
+    outcome.expect_line(&format!("on the host: {}", report.value("made")?))?;
+    outcome.expect_line(&format!("other on the host: {READ_ONLY}"))
+}
