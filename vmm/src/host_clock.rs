@@ -1,5 +1,7 @@
 //! The host's clocks as samples for `tsc`, which alone computes with them.
 
+use std::time::Duration;
+
 use rustix::time::{ClockId, clock_gettime};
 use tsc::Nanos;
 use tsc::measure::HostSample;
@@ -29,6 +31,18 @@ pub(crate) fn boottime() -> Nanos {
 pub(crate) fn monotonic() -> Nanos {
     let now = clock_gettime(ClockId::Monotonic);
     nanos(now.tv_sec, now.tv_nsec)
+}
+
+/// `CLOCK_MONOTONIC` at the latest tick, up to 10 ms old: for deadlines of threads that may be moved to a CPU
+/// whose TSC disagrees. It is read from memory, not from the TSC of the CPU that asks (`clock_gettime(2)`).
+pub(crate) fn monotonic_coarse() -> Nanos {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    nanos(now.tv_sec, now.tv_nsec)
+}
+
+/// How much time has passed since [`monotonic_coarse`] told `begun`.
+pub(crate) fn elapsed_since(begun: Nanos) -> Duration {
+    Duration::from_nanos(monotonic_coarse().get().saturating_sub(begun.get()))
 }
 
 /// What the host's kernel keeps time by.

@@ -5,7 +5,9 @@
 //! and the reading travel in one cache line, so that an exchange costs two transfers of it.
 //!
 //! **Neither waits for ever.** A partner that is not scheduled (one CPU's worth of time in a cgroup,
-//! a busy host) is waited for until the time is up, and what has been exchanged by then counts.
+//! a busy host) is waited for until the time is up, and what has been exchanged by then counts. Each waits
+//! by a deadline of its own, taken on its own CPU: where TSCs disagree, so do the clocks that are read from
+//! them, by just what is to be measured.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -54,7 +56,6 @@ struct Table {
     line: Line,
     /// One of the two has left.
     over: AtomicBool,
-    deadline: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -67,21 +68,22 @@ struct Line {
 }
 
 impl Table {
-    /// Waits for `turn`; gives the reading that came with it, or `None` when the game is over.
-    fn wait(&self, turn: u64) -> Option<HostTsc> {
+    /// Waits for `turn`; gives the reading that came with it, or `None` when the game is over. The deadline was
+    /// taken on the CPU that this runs on.
+    fn wait(&self, turn: u64, deadline: Instant) -> Option<HostTsc> {
         let mut spins = 0_u32;
         // Acquire: the reading below is the one that was stored before this turn.
         while self.line.turn.load(Ordering::Acquire) != turn {
             spins = spins.wrapping_add(1);
-            if spins.is_multiple_of(SPINS) && self.is_over() {
+            if spins.is_multiple_of(SPINS) && self.is_over(deadline) {
                 return None;
             }
         }
         Some(HostTsc::new(self.line.reading.load(Ordering::Relaxed)))
     }
 
-    fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed) || Instant::now() >= self.deadline
+    fn is_over(&self, deadline: Instant) -> bool {
+        self.over.load(Ordering::Relaxed) || Instant::now() >= deadline
     }
 
     fn pass(&self, turn: u64, reading: HostTsc) {
@@ -104,14 +106,13 @@ pub(crate) fn exchange(a: CpuId, b: CpuId, limits: Limits) -> Result<Exchanged, 
     let table = Table {
         line: Line::default(),
         over: AtomicBool::new(false),
-        deadline: Instant::now() + limits.time,
     };
     thread::scope(|scope| {
         let start = |cpu: CpuId| thread::Builder::new().name(format!("skew-cpu{}", cpu.get()));
         let second = start(b)
             .spawn_scoped(scope, || {
                 let _leaving = Leaving(&table);
-                answer(&table, b)
+                answer(&table, b, limits)
             })
             .map_err(CpuError::Thread)?;
         let first = start(a)
@@ -129,6 +130,7 @@ pub(crate) fn exchange(a: CpuId, b: CpuId, limits: Limits) -> Result<Exchanged, 
 
 fn ask(table: &Table, cpu: CpuId, limits: Limits) -> Result<Exchanged, ExchangeError> {
     let counter = Counter::on(cpu)?;
+    let deadline = Instant::now() + limits.time;
     let mut exchanged = Exchanged {
         rounds: 0,
         bounds: None,
@@ -138,7 +140,7 @@ fn ask(table: &Table, cpu: CpuId, limits: Limits) -> Result<Exchanged, ExchangeE
         // OK because a round has two turns, and there are fewer than 2^32 rounds.
         let turn = 2 * round;
         table.pass(turn + 1, sent);
-        let Some(remote) = table.wait(turn + 2) else {
+        let Some(remote) = table.wait(turn + 2, deadline) else {
             break;
         };
         let received = counter.read()?;
@@ -152,10 +154,11 @@ fn ask(table: &Table, cpu: CpuId, limits: Limits) -> Result<Exchanged, ExchangeE
     Ok(exchanged)
 }
 
-fn answer(table: &Table, cpu: CpuId) -> Result<(), CpuError> {
+fn answer(table: &Table, cpu: CpuId, limits: Limits) -> Result<(), CpuError> {
     let counter = Counter::on(cpu)?;
+    let deadline = Instant::now() + limits.time;
     let mut turn = 1;
-    while table.wait(turn).is_some() {
+    while table.wait(turn, deadline).is_some() {
         table.pass(turn + 1, counter.read()?);
         turn += 2;
     }
@@ -226,15 +229,11 @@ mod tests {
         let table = Table {
             line: Line::default(),
             over: AtomicBool::new(false),
-            deadline: Instant::now(),
         };
-        assert_eq!(table.wait(1), None);
+        assert_eq!(table.wait(1, Instant::now()), None);
         // and one that has left neither, however much time there is
-        let table = Table {
-            deadline: Instant::now() + Duration::from_secs(3600),
-            ..table
-        };
+        let later = Instant::now() + Duration::from_secs(3600);
         drop(Leaving(&table));
-        assert_eq!(table.wait(1), None);
+        assert_eq!(table.wait(1, later), None);
     }
 }

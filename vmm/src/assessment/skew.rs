@@ -6,7 +6,7 @@
 //! [`Budget::total`], whatever the host does; a pair whose turn did not come is not known, and what is
 //! not known is in no common domain.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tsc::assess::Spread;
 use tsc::skew::{Domains, SkewBounds, SkewMatrix};
@@ -15,6 +15,7 @@ use tsc::{CpuId, Khz, Nanos, Ticks, ticks_exact_floor};
 use super::cpus;
 use super::exchange::{self, Limits};
 use crate::error::one_line;
+use crate::host_clock;
 
 /// Up to so many CPUs every pair is measured.
 const ALL_PAIRS: usize = 8;
@@ -126,12 +127,13 @@ pub(crate) fn measure(
     budget: Budget,
     step: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Exchanges {
-    let deadline = Instant::now() + budget.total;
+    let begun = host_clock::monotonic_coarse();
+    let is_over = || host_clock::elapsed_since(begun) >= budget.total;
     let cpus: Vec<_> = allowed.iter().copied().take(MAX_CPUS).collect();
     let wanted = pairs(&cpus);
     let mut measured = Vec::with_capacity(wanted.len());
     for (index, &(a, b)) in wanted.iter().enumerate() {
-        if Instant::now() >= deadline || !step(index + 1, wanted.len()) {
+        if is_over() || !step(index + 1, wanted.len()) {
             break;
         }
         measured.push(match exchange::exchange(a, b, budget.pair) {

@@ -33,7 +33,7 @@ mod threads;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use tsc::{CpuId, Khz};
@@ -42,6 +42,7 @@ use crate::assessment::cache::{Cache, Key};
 use crate::assessment::{self, Finding, cpus};
 use crate::config::{CpuList, TscDomain};
 use crate::error::one_line;
+use crate::host_clock;
 use decision::Choice;
 pub(crate) use stay::Stay;
 pub(crate) use threads::{AffinityError, Threads};
@@ -328,10 +329,11 @@ struct Task {
 
 impl Task {
     fn run(&self, khz: Option<Khz>, stop: &AtomicBool) {
-        let begun = Instant::now();
+        // Of no CPU: this thread runs where it likes, and the CPUs' clocks may disagree.
+        let begun = host_clock::monotonic_coarse();
         let mut held = self.home.is_some();
         let mut go_on = || {
-            if held && begun.elapsed() >= HOLD {
+            if held && host_clock::elapsed_since(begun) >= HOLD {
                 held = false;
                 self.place(&self.allowed);
             }

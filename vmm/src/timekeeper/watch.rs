@@ -17,7 +17,7 @@
 //! An offset that moved on a host whose counters agree was moved by the guest, who may.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -142,15 +142,19 @@ pub(crate) struct WatchThread {
 }
 
 impl WatchThread {
+    /// Gives back when the thread's first beat is over, so that no vCPU runs unwatched.
     pub(crate) fn start<T: Halt + Send + 'static>(
         watch: Watch<T>,
         bell: Arc<Bell>,
         beat: Arc<LastBeat>,
     ) -> std::io::Result<Self> {
         let for_thread = bell.clone();
+        let (begun, first_beat) = mpsc::sync_channel(1);
         let handle = std::thread::Builder::new()
             .name("time".to_owned())
-            .spawn(move || run(Watching::new(watch), &for_thread, &beat))?;
+            .spawn(move || run(Watching::new(watch), &for_thread, &beat, begun))?;
+        // A thread that ended before has nothing to tell, and is noticed by its beats.
+        let _ = first_beat.recv();
         Ok(Self {
             bell,
             handle: Some(handle),
@@ -193,10 +197,17 @@ fn beat_now() -> Beat {
     }
 }
 
-fn run<T: Halt>(mut watching: Watching<T>, bell: &Bell, last: &LastBeat) {
+fn run<T: Halt>(
+    mut watching: Watching<T>,
+    bell: &Bell,
+    last: &LastBeat,
+    begun: mpsc::SyncSender<()>,
+) {
     let first = beat_now();
     let mut beats = Beats::begin(PERIOD, SLACK, first);
     last.set(first.boottime);
+    let _ = begun.send(());
+    drop(begun);
     loop {
         let rung = bell.wait(Duration::from_nanos(PERIOD.get()));
         if rung == Rung::ForTheEnd {
