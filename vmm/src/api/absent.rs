@@ -112,6 +112,7 @@ pub struct Pmem {
     path_on_host: String,
     root_device: Option<bool>,
     read_only: Option<bool>,
+    #[serde(default, deserialize_with = "super::object::optional")]
     rate_limiter: Option<RateLimiter>,
 }
 
@@ -119,6 +120,7 @@ pub struct Pmem {
 #[serde(deny_unknown_fields)]
 pub struct PmemPatch {
     id: String,
+    #[serde(default, deserialize_with = "super::object::optional")]
     rate_limiter: Option<RateLimiter>,
 }
 
@@ -129,7 +131,9 @@ pub struct NetworkInterface {
     host_dev_name: String,
     guest_mac: Option<String>,
     mtu: Option<u16>,
+    #[serde(default, deserialize_with = "super::object::optional")]
     rx_rate_limiter: Option<RateLimiter>,
+    #[serde(default, deserialize_with = "super::object::optional")]
     tx_rate_limiter: Option<RateLimiter>,
 }
 
@@ -163,7 +167,9 @@ fn is_mac(text: &str) -> bool {
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterfacePatch {
     iface_id: String,
+    #[serde(default, deserialize_with = "super::object::optional")]
     rx_rate_limiter: Option<RateLimiter>,
+    #[serde(default, deserialize_with = "super::object::optional")]
     tx_rate_limiter: Option<RateLimiter>,
 }
 
@@ -219,6 +225,7 @@ pub struct BalloonHinting {
 #[serde(deny_unknown_fields)]
 pub struct Serial {
     serial_out_path: Option<String>,
+    #[serde(default, deserialize_with = "super::object::optional")]
     rate_limiter: Option<TokenBucket>,
 }
 

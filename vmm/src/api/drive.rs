@@ -57,9 +57,11 @@ impl TokenBucket {
 pub struct RateLimiter {
     /// On bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "super::object::optional")]
     pub bandwidth: Option<TokenBucket>,
     /// On requests.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "super::object::optional")]
     pub ops: Option<TokenBucket>,
 }
 
@@ -135,6 +137,7 @@ pub struct Drive {
     pub path_on_host: Option<PathBuf>,
     /// A limit.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "super::object::optional")]
     pub rate_limiter: Option<RateLimiter>,
     /// How requests reach the host.
     #[serde(default)]
@@ -226,6 +229,7 @@ pub struct DrivePatch {
     /// Another image, or the same with another size.
     pub path_on_host: Option<PathBuf>,
     /// Another limit.
+    #[serde(default, deserialize_with = "super::object::optional")]
     pub rate_limiter: Option<RateLimiter>,
 }
 
@@ -252,6 +256,7 @@ impl DrivePatch {
 pub struct Entropy {
     /// A limit.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "super::object::optional")]
     pub rate_limiter: Option<RateLimiter>,
 }
 

@@ -94,6 +94,10 @@ struct Input<'a> {
 
 impl Input<'_> {
     fn json<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        // An array is taken for a structure by its fields' order, which nobody means.
+        if self.body.trim_ascii_start().starts_with(b"[") {
+            return Err(Fault::new("the body is an array, not an object"));
+        }
         serde_json::from_slice(self.body)
             .map_err(|error| Fault(format!("the body is not what this path takes: {error}")))
     }
@@ -413,6 +417,25 @@ fn check_id(id: &str) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn array_is_no_object() {
+        for (path, body) in [
+            ("/entropy", "[null]"),
+            ("/machine-config", " [1, 128]"),
+            ("/entropy", r#"{"rate_limiter": [null, null]}"#),
+            (
+                "/entropy",
+                r#"{"rate_limiter": {"ops": [1, null, 100], "bandwidth": null}}"#,
+            ),
+        ] {
+            let told = fault(Method::Put, path, body);
+            assert!(told.contains("an object"), "{body}: {told}");
+        }
+        for body in ["{}", r#"{"rate_limiter": null}"#] {
+            parse(Method::Put, "/entropy", body.as_bytes()).expect(body);
+        }
+    }
 
     fn fault(method: Method, path: &str, body: &str) -> String {
         parse(method, path, body.as_bytes())
