@@ -416,6 +416,34 @@ fn threads_that_somebody_moved_are_confined_again_and_not_at_every_beat() {
 }
 
 #[test]
+fn guest_a_little_ahead_of_a_condemned_hosts_line_is_left_alone() {
+    // 90 ms
+    const LITTLE: i64 = 180_000_000;
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        watched(vm, false, |threads, watching| {
+            SKEW.set(LITTLE);
+            threads.run(100, MILLISECOND, 0);
+            for cpu in [ONE, ZERO] {
+                for vcpu in 0..2 {
+                    threads.go_to(vcpu, cpu);
+                }
+                threads.run(1, MILLISECOND, 0);
+            }
+            CLOCKSOURCE.set("hpet");
+            let leads = (watching.watch.vcpus.iter()).map(|vcpu| vcpu.lead_at_least());
+            assert!(leads.max() > Some(50_000_000));
+            watching.second(true);
+            let events = watching.events();
+            assert!(
+                matches!(&events[..], [Event::KernelMark { .. }, Event::Skew { .. }]),
+                "{events:?}"
+            );
+        });
+    }
+    on_both!(test, apart(LITTLE));
+}
+
+#[test]
 fn guest_ahead_of_a_condemned_hosts_line_stands_still_until_the_line_is_taken_to_it() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
         watched(vm, false, |threads, watching| {
