@@ -254,8 +254,8 @@ impl Observed {
     }
 
     /// By how much the guest's clock is ahead of its line at least.
-    pub(super) fn lead_at_least(&self) -> i64 {
-        self.error_at_least.load(Ordering::Relaxed)
+    pub(super) fn lead_at_least(&self) -> NanosDelta {
+        NanosDelta::new(self.error_at_least.load(Ordering::Relaxed))
     }
 
     /// What is added up over a guest's vCPUs for the metrics: the field's name and its value here.
@@ -423,6 +423,6 @@ mod tests {
             (report.error_at_least_ns, report.error_at_most_ns),
             (20, 30)
         );
-        assert_eq!(observed.lead_at_least(), 20);
+        assert_eq!(observed.lead_at_least(), NanosDelta::new(20));
     }
 }

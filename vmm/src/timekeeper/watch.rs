@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tsc::skew::SkewBounds;
 use tsc::stability::{Cause, PlatformReport};
-use tsc::watch::{Beat, Beats, Stop};
+use tsc::watch::{Beat, Beats, LEAD_LEFT_ALONE, Stop};
 use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
 
 use super::exits::LOOK_EVERY;
@@ -42,14 +42,6 @@ pub(crate) const PERIOD: Nanos = LOOK_EVERY;
 pub(crate) const SLACK: Nanos = Nanos::new(500_000_000);
 /// A pair of CPUs that was measured is measured again after so long, if a vCPU is moved between them.
 const MEASURE_AGAIN: Nanos = Nanos::new(30_000_000_000);
-/// A guest that is ahead of KVM's line by more than this, in nanoseconds, is worth a stop of all its vCPUs.
-///
-/// By a lead the guest's clock stands still while a vCPU does not run, until the lead is used up; it heals by itself.
-/// Smaller ones come about by KVM's compensation itself, where it takes the TSC before the host's clock
-/// (`kvm_guest_time_update`) and reading an HPET takes long. To begin the line anew for those pushes the guest forward
-/// again and again: on an emulated host whose threads were moved 100 times a second for 30 s, 36 times with a limit of
-/// 1 ms; not once with this one, and the guest was at most 99 ms ahead in the end.
-const LEAD: i64 = 100_000_000;
 
 /// What the watch asks of the host, beside its clocks.
 #[derive(Clone, Copy, Debug)]
@@ -353,7 +345,7 @@ impl<T: Halt> Watching<T> {
             .watch
             .vcpus
             .iter()
-            .any(|vcpu| vcpu.offset_moves() > 0 && vcpu.lead_at_least() > LEAD);
+            .any(|vcpu| vcpu.offset_moves() > 0 && vcpu.lead_at_least() > LEAD_LEFT_ALONE);
         if self.condemned && leads {
             self.restart(RestartCause::Lead);
         } else if !self.condemned && self.confined.is_some() {
