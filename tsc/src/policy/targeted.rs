@@ -306,8 +306,10 @@ impl Policy for Targeted {
             }
             None => None,
         };
-        lags |= self.owing || (!moved && accuse.is_some());
-        let at_fault = lags || (moved && pair) || accuse.is_some();
+        lags |= !moved && accuse.is_some();
+        let innocent = !lags && !(moved && pair) && accuse.is_none();
+        lags |= self.owing;
+        let at_fault = lags || !innocent;
         if !at_fault {
             self.leave(place, load.offset, &Decision::NOTHING);
             return Decision::NOTHING;
@@ -323,7 +325,14 @@ impl Policy for Targeted {
         };
         let base = later(continued, seen);
         let new = if lags {
-            self.on_line(base, seen, load.at)
+            let on_line = self.on_line(base, seen, load.at);
+            // What is owed is given. A counter that nothing is held against may have brought the guest
+            // past its line meanwhile, and then nothing is owed and nothing taken.
+            if innocent {
+                later(base, on_line)
+            } else {
+                on_line
+            }
         } else {
             base
         };
@@ -649,6 +658,36 @@ mod tests {
             owed -= by;
         }
         assert!((0..=10).contains(&owed), "{owed}");
+        assert!(!policy.owing);
+    }
+
+    #[test]
+    fn guest_that_owed_keeps_what_an_innocent_move_brought_it() {
+        let slew = CatchUp::Slew(Slew::new(Ppm::new(1).unwrap()).unwrap());
+        let mut policy = policy(slew);
+        policy.load(&Load {
+            left: None,
+            at: Nanos::ZERO,
+            ..load(0, 0, LAGS)
+        });
+        // 40 behind on a CPU that does not keep time, and next to nothing given back of it.
+        let first = policy.load(&load(0, 199_960, LAGS));
+        assert_eq!(first.adjust, None);
+        assert!(policy.owing);
+        // 100,000 ns later on a CPU that is 70 ahead of that one: not more than can be innocent, and
+        // 30 past the line. The guest may have been told so much already.
+        let moved = Load {
+            at: Nanos::new(300_000),
+            left: Some(Left {
+                cpu: CpuId::new(0),
+                tsc: HostTsc::new(199_960),
+                at: Nanos::new(200_000),
+                tsc_at_move: None,
+            }),
+            ..load(1, 300_030, Fault::default())
+        };
+        let decision = policy.load(&moved);
+        assert_eq!((decision.adjust, decision.accuse), (None, None));
         assert!(!policy.owing);
     }
 
