@@ -22,6 +22,9 @@ const MAX_LINKS: u32 = 40;
 /// `PROC_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
 const PROC_MAGIC: i64 = 0x9fa0;
 
+/// `PROC_ROOT_INO` of `include/linux/proc_ns.h`: the inode of procfs's root.
+const PROC_ROOT_INODE: u64 = 1;
+
 /// The most that is read of a file of the kernel's.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -206,9 +209,16 @@ impl Folder {
     }
 
     /// Whether only root can have put the link `name` here.
+    ///
+    /// In procfs the owner of a link tells nothing: `/proc/PID/cwd` of a process that may not be dumped
+    /// is root's, and leads where that process went. There only the links of its root are, such as
+    /// `self`; the kernel makes them.
     fn is_of_root(&self, name: &OsStr) -> bool {
         let link = statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let folder = fstat(&self.fd);
+        if is_proc(self) {
+            return folder.is_ok_and(|folder| folder.st_ino == PROC_ROOT_INODE);
+        }
         matches!((link, folder), (Ok(link), Ok(folder))
             if link.st_uid == 0 && folder.st_uid == 0 && folder.st_mode & 0o022 == 0)
     }
@@ -344,5 +354,16 @@ mod tests {
             .expect("ours");
         let error = open_through_roots_links(&path.join("planted/ns/net")).expect_err("planted");
         assert!(matches!(error, FolderError::Link(..)), "{error}");
+    }
+
+    #[test]
+    fn links_that_a_process_aims_are_not_roots() {
+        let (_scratch, path) = scratch();
+        let place = File::open(&path).expect("a folder");
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&place));
+        for link in [link.as_str(), "/proc/self/cwd", "/proc/self/root"] {
+            let error = open_through_roots_links(&Path::new(link).join("proc")).expect_err(link);
+            assert!(matches!(error, FolderError::Link(..)), "{link}: {error}");
+        }
     }
 }
