@@ -7,6 +7,7 @@
 //!   that passed on the monotonic clock;
 //! - on a CPU that does not keep time, by the guest's line: forward to it when behind, and no
 //!   further back than to what the guest has read when ahead (it can be, after a move);
+//! - where the guest still runs behind by what a slew owes it, forward only, on whatever CPU;
 //! - everywhere else not at all. An offset that nobody touched keeps KVM's master clock on, and
 //!   with it the guest's fast clock.
 //!
@@ -307,10 +308,9 @@ impl Policy for Targeted {
             None => None,
         };
         lags |= !moved && accuse.is_some();
-        let innocent = !lags && !(moved && pair) && accuse.is_none();
+        let at_fault = lags || (moved && pair) || accuse.is_some();
         lags |= self.owing;
-        let at_fault = lags || !innocent;
-        if !at_fault {
+        if !at_fault && !self.owing {
             self.leave(place, load.offset, &Decision::NOTHING);
             return Decision::NOTHING;
         }
@@ -328,10 +328,10 @@ impl Policy for Targeted {
             let on_line = self.on_line(base, seen, load.at);
             // What is owed is given. A counter that nothing is held against may have brought the guest
             // past its line meanwhile, and then nothing is owed and nothing taken.
-            if innocent {
-                later(base, on_line)
-            } else {
+            if at_fault {
                 on_line
+            } else {
+                later(base, on_line)
             }
         } else {
             base
