@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{self, SIGRTMIN, block_signal, register_signal_handler, unblock_signal};
 
 /// Signals that ask a process to end (signal(7)); their default action would skip every clean-up.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
@@ -36,7 +36,19 @@ pub(crate) fn install() -> io::Result<&'static EventFd> {
     register_signal_handler(kick_signal(), on_kick)?;
     // It goes on with or without a handler; with one it is known.
     register_signal_handler(libc::SIGCONT, on_continue)?;
-    Ok(wake)
+    match block_signal(libc::SIGCONT) {
+        Ok(()) | Err(signal::Error::SignalAlreadyBlocked(_)) => Ok(wake),
+        Err(error) => Err(io::Error::other(error.to_string())),
+    }
+}
+
+/// Has the calling thread be the one that counts in [`continued`]; threads begun later inherit this.
+///
+/// In all others `SIGCONT` is blocked, which keeps no process from going on. A signal is handled before the
+/// thread that takes it returns to its program, so this thread's first look at the clock after a stop finds
+/// it counted. Were it another's, that one could still be waiting for a CPU.
+pub(crate) fn count_continued() -> io::Result<()> {
+    unblock_signal(libc::SIGCONT).map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// The signal that asked the process to end, if one did.

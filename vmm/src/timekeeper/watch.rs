@@ -201,6 +201,10 @@ fn run<T: Halt>(
     last: &LastBeat,
     begun: mpsc::SyncSender<()>,
 ) {
+    // Else a stop is told all the same, without its cause.
+    if let Err(error) = signals::count_continued() {
+        tracing::warn!("stops by a signal are not told from others: {error}");
+    }
     let first = beat_now();
     let mut beats = Beats::begin(PERIOD, SLACK, first);
     last.set(first.boottime);
