@@ -214,11 +214,11 @@ impl Folder {
     /// is root's, and leads where that process went. There only the links of its root are, such as
     /// `self`; the kernel makes them.
     fn is_of_root(&self, name: &OsStr) -> bool {
-        let link = statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let folder = fstat(&self.fd);
         if is_proc(self) {
             return folder.is_ok_and(|folder| folder.st_ino == PROC_ROOT_INODE);
         }
+        let link = statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         matches!((link, folder), (Ok(link), Ok(folder))
             if link.st_uid == 0 && folder.st_uid == 0 && folder.st_mode & 0o022 == 0)
     }

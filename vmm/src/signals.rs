@@ -91,3 +91,28 @@ extern "C" fn on_kick(
     _context: *mut libc::c_void,
 ) {
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::signal::get_blocked_signals;
+
+    #[test]
+    fn signal_to_go_on_is_taken_by_the_thread_that_counts_alone() {
+        let is_blocked = || {
+            let blocked = get_blocked_signals().expect("this thread's mask");
+            blocked.contains(&libc::SIGCONT)
+        };
+        install().expect("handlers");
+        install().expect("twice, as where two machines follow each other");
+        assert!(is_blocked());
+        std::thread::spawn(move || {
+            assert!(is_blocked(), "inherited");
+            count_continued().expect("unblocked");
+            assert!(!is_blocked());
+        })
+        .join()
+        .expect("a thread that counts");
+        assert!(is_blocked());
+    }
+}
