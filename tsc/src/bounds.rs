@@ -36,5 +36,5 @@ bounds! {
     PVCLOCK_SHIFT: i8 = -31, 31,
         "Shifts that kvm_get_time_scale reaches from rates of 1 kHz to 2^32 - 1 kHz against 10^9 Hz.";
     SLEW: u32 = 1, 500_000,
-        "A guest clock that runs more than half again as fast is a step in disguise (ppm).";
+        "A guest clock that runs more than half again as fast is a step in disguise (ppm; a choice of ours: a thousand times MAXFREQ of include/linux/timex.h, 500 ppm).";
 }

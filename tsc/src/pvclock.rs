@@ -106,7 +106,7 @@ impl TimeScale {
 pub const TSC_STABLE: u8 = 1 << 0;
 /// The flag "the host paused this guest": bit 1 (`PVCLOCK_GUEST_STOPPED`, pvclock-abi.h).
 pub const GUEST_STOPPED: u8 = 1 << 1;
-/// The page structure's size in bytes.
+/// The page structure's size in bytes (`struct pvclock_vcpu_time_info`, pvclock-abi.h).
 pub const SIZE: usize = 32;
 
 /// The contents of a paravirtual clock page.

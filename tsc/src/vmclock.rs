@@ -12,16 +12,17 @@ use crate::wide;
 
 /// "VCLK" (`VMCLOCK_MAGIC`).
 pub const MAGIC: u32 = 0x4b4c_4356;
-/// The layout's version.
+/// The layout's version (`struct vmclock_abi`, `version`).
 pub const VERSION: u16 = 1;
-/// The structure's size in bytes, the generation counter included.
+/// The structure's size in bytes (`struct vmclock_abi`), the generation counter included.
 pub const SIZE: usize = 112;
-/// The size of the region that holds it: one page, so that it can be mapped to user space.
+/// The size of the region that holds it (`struct vmclock_abi`, `size`): one page, the least that can be mapped to
+/// user space.
 pub const REGION_SIZE: u32 = 4096;
 /// The counter is the TSC (`VMCLOCK_COUNTER_X86_TSC`).
 const COUNTER_X86_TSC: u8 = 1;
 
-/// `VMCLOCK_FLAG_*`.
+/// `VMCLOCK_FLAG_*` (vmclock-abi.h).
 mod flag {
     pub(super) const TAI_OFFSET_VALID: u64 = 1 << 0;
     pub(super) const PERIOD_ESTERROR_VALID: u64 = 1 << 3;

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use super::report::{Point, Steps};
 use crate::units::{GuestTsc, NanosDelta};
 
-/// Points of the plot are at least this far apart, per vCPU.
+/// Points of the plot are at least this far apart, per vCPU: closer ones would be one pixel.
 const POINT_NS: u64 = 2_000_000;
-/// A lag that no reading of so long a time is free of was not a passing one.
+/// A lag that no reading of so long a time is free of was not a passing one. Ours: longer than any
+/// wait of the guest, shorter than a scenario.
 const LASTING_NS: u64 = 200_000_000;
 
 #[derive(Clone, Debug, Default)]

@@ -89,12 +89,13 @@ impl Scenario {
     }
 }
 
-/// The most CPUs that a scenario has.
+/// The most CPUs that a scenario has. Ours, as are the delays and chances of this file: the outcomes are held
+/// against changes of them by the tests.
 pub(super) const MAX_CPUS: usize = 8;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
-/// A host of 2010.
+/// A host of 2010, at a round rate.
 const KHZ: u32 = 2_400_000;
 const HZ: u64 = 2_400_000_000;
 /// Ticks in a microsecond of such a host.
