@@ -56,31 +56,58 @@ pub struct Segment {
     len: u32,
 }
 
-/// A copy of one chain.
+/// A copy of one chain, or of several that a device writes one message into.
 #[derive(Debug, Default)]
 pub(super) struct Copied {
     segments: Vec<Segment>,
     /// So many of them are the device's to read, the others to write.
     readable: usize,
+    /// The most segments that one chain has.
+    longest: usize,
+    /// The heads of the chains, and how many bytes each has for the device to write.
+    parts: Vec<(u16, u64)>,
 }
 
 impl Copied {
-    /// Room for the chains of queues of up to `size`.
-    pub(super) fn with_room_for(size: u16) -> Self {
+    /// Room for the chains of queues of up to `size`, with `chains` of the longest at once.
+    pub(super) fn with_room_for(size: u16, chains: u16) -> Self {
+        let longest = usize::from(size);
         Self {
-            segments: Vec::with_capacity(size.into()),
+            segments: Vec::with_capacity(longest * usize::from(chains)),
             readable: 0,
+            longest,
+            parts: Vec::with_capacity(longest),
         }
     }
 
-    /// Copies `chain`, of a queue with at most as many descriptors as there is room for.
+    pub(super) fn clear(&mut self) {
+        self.segments.clear();
+        self.parts.clear();
+        self.readable = 0;
+    }
+
+    /// Whether there is room for one more chain, however long it is, and a driver whose queue has `size` places
+    /// can have one.
+    fn may_grow(&self, size: u16) -> bool {
+        self.segments.len() + self.longest <= self.segments.capacity()
+            && self.parts.len() < self.parts.capacity().min(size.into())
+    }
+
+    /// The chains, as [`Self::copy`] took them.
+    pub(super) fn parts(&self) -> &[(u16, u64)] {
+        &self.parts
+    }
+
+    /// Copies `chain`, of a queue with at most as many descriptors as there is room for, after those that were
+    /// copied before it.
     pub(super) fn copy(
         &mut self,
         memory: &GuestMemoryMmap,
         chain: DescriptorChain<&GuestMemoryMmap>,
     ) -> Result<(), Violation> {
-        self.segments.clear();
-        self.readable = 0;
+        let first = self.segments.len();
+        let head = chain.head_index();
+        let mut to_write = 0;
         // The iterator ends alike at an end and at a fault, which its last descriptor tells apart.
         let mut more = true;
         for descriptor in chain {
@@ -99,25 +126,33 @@ impl Copied {
                 let address = address.0;
                 return Err(Violation::Outside { address, len });
             }
-            if self.segments.len() == self.segments.capacity() {
+            if self.segments.len() - first == self.longest
+                || self.segments.len() == self.segments.capacity()
+            {
                 return Err(Violation::Endless);
             }
             self.segments.push(Segment { address, len });
-            if !writable {
+            if writable {
+                to_write += u64::from(len);
+            } else {
                 self.readable = self.segments.len();
             }
         }
-        if more {
+        if more || self.parts.len() == self.parts.capacity() {
             return Err(Violation::Endless);
         }
+        self.parts.push((head, to_write));
         Ok(())
     }
 
-    pub(super) fn chain<'a>(&'a self, memory: &'a GuestMemoryMmap) -> Chain<'a> {
+    /// What was copied, of a queue with `size` places.
+    pub(super) fn chain<'a>(&'a self, memory: &'a GuestMemoryMmap, size: u16) -> Chain<'a> {
         let (readable, writable) = self.segments.split_at(self.readable);
         Chain {
             readable: Buffers::new(memory, readable),
             writable: Buffers::new(memory, writable),
+            parts: self.parts.len(),
+            may_grow: self.may_grow(size),
         }
     }
 }
@@ -129,6 +164,12 @@ pub struct Chain<'a> {
     pub readable: Buffers<'a>,
     /// What it writes.
     pub writable: Buffers<'a>,
+    /// Of how many chains this is made: one, unless the device asked for more ([`Served::Gather`]).
+    ///
+    /// [`Served::Gather`]: super::Served::Gather
+    pub parts: usize,
+    /// Whether the device may ask for one more.
+    pub may_grow: bool,
 }
 
 /// A sequence of bytes in guest memory that lies in several places.
@@ -147,7 +188,7 @@ impl<'a> Buffers<'a> {
             memory,
             segments,
             skip: 0,
-            // OK because chains have at most 2^32 bytes.
+            // OK because chains have at most 2^32 bytes, and there are at most 2^16 of them.
             len: segments.iter().map(|segment| u64::from(segment.len)).sum(),
         }
     }

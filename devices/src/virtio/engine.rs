@@ -1,7 +1,7 @@
 //! Serving queues: from a driver's notification to the interrupt.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tsc::Nanos;
@@ -86,7 +86,7 @@ impl<D: Device> Engine<D> {
             core: Mutex::new(Core {
                 device,
                 queues: Vec::with_capacity(D::QUEUES.len()),
-                copied: Copied::with_room_for(largest),
+                copied: Copied::with_room_for(largest, D::GATHERS),
             }),
             gate: Arc::default(),
             update: Mutex::default(),
@@ -228,24 +228,29 @@ impl<D: Device> Engine<D> {
     /// Serves until there is nothing left, or until somebody wants the engine to stand still: `None`.
     fn serve_all(&self, core: &mut Core<D>) -> Option<Next> {
         self.take_update(&mut core.device);
-        let mut next = Next::Notification;
-        for index in 0..core.queues.len() {
-            if self.failed() {
-                return Some(Next::Notification);
-            }
-            match self.serve_queue(core, index) {
-                Ok(Progress::Empty) => {}
-                Ok(Progress::Held) => return None,
-                Ok(Progress::Later(wait)) => {
-                    next = match next {
-                        Next::After(other) if other.get() < wait.get() => next,
-                        _ => Next::After(wait),
-                    };
+        loop {
+            let (mut next, mut more) = (Next::Notification, false);
+            for index in 0..core.queues.len() {
+                if self.failed() {
+                    return Some(Next::Notification);
                 }
-                Err(_) => self.fail(),
+                match self.serve_queue(core, index) {
+                    Ok(Progress::Empty) => {}
+                    Ok(Progress::Held) => return None,
+                    Ok(Progress::More) => more = true,
+                    Ok(Progress::Later(wait)) => {
+                        next = match next {
+                            Next::After(other) if other.get() < wait.get() => next,
+                            _ => Next::After(wait),
+                        };
+                    }
+                    Err(_) => self.fail(),
+                }
+            }
+            if !more {
+                return Some(next);
             }
         }
-        Some(next)
     }
 
     fn serve_queue(&self, core: &mut Core<D>, index: usize) -> Result<Progress, Violation> {
@@ -254,11 +259,25 @@ impl<D: Device> Engine<D> {
             return Ok(Progress::Empty);
         };
         let fault = Violation::AvailableRing { queue: index };
+        let copied = &mut core.copied;
+        copied.clear();
+        // Those that were copied for a message that is not whole are the driver's still.
+        let give_back = |queue: &mut Queue, copied: &Copied| {
+            for _ in copied.parts() {
+                queue.go_to_previous_position();
+            }
+        };
+        let mut turn = queue.size();
         loop {
             queue.disable_notification(memory).map_err(|_| fault)?;
             loop {
                 if self.gate.held.load(Ordering::SeqCst) {
+                    give_back(queue, copied);
                     return Ok(Progress::Held);
+                }
+                // The other queues have theirs, too.
+                if turn == 0 && copied.parts().is_empty() {
+                    return Ok(Progress::More);
                 }
                 if self.updated.load(Ordering::SeqCst) {
                     self.take_update(&mut core.device);
@@ -267,24 +286,37 @@ impl<D: Device> Engine<D> {
                 let Some(chain) = available.next() else {
                     break;
                 };
-                let head = chain.head_index();
-                core.copied.copy(memory, chain)?;
-                match core.device.serve(index, &core.copied.chain(memory))? {
+                turn = turn.saturating_sub(1);
+                copied.copy(memory, chain)?;
+                let chain = copied.chain(memory, queue.size());
+                match core.device.serve(index, &chain)? {
                     Served::Done { written } => {
-                        queue.add_used(memory, head, written).map_err(|_| fault)?;
                         // After each, not after all: the first does not wait for the last. A driver that is
                         // busy with the first does not want to hear of the others, and says so.
-                        if wants_interrupt(queue, memory).map_err(|_| fault)? {
+                        if use_up(queue, memory, copied.parts(), written).map_err(|_| fault)? {
                             self.interrupt(VIRTIO_MMIO_INT_VRING);
                         }
+                        copied.clear();
                     }
                     Served::Later(wait) => {
-                        queue.go_to_previous_position();
+                        give_back(queue, copied);
                         return Ok(Progress::Later(wait));
                     }
+                    Served::Idle => {
+                        give_back(queue, copied);
+                        return Ok(Progress::Empty);
+                    }
+                    Served::Again => {
+                        give_back(queue, copied);
+                        copied.clear();
+                    }
+                    Served::Gather if chain.may_grow => {}
+                    Served::Gather => return Err(Violation::Buffer),
                 }
             }
+            // Of chains after those that were copied: these were not enough.
             if !queue.enable_notification(memory).map_err(|_| fault)? {
+                give_back(queue, copied);
                 return Ok(Progress::Empty);
             }
             // The ring is in memory, so there is an entry where its index says so.
@@ -300,23 +332,57 @@ enum Progress {
     Held,
     /// The device wants to be asked again.
     Later(Nanos),
+    /// It had its turn, and may have more.
+    More,
 }
 
-/// Whether the driver wants to hear that a request is done (2.7.7).
-fn wants_interrupt(
+/// Puts chains on the ring of used ones, with `written` bytes from the first one's beginning on, and shows them
+/// to the driver all at once: those that make up one message must not be seen apart (5.1.6.4). Returns whether
+/// the driver wants to hear of it (2.7.7).
+fn use_up(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
+    parts: &[(u16, u64)],
+    written: u32,
 ) -> Result<bool, virtio_queue::Error> {
-    // With EVENT_IDX the flag means nothing, and the crate does the comparison; without it, the crate
-    // always says yes.
-    let wanted = queue.needs_notification(memory)?;
-    if queue.event_idx_enabled() {
-        return Ok(wanted);
+    let Some(((last, _), others)) = parts.split_last() else {
+        return Ok(false);
+    };
+    let before = queue.next_used();
+    let mut next = before;
+    let mut left = u64::from(written);
+    for (head, room) in others {
+        let here = left.min(*room);
+        left -= here;
+        let slot = queue.used_ring() + 4 + 8 * u64::from(next % queue.size());
+        // OK because it is at most `written`.
+        let len = u32::try_from(here).unwrap_or(u32::MAX);
+        let element = u64::from(*head) | u64::from(len) << 32;
+        memory
+            .write_obj(element.to_le(), GuestAddress(slot))
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        next = next.wrapping_add(1);
     }
-    let flags: u16 = memory
-        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-        .map_err(virtio_queue::Error::GuestMemory)?;
-    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    queue.set_next_used(next);
+    let len = u32::try_from(left).unwrap_or(u32::MAX);
+    queue.add_used(memory, *last, len)?;
+    // What is written must be seen before it is read what the driver wants (2.7.7.2).
+    fence(Ordering::SeqCst);
+    let load = |address| {
+        let value: u16 = memory
+            .load(GuestAddress(address), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u16::from_le(value))
+    };
+    if queue.event_idx_enabled() {
+        // Not the crate's comparison, which knows of one chain at a time.
+        let wanted: u16 = load(queue.avail_ring() + 4 + 2 * u64::from(queue.size()))?;
+        let after = queue.next_used();
+        let since_wanted = after.wrapping_sub(wanted).wrapping_sub(1);
+        return Ok(since_wanted < after.wrapping_sub(before));
+    }
+    let flags = load(queue.avail_ring())?;
+    Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
 impl<D: Device> fmt::Debug for Engine<D> {

@@ -32,6 +32,7 @@ pub mod chain;
 mod engine;
 pub mod entropy;
 pub mod mmio;
+pub mod net;
 
 use tsc::Nanos;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
@@ -59,6 +60,8 @@ const MAX_CONFIG: usize = 64;
 pub enum Kind {
     /// A disk (5.2).
     Block = virtio_ids::VIRTIO_ID_BLOCK,
+    /// A network card (5.1).
+    Net = virtio_ids::VIRTIO_ID_NET,
     /// A source of entropy (5.4).
     Entropy = virtio_ids::VIRTIO_ID_RNG,
 }
@@ -111,6 +114,14 @@ pub enum Served {
     },
     /// Nothing was done: it is to be asked again after this time.
     Later(Nanos),
+    /// Nothing was done, since the device has nothing to put there: it is to be asked again when it has, of
+    /// which whoever waits for that tells [`Engine::run`].
+    Idle,
+    /// Nothing was done, since one chain is too short: it is to be asked again with one more
+    /// ([`Chain::may_grow`]). They are used all at once.
+    Gather,
+    /// The chains that were gathered are too many for what is next: it is to be asked again with the first one.
+    Again,
 }
 
 /// A device proper: see the [module](self).
@@ -123,6 +134,9 @@ pub trait Device: Send {
 
     /// The largest size of each of its queues, a power of two each.
     const QUEUES: &'static [u16];
+
+    /// For how many chains of the greatest length there is room where it answers [`Served::Gather`].
+    const GATHERS: u16 = 1;
 
     /// The features that it offers, beside those that all devices do.
     fn features(&self) -> u64;

@@ -42,6 +42,8 @@ pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const DESCRIPTORS: u64 = 0x1000;
 pub(crate) const AVAILABLE: u64 = 0x3000;
 pub(crate) const USED: u64 = 0x5000;
+/// The rings of the second queue are so much further on.
+pub(crate) const SECOND: u64 = 0x6000;
 /// From here on tests put what they like.
 pub(crate) const ROOM: u64 = 0x1_0000;
 /// RAM ends here, and goes on at 4 GiB.
@@ -62,8 +64,10 @@ pub(crate) struct Driver<D: Device> {
     pub(crate) interrupts: Arc<AtomicU32>,
     pub(crate) notifications: Arc<AtomicU32>,
     pub(crate) size: u16,
-    made_available: u16,
-    seen: u16,
+    /// The queue that is spoken of.
+    pub(crate) queue: usize,
+    made_available: [u16; 2],
+    seen: [u16; 2],
 }
 
 impl<D: Device> Driver<D> {
@@ -99,8 +103,9 @@ impl<D: Device> Driver<D> {
             interrupts,
             notifications,
             size: 16,
-            made_available: 0,
-            seen: 0,
+            queue: 0,
+            made_available: [0; 2],
+            seen: [0; 2],
         }
     }
 
@@ -108,7 +113,10 @@ impl<D: Device> Driver<D> {
     pub(crate) fn ready(device: D, features: u64) -> Self {
         let mut driver = Self::new(device);
         driver.negotiate(features | VERSION_1);
-        driver.set_up_queue();
+        for queue in (0..D::QUEUES.len()).rev() {
+            driver.queue = queue;
+            driver.set_up_queue();
+        }
         driver.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         assert_eq!(driver.read(STATUS) & DRIVER_OK, DRIVER_OK);
         driver
@@ -151,12 +159,17 @@ impl<D: Device> Driver<D> {
     }
 
     pub(crate) fn set_up_queue(&mut self) {
-        self.write(QUEUE_SEL, 0);
+        self.write(QUEUE_SEL, self.queue as u32);
         self.write(QUEUE_SIZE, self.size.into());
-        self.set_address(QUEUE_DESC, DESCRIPTORS);
-        self.set_address(QUEUE_DRIVER, AVAILABLE);
-        self.set_address(QUEUE_DEVICE, USED);
+        self.set_address(QUEUE_DESC, self.at(DESCRIPTORS));
+        self.set_address(QUEUE_DRIVER, self.at(AVAILABLE));
+        self.set_address(QUEUE_DEVICE, self.at(USED));
         self.write(QUEUE_READY, 1);
+    }
+
+    /// Where a ring of the queue is, given where the first queue has it.
+    pub(crate) fn at(&self, ring: u64) -> u64 {
+        ring + self.queue as u64 * SECOND
     }
 
     pub(crate) fn store<T: vm_memory::ByteValued>(&self, address: u64, value: T) {
@@ -196,21 +209,28 @@ impl<D: Device> Driver<D> {
 
     /// Makes the chain that begins at descriptor `head` available.
     pub(crate) fn make_available(&mut self, head: u16) {
-        let place = u64::from(self.made_available % self.size);
-        self.store(AVAILABLE + 4 + 2 * place, head);
-        self.made_available = self.made_available.wrapping_add(1);
-        self.store(AVAILABLE + 2, self.made_available);
+        let made_available = self.made_available[self.queue];
+        let place = u64::from(made_available % self.size);
+        self.store(self.at(AVAILABLE) + 4 + 2 * place, head);
+        self.made_available[self.queue] = made_available.wrapping_add(1);
+        self.store(self.at(AVAILABLE) + 2, made_available.wrapping_add(1));
     }
 
     /// Puts these buffers into the first descriptors, one after the other, and makes them available:
     /// (address, length, whether the device writes).
     pub(crate) fn put(&mut self, buffers: &[(u64, u32, bool)]) {
-        for (index, (address, len, writable)) in (0..).zip(buffers) {
-            let last = usize::from(index) + 1 == buffers.len();
+        self.put_from(0, buffers);
+    }
+
+    /// The same from descriptor `first` on.
+    pub(crate) fn put_from(&mut self, first: u16, buffers: &[(u64, u32, bool)]) {
+        let table = self.at(DESCRIPTORS);
+        for (index, (address, len, writable)) in (first..).zip(buffers) {
+            let last = usize::from(index - first) + 1 == buffers.len();
             let flags = if *writable { WRITE } else { 0 } | if last { 0 } else { NEXT };
-            self.describe_at(DESCRIPTORS, index, (*address, *len, flags, index + 1));
+            self.describe_at(table, index, (*address, *len, flags, index + 1));
         }
-        self.make_available(0);
+        self.make_available(first);
     }
 
     pub(crate) fn run(&self) -> Next {
@@ -219,11 +239,12 @@ impl<D: Device> Driver<D> {
 
     /// The next chain that the device is done with: its head, and how much was written.
     pub(crate) fn used(&mut self) -> Option<(u32, u32)> {
-        if self.load::<u16>(USED + 2) == self.seen {
+        let seen = self.seen[self.queue];
+        if self.load::<u16>(self.at(USED) + 2) == seen {
             return None;
         }
-        let at = USED + 4 + 8 * u64::from(self.seen % self.size);
-        self.seen = self.seen.wrapping_add(1);
+        let at = self.at(USED) + 4 + 8 * u64::from(seen % self.size);
+        self.seen[self.queue] = seen.wrapping_add(1);
         Some((self.load(at), self.load(at + 4)))
     }
 
@@ -234,9 +255,11 @@ impl<D: Device> Driver<D> {
     /// Forgets its rings, as a driver does that resets its device.
     pub(crate) fn reset(&mut self) {
         self.write(STATUS, 0);
-        self.made_available = 0;
-        self.seen = 0;
-        self.fill(AVAILABLE, &[0; 0x100]);
-        self.fill(USED, &[0; 0x100]);
+        self.made_available = [0; 2];
+        self.seen = [0; 2];
+        for ring in [AVAILABLE, USED] {
+            self.fill(ring, &[0; 0x100]);
+            self.fill(ring + SECOND, &[0; 0x100]);
+        }
     }
 }

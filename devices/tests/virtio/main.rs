@@ -8,6 +8,7 @@ mod block;
 mod driver;
 mod entropy;
 mod hostile;
+mod net;
 mod registers;
 
 use std::sync::{Arc, Mutex};
