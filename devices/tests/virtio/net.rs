@@ -351,6 +351,10 @@ fn link_is_told_what_the_driver_takes_and_of_a_reset() {
     driver.set_up_queue();
     driver.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     assert_eq!(wire.lock().unwrap().offloads, [tso4, Offloads::default()]);
+    // The frame that waited for more buffers was for the driver before.
+    driver.put(&[(ROOM, 2_000, true)]);
+    driver.run();
+    assert_eq!(driver.used(), None);
 }
 
 #[test]
