@@ -22,6 +22,7 @@ use tsc::Khz;
 use crate::api::COMPATIBLE_VERSION;
 use crate::api::body::TimePolicy;
 use crate::api::drive::{CacheType, Drive, Entropy};
+use crate::api::network::{Mac, NetworkInterface};
 use crate::config::{
     BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, Peripherals, TscDomain, TscRate, VcpuCount,
     VmConfig, Watcher,
@@ -90,7 +91,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot a kernel in a microVM
-    Run(Run),
+    Run(Box<Run>),
     /// Run the guest that is compiled into this program: it reads its clock and is measured
     Demo,
     /// Measure what this host can do for guests' time
@@ -123,6 +124,10 @@ struct Run {
     /// does not wait for the host's disk
     #[arg(long, value_name = "PATH[,readonly][,root][,unsafe]", value_parser = parse_disk)]
     disk: Vec<Drive>,
+    /// A network card on a tap interface of the host, as often as needed. Without an address the guest makes
+    /// one up. The tap can be made before: ip tuntap add dev TAP mode tap user USER vnet_hdr
+    #[arg(long, value_name = "TAP[,mac=ADDRESS][,mtu=BYTES]", value_parser = parse_net)]
+    net: Vec<NetworkInterface>,
     /// A virtio source of entropy
     #[arg(long)]
     entropy: bool,
@@ -202,7 +207,38 @@ fn parse_disk(text: &str) -> Result<Drive, String> {
     })
 }
 
-/// The disks and the source of entropy that the flags ask for. Disks are named `disk0` and up.
+/// A tap, and what the guest is told of its card.
+fn parse_net(text: &str) -> Result<NetworkInterface, String> {
+    let mut words = text.split(',');
+    let mut interface = NetworkInterface {
+        // By its place among the interfaces, which is known later.
+        iface_id: String::new(),
+        host_dev_name: words.next().unwrap_or_default().to_owned(),
+        guest_mac: None,
+        mtu: None,
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
+    };
+    for word in words {
+        match word.split_once('=') {
+            Some(("mac", mac)) => {
+                let mac = Mac::parse(mac)
+                    .ok_or_else(|| format!("{mac:?} is not six bytes such as AA:FC:00:00:00:01"))?;
+                interface.guest_mac = Some(mac);
+            }
+            Some(("mtu", mtu)) => {
+                let mtu = mtu
+                    .parse()
+                    .map_err(|_| format!("{mtu:?} is not a number of bytes up to {}", u16::MAX))?;
+                interface.mtu = Some(mtu);
+            }
+            _ => return Err(format!("{word:?} is none of mac=ADDRESS and mtu=BYTES")),
+        }
+    }
+    interface.check().map_err(|fault| fault.to_string())
+}
+
+/// The devices that the flags ask for. Disks are named `disk0` and up, network interfaces `net0` and up.
 fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
     let mut peripherals = Peripherals::default();
     for (index, disk) in run.disk.iter().enumerate() {
@@ -211,6 +247,13 @@ fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
         peripherals
             .put_drive(drive)
             .map_err(|_| CommandError::Usage("--disk: only one can be the root".to_owned()))?;
+    }
+    for (index, interface) in run.net.iter().enumerate() {
+        let mut interface = interface.clone();
+        interface.iface_id = format!("net{index}");
+        peripherals
+            .put_interface(interface)
+            .map_err(|fault| CommandError::Usage(format!("--net: {fault}")))?;
     }
     peripherals.entropy = run.entropy.then(Entropy::default);
     Ok(peripherals)

@@ -18,8 +18,9 @@ use crate::api::body::{
     Action, BootSource, LoggerBody, MachinePatch, MetricsBody, MmdsConfig, TimeBody, TimePolicy,
     VmState,
 };
-use crate::api::drive::{Drive, DrivePatch, Entropy};
+use crate::api::drive::{Drive, DrivePatch, Entropy, RateLimiter};
 use crate::api::http::{Response, Status};
+use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
 use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::{COMPATIBLE_VERSION, server};
@@ -30,7 +31,7 @@ use crate::doctor;
 use crate::error::one_line;
 use crate::guest_rate::GuestRate;
 use crate::logging::{Change, log};
-use crate::machine::{self, Running};
+use crate::machine::{self, MachineError, Running};
 use crate::metrics::{Metrics, prometheus};
 use crate::mmds::Metadata;
 use crate::time_report::{Kept, TimeReport};
@@ -45,6 +46,8 @@ pub(crate) trait Instance {
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError>;
     /// Changes a disk.
     fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault>;
+    /// Changes a network interface.
+    fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault>;
     /// The rate of the guest's TSC and how it is kept, and the host's own.
     fn tsc_rate(&self) -> (GuestRate, Option<Khz>);
     /// What became of its clocks.
@@ -71,6 +74,10 @@ where
 
     fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
         Running::change_drive(self, patch)
+    }
+
+    fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
+        Running::change_interface(self, patch)
     }
 
     fn kept(&self) -> Kept {
@@ -116,6 +123,8 @@ pub(crate) struct Controller {
     tsc_domain_flag: Option<TscDomain>,
     /// Measures whether this host's offsets have an effect, or says why not.
     measure_offsets: fn() -> Result<(), String>,
+    /// Looks whether this host gives us a tap.
+    check_tap: fn(&NetworkInterface) -> Result<(), MachineError>,
     phase: Phase,
 }
 
@@ -135,6 +144,7 @@ impl Controller {
             tsc_flags: TscRate::default(),
             tsc_domain_flag: None,
             measure_offsets: doctor::offsets_take_effect,
+            check_tap: machine::check_tap,
             phase: Phase::NotStarted,
         }
     }
@@ -265,6 +275,8 @@ impl Controller {
             }
             ApiRequest::PutDrive(body) => done(self.put_drive(*body)),
             ApiRequest::PatchDrive(body) => done(self.patch_drive(&body)),
+            ApiRequest::PutNetworkInterface(body) => done(self.put_interface(body)),
+            ApiRequest::PatchNetworkInterface(body) => done(self.patch_interface(&body)),
             ApiRequest::PutEntropy(body) => done(self.put_entropy(body)),
             ApiRequest::PutTime(body) => done(self.put_time(body)),
             ApiRequest::PatchVm(state) => self.patch_vm(state),
@@ -336,6 +348,30 @@ impl Controller {
         self.peripherals.put_drive(drive)
     }
 
+    fn put_interface(&mut self, interface: NetworkInterface) -> Result<(), Fault> {
+        self.not_started()?;
+        // First, since it asks for no tap twice.
+        let mut peripherals = self.peripherals.clone();
+        peripherals.put_interface(interface.clone())?;
+        (self.check_tap)(&interface).map_err(|error| Fault::new(one_line(&error)))?;
+        self.peripherals = peripherals;
+        Ok(())
+    }
+
+    /// Changes a network interface of a running or paused guest.
+    fn patch_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
+        self.started()?;
+        let id = &patch.iface_id;
+        let interface = self.peripherals.interface_mut(id);
+        let interface = interface.ok_or_else(|| machine::no_interface(id))?;
+        if let Phase::Running(instance) | Phase::Paused(instance) = &mut self.phase {
+            instance.change_interface(patch)?;
+        }
+        RateLimiter::change(&mut interface.rx_rate_limiter, patch.rx_rate_limiter);
+        RateLimiter::change(&mut interface.tx_rate_limiter, patch.tx_rate_limiter);
+        Ok(())
+    }
+
     fn put_entropy(&mut self, entropy: Entropy) -> Result<(), Fault> {
         self.not_started()?;
         self.peripherals.entropy = Some(entropy);
@@ -354,11 +390,7 @@ impl Controller {
         if let Some(path) = &patch.path_on_host {
             drive.path_on_host = Some(path.clone());
         }
-        if let Some(limiter) = patch.rate_limiter {
-            let known = drive.rate_limiter.get_or_insert_default();
-            known.bandwidth = limiter.bandwidth.or(known.bandwidth);
-            known.ops = limiter.ops.or(known.ops);
-        }
+        RateLimiter::change(&mut drive.rate_limiter, patch.rate_limiter);
         Ok(())
     }
 
@@ -444,7 +476,7 @@ impl Controller {
         let mut config = json!({
             "machine-config": machine_config(&self.machine),
             "drives": self.peripherals.drives(),
-            "network-interfaces": [],
+            "network-interfaces": self.peripherals.interfaces(),
             "pmem": [],
         });
         if let Some(boot) = &self.boot {
@@ -502,8 +534,7 @@ fn refuse_mmds_config(body: &MmdsConfig) -> Fault {
     match body.network_interfaces.first() {
         None => Fault::new("network_interfaces: the list is empty"),
         Some(_) => Fault::new(
-            "network_interfaces: this version of keeptime has no network devices yet, so there is \
-             none of this name",
+            "network_interfaces: this version of keeptime does not serve metadata to guests yet",
         ),
     }
 }

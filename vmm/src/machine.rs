@@ -2,6 +2,7 @@
 
 mod devices;
 mod payload;
+mod tap;
 mod virtio;
 
 use std::io;
@@ -26,6 +27,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::body::TimePolicy;
 use crate::api::drive::DrivePatch;
+use crate::api::network::NetworkInterfacePatch;
 use crate::api::request::Fault;
 use crate::config::{CpuList, MachineConfig, Peripherals, TscDomain, VcpuCount, Watcher};
 use crate::console::{self, ConsoleInput};
@@ -48,10 +50,11 @@ use crate::vcpu::{Ending, Shared, VcpuThread};
 
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
-pub(crate) use virtio::{check_image, no_drive};
+pub(crate) use virtio::{check_image, check_tap, no_drive, no_interface};
 
 use devices::{Devices, StopSigns};
-use virtio::{Images, Virtio};
+use tap::TapError;
+use virtio::{Backends, Virtio};
 
 /// A microVM cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +106,8 @@ pub(crate) enum MachineError {
     Rate(#[from] RateError),
     /// More virtio devices than there are places.
     #[error(
-        "{asked} drives and entropy devices are more than the {limit} that a machine has places for"
+        "{asked} drives, network interfaces and entropy devices are more than the {limit} that a machine has \
+         places for"
     )]
     TooManyDevices {
         /// What the configuration asks for.
@@ -114,6 +118,9 @@ pub(crate) enum MachineError {
     /// A disk's image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A network interface's tap cannot be had.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// The vCPUs' threads cannot run where they are to.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -220,7 +227,7 @@ where
         let none = Peripherals::default();
         let peripherals = additions.peripherals.unwrap_or(&none);
         let places = virtio::places(peripherals)?;
-        let images = Images::open(peripherals)?;
+        let backends = Backends::open(peripherals)?;
         let memory = memory::create(config.memory)?;
         // Before the VM exists: a file that cannot be booted is found in microseconds.
         let loaded = payload::load(&memory, payload)?;
@@ -248,7 +255,7 @@ where
         let mut devices =
             Devices::create(&vm, until, config, controllers, additions.port, *started)?;
         let bus = &mut devices.buses.mmio;
-        let virtio = Virtio::create(&*vm, &guest_memory, bus, peripherals, images, &places)?;
+        let virtio = Virtio::create(&*vm, &guest_memory, bus, peripherals, backends, &places)?;
         let counters = metrics.watch_machine(
             vcpus.len(),
             devices.keyboard_counters,
@@ -569,6 +576,14 @@ where
     /// There is no such disk, or no such image.
     pub(crate) fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
         self.virtio.change_drive(patch)
+    }
+
+    /// Changes a network interface.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub(crate) fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
+        self.virtio.change_interface(patch)
     }
 
     /// Types Ctrl+Alt+Del on the guest's keyboard.

@@ -296,10 +296,10 @@ fn absent_devices_are_refused_by_name() {
     let vm = Vm::start(&[]);
     for (method, path, body, part) in [
         (
-            "PUT",
+            "DELETE",
             "/network-interfaces/eth0",
-            json!({"iface_id": "eth0", "host_dev_name": "tap0"}),
-            "network devices",
+            Value::Null,
+            "removal of network interfaces",
         ),
         (
             "PUT",

@@ -23,7 +23,7 @@ pub enum Missing {
     CpuConfig,
     DriveRemoval,
     MemoryHotplug,
-    NetworkInterfaces,
+    NetworkRemoval,
     Pmem,
     Serial,
     Snapshots,
@@ -39,7 +39,7 @@ impl Missing {
             Self::CpuConfig => "custom CPU templates",
             Self::DriveRemoval => "removal of drives",
             Self::MemoryHotplug => "memory hotplug",
-            Self::NetworkInterfaces => "network devices",
+            Self::NetworkRemoval => "removal of network interfaces",
             Self::Pmem => "persistent memory devices",
             Self::Serial => {
                 return Fault::new(
@@ -97,8 +97,7 @@ macro_rules! identified_by {
 
 identified_by!(
     Pmem: id,
-    PmemPatch: id,
-    NetworkInterfacePatch: iface_id
+    PmemPatch: id
 );
 
 #[derive(Debug, Default, Deserialize)]
@@ -122,55 +121,6 @@ pub struct PmemPatch {
     id: String,
     #[serde(default, deserialize_with = "super::object::optional")]
     rate_limiter: Option<RateLimiter>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkInterface {
-    iface_id: String,
-    host_dev_name: String,
-    guest_mac: Option<String>,
-    mtu: Option<u16>,
-    #[serde(default, deserialize_with = "super::object::optional")]
-    rx_rate_limiter: Option<RateLimiter>,
-    #[serde(default, deserialize_with = "super::object::optional")]
-    tx_rate_limiter: Option<RateLimiter>,
-}
-
-/// The smallest unit that IPv4 lets a link have (RFC 791, section 3.2).
-const MIN_MTU: u16 = 68;
-
-impl Check for NetworkInterface {
-    fn check(&self, id: &str) -> Result<(), Fault> {
-        same_id("iface_id", &self.iface_id, id)?;
-        if let Some(mac) = &self.guest_mac
-            && !is_mac(mac)
-        {
-            return Err(Fault::new(
-                "guest_mac is not six bytes such as AA:FC:00:00:00:01",
-            ));
-        }
-        if self.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
-            return Err(Fault::new(format!("mtu is less than {MIN_MTU}")));
-        }
-        Ok(())
-    }
-}
-
-fn is_mac(text: &str) -> bool {
-    let is_byte =
-        |byte: &str| byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit());
-    text.split(':').count() == 6 && text.split(':').all(is_byte)
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkInterfacePatch {
-    iface_id: String,
-    #[serde(default, deserialize_with = "super::object::optional")]
-    rx_rate_limiter: Option<RateLimiter>,
-    #[serde(default, deserialize_with = "super::object::optional")]
-    tx_rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -381,19 +331,5 @@ mod tests {
             message.contains("has no serial output to a file yet"),
             "{message}"
         );
-    }
-
-    #[test]
-    fn mac_is_six_bytes() {
-        for (text, valid) in [
-            ("AA:FC:00:00:00:01", true),
-            ("aa:fc:00:00:00:0g", false),
-            ("AA:FC:00:00:00", false),
-            ("AA:FC:00:00:00:01:02", false),
-            ("AAFC00000001", false),
-            ("A:FC:00:00:00:011", false),
-        ] {
-            assert_eq!(is_mac(text), valid, "{text}");
-        }
     }
 }

@@ -69,6 +69,15 @@ pub struct RateLimiter {
 pub(crate) type Buckets = (Option<Option<Bucket>>, Option<Option<Bucket>>);
 
 impl RateLimiter {
+    /// Takes over what a PATCH says of a limiter; of what it does not, the old stays.
+    pub(crate) fn change(known: &mut Option<Self>, patch: Option<Self>) {
+        if let Some(patch) = patch {
+            let known = known.get_or_insert_default();
+            known.bandwidth = patch.bandwidth.or(known.bandwidth);
+            known.ops = patch.ops.or(known.ops);
+        }
+    }
+
     /// Its buckets.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ pub(crate) mod client;
 pub mod drive;
 pub mod http;
 pub(crate) mod mailbox;
+pub mod network;
 mod object;
 pub mod openapi;
 pub mod request;

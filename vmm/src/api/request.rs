@@ -11,6 +11,7 @@ use super::body::{
 };
 use super::drive::{Drive, DrivePatch, Entropy, same_id};
 use super::http::Method;
+use super::network::{NetworkInterface, NetworkInterfacePatch};
 
 /// Why a request is refused: the `fault_message` that the client gets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +67,10 @@ pub enum ApiRequest {
     PutDrive(Box<Drive>),
     /// `PATCH /drives/{id}`.
     PatchDrive(DrivePatch),
+    /// `PUT /network-interfaces/{id}`.
+    PutNetworkInterface(NetworkInterface),
+    /// `PATCH /network-interfaces/{id}`.
+    PatchNetworkInterface(NetworkInterfacePatch),
     /// `PUT /entropy`.
     PutEntropy(Entropy),
     /// `PUT /time`.
@@ -236,13 +241,16 @@ pub const ROUTES: &[Route] = &[
     }),
     delete("/pmem/{id}", |_| Ok(ApiRequest::Absent(Missing::Pmem))),
     put("/network-interfaces/{id}", Some("network"), |input| {
-        absent::<absent::NetworkInterface>(input, Missing::NetworkInterfaces)
+        let body: NetworkInterface = input.json()?;
+        same_id("iface_id", &body.iface_id, input.id)?;
+        Ok(ApiRequest::PutNetworkInterface(body.check()?))
     }),
     patch("/network-interfaces/{id}", Some("network"), |input| {
-        absent::<absent::NetworkInterfacePatch>(input, Missing::NetworkInterfaces)
+        let body: NetworkInterfacePatch = input.json()?;
+        Ok(ApiRequest::PatchNetworkInterface(body.check(input.id)?))
     }),
     delete("/network-interfaces/{id}", |_| {
-        Ok(ApiRequest::Absent(Missing::NetworkInterfaces))
+        Ok(ApiRequest::Absent(Missing::NetworkRemoval))
     }),
     put("/vsock", Some("vsock"), |input| {
         absent::<absent::Vsock>(input, Missing::Vsock)

@@ -1,6 +1,7 @@
-//! A machine's disks and its source of entropy, validated.
+//! A machine's disks, network interfaces and source of entropy, validated.
 
 use crate::api::drive::{Drive, Entropy};
+use crate::api::network::NetworkInterface;
 use crate::api::request::Fault;
 
 /// The devices that a machine has because it was asked for them.
@@ -8,6 +9,8 @@ use crate::api::request::Fault;
 pub struct Peripherals {
     /// The disks. That of the root file system is the first, so that Linux calls it `vda`.
     drives: Vec<Drive>,
+    /// The network interfaces, in the order in which they were asked for.
+    interfaces: Vec<NetworkInterface>,
     /// The source of entropy.
     pub entropy: Option<Entropy>,
 }
@@ -47,6 +50,47 @@ impl Peripherals {
     /// The disk of this name.
     pub fn drive_mut(&mut self, id: &str) -> Option<&mut Drive> {
         self.drives.iter_mut().find(|drive| drive.drive_id == id)
+    }
+
+    /// The network interfaces, in the order in which the guest finds them.
+    #[must_use]
+    pub fn interfaces(&self) -> &[NetworkInterface] {
+        &self.interfaces
+    }
+
+    /// Adds a network interface, or puts it in the place of the one with its name.
+    ///
+    /// # Errors
+    /// Another has its address or its tap.
+    pub fn put_interface(&mut self, interface: NetworkInterface) -> Result<(), Fault> {
+        let named = |other: &NetworkInterface| other.iface_id == interface.iface_id;
+        for other in self.interfaces.iter().filter(|other| !named(other)) {
+            let id = &other.iface_id;
+            if other.host_dev_name == interface.host_dev_name {
+                return Err(Fault::new(format!(
+                    "host_dev_name: the interface {id:?} has this tap already"
+                )));
+            }
+            if let Some(mac) = interface
+                .guest_mac
+                .filter(|mac| other.guest_mac == Some(*mac))
+            {
+                return Err(Fault::new(format!(
+                    "guest_mac: the interface {id:?} has the address {mac} already"
+                )));
+            }
+        }
+        match self.interfaces.iter().position(named) {
+            Some(index) => self.interfaces[index] = interface,
+            None => self.interfaces.push(interface),
+        }
+        Ok(())
+    }
+
+    /// The network interface of this name.
+    pub fn interface_mut(&mut self, id: &str) -> Option<&mut NetworkInterface> {
+        let mut interfaces = self.interfaces.iter_mut();
+        interfaces.find(|interface| interface.iface_id == id)
     }
 
     /// A kernel's command line with what it is told of its root file system. What is after ` -- ` is not the
@@ -91,6 +135,33 @@ mod tests {
         peripherals.put_drive(drive("c", false)).expect("replaced");
         peripherals.put_drive(drive("b", true)).expect("the only");
         assert_eq!(names(&peripherals), ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn interfaces_share_neither_a_tap_nor_an_address() {
+        let interface = |id: &str, tap: &str, mac: u8| -> NetworkInterface {
+            let text = format!(
+                r#"{{"iface_id":"{id}","host_dev_name":"{tap}","guest_mac":"aa:fc:00:00:00:{mac:02x}"}}"#
+            );
+            serde_json::from_str(&text).expect("well-formed")
+        };
+        let mut peripherals = Peripherals::default();
+        for (id, tap, mac) in [("a", "t0", 0), ("b", "t1", 1), ("a", "t0", 2)] {
+            let put = peripherals.put_interface(interface(id, tap, mac));
+            put.expect("valid");
+        }
+        let names: Vec<_> = (peripherals.interfaces().iter())
+            .map(|interface| &*interface.iface_id)
+            .collect();
+        assert_eq!(names, ["a", "b"]);
+        for (tap, mac, part) in [("t1", 3, "host_dev_name"), ("t2", 1, "guest_mac")] {
+            let message = peripherals.put_interface(interface("c", tap, mac));
+            let message = message.expect_err(part).to_string();
+            assert!(
+                message.contains(part) && message.contains("\"b\""),
+                "{message}"
+            );
+        }
     }
 
     #[test]

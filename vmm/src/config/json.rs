@@ -17,6 +17,7 @@ use super::{
 };
 use crate::api::body::{BootSource, LoggerBody, MetricsBody};
 use crate::api::drive::{Drive, Entropy};
+use crate::api::network::NetworkInterface;
 use crate::api::request::Fault;
 
 /// A configuration file that cannot be obeyed.
@@ -42,6 +43,14 @@ pub enum ConfigFileError {
         /// Why not.
         source: Fault,
     },
+    /// A network interface that cannot be had.
+    #[error("network-interfaces: {id:?}")]
+    NetworkInterface {
+        /// Its name.
+        id: String,
+        /// Why not.
+        source: Fault,
+    },
     /// An entropy device that cannot be had.
     #[error("entropy")]
     Entropy(#[source] Fault),
@@ -54,7 +63,7 @@ pub enum ConfigFileError {
 pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     let file: ConfigFile = serde_json::from_slice(text)?;
     let machine = file.machine_config;
-    let peripherals = peripherals(file.drives, file.entropy)?;
+    let peripherals = peripherals(file.drives, file.network_interfaces, file.entropy)?;
     Ok(VmConfig {
         boot: file.boot_source.into(),
         machine: MachineConfig {
@@ -75,6 +84,7 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
 
 fn peripherals(
     drives: Vec<Drive>,
+    interfaces: Vec<NetworkInterface>,
     entropy: Option<Entropy>,
 ) -> Result<Peripherals, ConfigFileError> {
     let mut peripherals = Peripherals::default();
@@ -87,6 +97,17 @@ fn peripherals(
             Err(Fault::new("drive_id: another drive has this name"))
         };
         put.map_err(|source| ConfigFileError::Drive { id, source })?;
+    }
+    for interface in interfaces {
+        let id = interface.iface_id.clone();
+        let is_new = peripherals.interface_mut(&id).is_none();
+        let put = if is_new {
+            let checked = interface.check();
+            checked.and_then(|interface| peripherals.put_interface(interface))
+        } else {
+            Err(Fault::new("iface_id: another interface has this name"))
+        };
+        put.map_err(|source| ConfigFileError::NetworkInterface { id, source })?;
     }
     let entropy = entropy.map(Entropy::check).transpose();
     peripherals.entropy = entropy.map_err(ConfigFileError::Entropy)?;
@@ -101,8 +122,8 @@ struct ConfigFile {
     machine_config: Machine,
     #[serde(default)]
     drives: Vec<Drive>,
-    #[serde(default, rename = "network-interfaces")]
-    _network_interfaces: NotYet<NetworkInterfaces>,
+    #[serde(default)]
+    network_interfaces: Vec<NetworkInterface>,
     #[serde(default, rename = "pmem")]
     _pmem: NotYet<Pmem>,
     #[serde(default, rename = "cpu-config")]
@@ -175,7 +196,6 @@ macro_rules! features {
 }
 
 features! {
-    NetworkInterfaces: "`network-interfaces` (network devices)",
     Pmem: "`pmem` (persistent memory devices)",
     CpuConfig: "`cpu-config` (custom CPU templates)",
     Vsock: "`vsock` (the socket device)",
@@ -433,7 +453,6 @@ mod tests {
             );
         }
         for key in [
-            "network-interfaces",
             "pmem",
             "cpu-config",
             "vsock",

@@ -32,6 +32,11 @@ impl Instance for Noting {
         }
     }
 
+    fn change_interface(&mut self, _: &NetworkInterfacePatch) -> Result<(), Fault> {
+        self.0.borrow_mut().push("interface");
+        Ok(())
+    }
+
     fn kept(&self) -> Kept {
         Kept::default()
     }
@@ -91,6 +96,19 @@ impl Fixture {
         assert_eq!(answer.status, Status::BadRequest, "{path} {body}");
         let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
         body["fault_message"].as_str().expect("a text").to_owned()
+    }
+
+    /// With a host that has every tap but those called "none".
+    fn with_taps() -> Self {
+        let mut fixture = Self::new();
+        fixture.controller.check_tap = |interface| match &*interface.host_dev_name {
+            "none" => Err(MachineError::Host {
+                what: "have this tap",
+                source: std::io::ErrorKind::NotFound.into(),
+            }),
+            _ => Ok(()),
+        };
+        fixture
     }
 
     fn get(&mut self, path: &str) -> Value {
@@ -370,7 +388,7 @@ fn what_does_not_exist_is_named() {
     assert!(message.contains("no removal of drives yet"), "{message}");
     let interfaces = json!({"network_interfaces": ["eth0"]});
     let message = vm.refused(Method::Put, "/mmds/config", &interfaces);
-    assert!(message.contains("no network devices yet"), "{message}");
+    assert!(message.contains("does not serve metadata"), "{message}");
 }
 
 #[test]
@@ -497,4 +515,53 @@ fn drives_and_entropy_are_configured_before_the_start_and_shown() {
     let unknown = json!({"drive_id": "z", "path_on_host": "f"});
     let message = vm.refused(Method::Patch, "/drives/z", &unknown);
     assert!(message.contains("no drive \"z\""), "{message}");
+}
+
+#[test]
+fn interfaces_are_configured_before_the_start_changed_after_it_and_shown() {
+    let mut vm = Fixture::with_taps();
+    let interface = |id: &str, tap: &str| json!({"iface_id": id, "host_dev_name": tap});
+    assert_eq!(vm.get("/vm/config")["network-interfaces"], json!([]));
+    let mut full = interface("a", "tap0");
+    full["guest_mac"] = json!("aa:fc:00:00:00:01");
+    full["mtu"] = json!(1_400);
+    let bucket = |size: u64| json!({"size": size, "refill_time": 100});
+    full["rx_rate_limiter"] = json!({"bandwidth": bucket(1)});
+    vm.done(
+        Method::Put,
+        "/network-interfaces/a",
+        &interface("a", "tap9"),
+    );
+    vm.done(
+        Method::Put,
+        "/network-interfaces/b",
+        &interface("b", "tap1"),
+    );
+    vm.done(Method::Put, "/network-interfaces/a", &full);
+    let shown = json!([full, interface("b", "tap1")]);
+    assert_eq!(vm.get("/vm/config")["network-interfaces"], shown);
+    for (tap, part) in [("tap1", "\"b\" has this tap"), ("none", "have this tap")] {
+        let message = vm.refused(Method::Put, "/network-interfaces/c", &interface("c", tap));
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(vm.get("/vm/config")["network-interfaces"], shown);
+    let patch = json!({
+        "iface_id": "a",
+        "rx_rate_limiter": {"ops": bucket(2)},
+        "tx_rate_limiter": {"bandwidth": bucket(3)},
+    });
+    let message = vm.refused(Method::Patch, "/network-interfaces/a", &patch);
+    assert!(message.contains("has not started"), "{message}");
+
+    vm.start();
+    let message = vm.refused(Method::Put, "/network-interfaces/a", &full);
+    assert!(message.contains("before the start only"), "{message}");
+    vm.done(Method::Patch, "/network-interfaces/a", &patch);
+    assert_eq!(*vm.notes.borrow(), ["interface"]);
+    full["rx_rate_limiter"]["ops"] = bucket(2);
+    full["tx_rate_limiter"] = patch["tx_rate_limiter"].clone();
+    assert_eq!(vm.get("/vm/config")["network-interfaces"][0], full);
+    let unknown = json!({"iface_id": "z", "rx_rate_limiter": {}});
+    let message = vm.refused(Method::Patch, "/network-interfaces/z", &unknown);
+    assert!(message.contains("no network interface \"z\""), "{message}");
 }

@@ -5,7 +5,7 @@
 //! either: its notification is an eventfd that the kernel writes without leaving to us.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ use devices::rate_limiter::RateLimiter;
 use devices::virtio::block::{Block, Image, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
+use devices::virtio::net::Net;
 use devices::virtio::{Device, Engine, Hold, Next};
 use hypervisor::{Gsi, Vm};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -27,8 +28,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::devices::press;
+use super::tap::Tap;
 use super::{MachineError, host};
 use crate::api::drive::{self, DrivePatch};
+use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
 use crate::api::request::Fault;
 use crate::config::Peripherals;
 use crate::error::one_line;
@@ -41,7 +44,9 @@ const MAX_DEVICES: usize = layout::VIRTIO_MMIO_GSIS.len();
 
 /// The places of the devices, for the machine's tables.
 pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, MachineError> {
-    let asked = peripherals.drives().len() + usize::from(peripherals.entropy.is_some());
+    let asked = peripherals.drives().len()
+        + peripherals.interfaces().len()
+        + usize::from(peripherals.entropy.is_some());
     if asked > MAX_DEVICES {
         return Err(MachineError::TooManyDevices {
             asked,
@@ -61,22 +66,38 @@ pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, Machi
         .collect())
 }
 
-/// The images of a machine's disks, opened and locked.
+/// What of the host is behind a machine's devices.
 #[derive(Debug)]
-pub(super) struct Images(Vec<Image>);
+pub(super) struct Backends {
+    /// The images of the disks, opened and locked,
+    images: Vec<Image>,
+    /// and the taps of the network interfaces.
+    taps: Vec<Tap>,
+}
 
-impl Images {
+impl Backends {
     /// Opens them, before anything else is made.
     pub(super) fn open(peripherals: &Peripherals) -> Result<Self, MachineError> {
         let drives = peripherals.drives().iter();
         let images = drives.map(|drive| Image::open(&drive.path(), drive.access()));
-        Ok(Self(images.collect::<Result<_, _>>()?))
+        let interfaces = peripherals.interfaces().iter();
+        let taps = interfaces.map(|interface| Tap::open(&interface.host_dev_name));
+        Ok(Self {
+            images: images.collect::<Result<_, _>>()?,
+            taps: taps.collect::<Result<_, _>>()?,
+        })
     }
 }
 
 /// Looks whether an image can be had, so that a client learns of a wrong path when it gives it.
 pub(crate) fn check_image(drive: &drive::Drive) -> Result<(), MachineError> {
     Image::open(&drive.path(), drive.access())?;
+    Ok(())
+}
+
+/// Looks whether a tap can be had, for the same reason.
+pub(crate) fn check_tap(interface: &NetworkInterface) -> Result<(), MachineError> {
+    Tap::open(&interface.host_dev_name)?;
     Ok(())
 }
 
@@ -98,10 +119,20 @@ struct Disk {
     image: Image,
 }
 
+/// A network card, for whoever changes it while it is in use.
+#[derive(Debug)]
+struct Card {
+    id: String,
+    engine: Arc<Engine<Net>>,
+    kick: EventFd,
+}
+
 /// A device that waits for its thread.
 struct Waiting {
     name: String,
     kick: EventFd,
+    /// What has something for the device when it becomes readable.
+    source: Option<OwnedFd>,
     run: Box<dyn Fn() -> Next + Send>,
     hold: Box<dyn Fn() -> Hold + Send>,
 }
@@ -110,6 +141,7 @@ struct Waiting {
 #[derive(Default)]
 pub(super) struct Virtio {
     disks: Vec<Disk>,
+    cards: Vec<Card>,
     waiting: Vec<Waiting>,
     threads: Vec<DeviceThread>,
     holds: Vec<Hold>,
@@ -122,12 +154,12 @@ impl Virtio {
         memory: &Arc<GuestMemoryMmap>,
         bus: &mut Bus,
         peripherals: &Peripherals,
-        images: Images,
+        backends: Backends,
         places: &[VirtioMmio],
     ) -> Result<Self, MachineError> {
         let mut virtio = Self::default();
         let mut places = places.iter();
-        for (drive, image) in peripherals.drives().iter().zip(images.0) {
+        for (drive, image) in peripherals.drives().iter().zip(backends.images) {
             let Some(place) = places.next() else { break };
             let kept = image.again(&drive.path())?;
             let name = drive.drive_id.clone();
@@ -153,6 +185,35 @@ impl Virtio {
                 image: kept,
             });
         }
+        for (interface, tap) in peripherals.interfaces().iter().zip(backends.taps) {
+            let Some(place) = places.next() else { break };
+            let source = tap.as_fd().try_clone_to_owned();
+            let source = source.map_err(host("duplicate a descriptor"))?;
+            let name = interface.iface_id.clone();
+            let device = Net::new(
+                Box::new(tap),
+                interface.identity(),
+                limiter(interface.rx_rate_limiter),
+                limiter(interface.tx_rate_limiter),
+                Box::new(move |operation, error| {
+                    tracing::warn!(
+                        "network interface {name:?}: the host cannot {operation}: {}; frames are lost, and this \
+                         is told once",
+                        one_line(error)
+                    );
+                }),
+            );
+            let name = format!("net {}", interface.iface_id);
+            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            if let Some(waiting) = virtio.waiting.last_mut() {
+                waiting.source = Some(source);
+            }
+            virtio.cards.push(Card {
+                id: interface.iface_id.clone(),
+                engine,
+                kick,
+            });
+        }
         if let (Some(entropy), Some(place)) = (&peripherals.entropy, places.next()) {
             let device = Entropy::new(
                 Box::new(host_random),
@@ -164,7 +225,8 @@ impl Virtio {
                     );
                 }),
             );
-            virtio.add(vm, memory, bus, *place, device, "entropy".to_owned())?;
+            let name = "entropy".to_owned();
+            virtio.add(vm, memory, bus, *place, device, name)?;
         }
         Ok(virtio)
     }
@@ -197,6 +259,7 @@ impl Virtio {
         self.waiting.push(Waiting {
             name,
             kick: duplicate(&kick)?,
+            source: None,
             run: Box::new(move || runner.run()),
             hold: Box::new(move || holder.hold()),
         });
@@ -242,6 +305,32 @@ impl Virtio {
         press(&disk.kick);
         Ok(())
     }
+
+    /// Changes a network interface while it is in use.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub(super) fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
+        let card = self.cards.iter().find(|card| card.id == patch.iface_id);
+        let card = card.ok_or_else(|| no_interface(&patch.iface_id))?;
+        let receive = patch.rx_rate_limiter.unwrap_or_default().buckets()?;
+        let transmit = patch.tx_rate_limiter.unwrap_or_default().buckets()?;
+        card.engine.change(|update| {
+            update.receive_bandwidth = receive.0.or(update.receive_bandwidth.take());
+            update.receive_operations = receive.1.or(update.receive_operations.take());
+            update.transmit_bandwidth = transmit.0.or(update.transmit_bandwidth.take());
+            update.transmit_operations = transmit.1.or(update.transmit_operations.take());
+        });
+        press(&card.kick);
+        Ok(())
+    }
+}
+
+/// What a client is told of a network interface that there is not.
+pub(crate) fn no_interface(id: &str) -> Fault {
+    Fault::new(format!(
+        "there is no network interface {id:?}: PUT it before the start"
+    ))
 }
 
 /// What a client is told of a disk that there is not.
@@ -276,6 +365,7 @@ impl std::fmt::Debug for Virtio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Virtio")
             .field("disks", &self.disks)
+            .field("cards", &self.cards)
             .finish_non_exhaustive()
     }
 }
@@ -305,6 +395,7 @@ impl DeviceThread {
         let Waiting {
             name,
             kick,
+            source,
             run,
             hold,
         } = device;
@@ -313,7 +404,7 @@ impl DeviceThread {
         let handle = std::thread::Builder::new()
             .name(name.chars().take(15).collect())
             .spawn(move || {
-                let serve = AssertUnwindSafe(|| serve(&bell, &stopped, &*run));
+                let serve = AssertUnwindSafe(|| serve(&bell, source.as_ref(), &stopped, &*run));
                 // A panic in a device must end the microVM, not leave it without its disk.
                 if !matches!(catch_unwind(serve), Ok(Ok(()))) {
                     ending.end(Outcome::Failure(format!(
@@ -331,10 +422,20 @@ impl DeviceThread {
 }
 
 /// Serves until it is told to stop.
-fn serve(bell: &EventFd, stop: &AtomicBool, run: &dyn Fn() -> Next) -> io::Result<()> {
+fn serve(
+    bell: &EventFd,
+    source: Option<&OwnedFd>,
+    stop: &AtomicBool,
+    run: &dyn Fn() -> Next,
+) -> io::Result<()> {
     let epoll = Epoll::new()?;
     let event = EpollEvent::new(EventSet::IN, 0);
     epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
+    if let Some(source) = source {
+        // By edges: as long as the guest has no buffers, what is there stays there.
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
+        epoll.ctl(ControlOperation::Add, source.as_raw_fd(), event)?;
+    }
     let mut next = Next::Notification;
     loop {
         let timeout = match next {
