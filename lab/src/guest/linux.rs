@@ -56,15 +56,27 @@ fn archive(stock: &Stock) -> Result<Archive> {
 /// The first program of a guest with disks.
 const DISK: &str = include_str!("disk.sh");
 
+/// The first program of a guest with a network card.
+const NETWORK: &str = include_str!("network.sh");
+
 /// An initramfs whose first program loads these modules, uses the disks, and powers off.
 pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    initramfs_with_modules(stock, DISK, wanted)
+}
+
+/// The same with the network card.
+pub(crate) fn network_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    initramfs_with_modules(stock, NETWORK, wanted)
+}
+
+fn initramfs_with_modules(stock: &Stock, init: &str, wanted: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "modules", "proc", "sys"] {
         archive.directory(folder)?;
     }
     archive.device("dev/console", 5, 1)?;
     archive.executable("bin/busybox", &stock.read_busybox()?)?;
-    archive.executable("init", DISK.as_bytes())?;
+    archive.executable("init", init.as_bytes())?;
     let mut order = String::new();
     for module in modules::in_load_order(&stock.modules, wanted)? {
         let path = format!("modules/{}.ko", module.name);

@@ -42,6 +42,11 @@ pub(crate) fn loads(paging: Paging) -> Vec<Load> {
             module: "kvm-amd",
             parameters,
         },
+        // For taps.
+        Load {
+            module: "tun",
+            parameters: "",
+        },
         Load {
             module: "msr",
             parameters: "allow_writes=on",

@@ -10,6 +10,7 @@ mod clients;
 mod errors;
 mod keeping;
 mod linux;
+mod network;
 mod rate;
 mod small;
 mod time;
@@ -217,6 +218,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     scenarios.extend(linux::all());
     scenarios.extend(block::all());
+    scenarios.extend(network::all());
     scenarios.extend(rate::all());
     scenarios.extend(keeping::all());
     scenarios.extend(small::all());
