@@ -21,6 +21,7 @@ mod scaling;
 mod simulator;
 mod skew;
 mod tables;
+mod virtio;
 mod watch;
 
 pub use api::{api_http, api_request};
@@ -34,6 +35,7 @@ pub use scaling::{tsc_nested, tsc_ratio, tsc_scale};
 pub use simulator::tsc_simulator;
 pub use skew::tsc_skew;
 pub use tables::{acpi, cpuid};
+pub use virtio::{virtio_block, virtio_entropy, virtio_mmio, virtio_net};
 pub use watch::tsc_watch;
 
 /// A fuzz target: takes any bytes, panics when an invariant does not hold.
@@ -60,6 +62,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tsc_simulator", tsc_simulator),
     ("tsc_skew", tsc_skew),
     ("tsc_watch", tsc_watch),
+    ("virtio_block", virtio_block),
+    ("virtio_entropy", virtio_entropy),
+    ("virtio_mmio", virtio_mmio),
+    ("virtio_net", virtio_net),
     ("vmclock", vmclock),
 ];
 

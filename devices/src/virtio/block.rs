@@ -22,6 +22,7 @@ use virtio_bindings::virtio_blk as blk;
 use super::{Buffers, Chain, ConfigSpace, Device, Kind, Served, Violation};
 use crate::rate_limiter::{Bucket, RateLimiter};
 
+use image::Place;
 pub use image::{Access, Image, ImageError};
 
 /// The unit in which a disk counts, whatever its own blocks are (5.2.4).
@@ -191,13 +192,13 @@ impl Block {
                 };
             }
             blk::VIRTIO_BLK_T_DISCARD if self.features & DISCARD != 0 => {
-                match Zeros::read(out, false) {
+                match Zeros::read(out, false, image) {
                     Ok(zeros) => (Operation::Zero, zeros.carry_out(image)),
                     Err(answer) => return answer,
                 }
             }
             blk::VIRTIO_BLK_T_WRITE_ZEROES if self.features & WRITE_ZEROES != 0 => {
-                match Zeros::read(out, true) {
+                match Zeros::read(out, true, image) {
                     Ok(zeros) => (Operation::Zero, zeros.carry_out(image)),
                     Err(answer) => return answer,
                 }
@@ -220,15 +221,15 @@ impl Block {
 
 /// A discard, or a write of zeros: `struct virtio_blk_discard_write_zeroes`.
 struct Zeros {
-    sector: u64,
-    sectors: u32,
+    place: Place,
+    len: u64,
     must_be_zero: bool,
     may_unmap: bool,
 }
 
 impl Zeros {
-    /// There is one to a request, as the configuration space says.
-    fn read(out: Buffers<'_>, must_be_zero: bool) -> Result<Self, Answer> {
+    /// There is one to a request, as the configuration space says, and it is within `image`, which can be written.
+    fn read(out: Buffers<'_>, must_be_zero: bool, image: &Image) -> Result<Self, Answer> {
         let mut bytes = [0; 16];
         // Another length is a request that makes no sense.
         out.read(&mut bytes).map_err(|_| Answer::ERROR)?;
@@ -243,21 +244,21 @@ impl Zeros {
         if sectors > MAX_ZERO_SECTORS {
             return Err(Answer::ERROR);
         }
+        let len = u64::from(sectors) * SECTOR;
+        let place = image
+            .place(sector, len)
+            .filter(|_| image.access() == Access::ReadWrite)
+            .ok_or(Answer::ERROR)?;
         Ok(Self {
-            sector,
-            sectors,
+            place,
+            len,
             must_be_zero,
             may_unmap: !must_be_zero || flags & unmap != 0,
         })
     }
 
     fn carry_out(&self, image: &mut Image) -> io::Result<u64> {
-        let len = u64::from(self.sectors) * SECTOR;
-        let place = image
-            .place(self.sector, len)
-            .filter(|_| image.access() == Access::ReadWrite)
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        image.zero(place, len, self.must_be_zero, self.may_unmap)?;
+        image.zero(self.place, self.len, self.must_be_zero, self.may_unmap)?;
         Ok(0)
     }
 }

@@ -1,62 +1,6 @@
-//! Seeds of the targets of guest time, in the encoding of the `arbitrary` crate: integers in
-//! little-endian order, one byte for a truth value, a word for the variant of an enumeration, and
-//! one byte before each element of a list.
+//! Seeds of the targets of guest time.
 
-/// The bytes of an input under construction, field by field in the order of the target's structure.
-#[derive(Default)]
-struct Seed(Vec<u8>);
-
-impl Seed {
-    fn bytes(mut self, bytes: &[u8]) -> Self {
-        self.0.extend_from_slice(bytes);
-        self
-    }
-
-    fn u8(self, value: u8) -> Self {
-        self.bytes(&[value])
-    }
-
-    fn u16(self, value: u16) -> Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    fn u32(self, value: u32) -> Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    fn i32(self, value: i32) -> Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    fn u64(self, value: u64) -> Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    fn i64(self, value: i64) -> Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    fn flag(self, value: bool) -> Self {
-        self.u8(value.into())
-    }
-
-    /// The variant of this rank among `count`.
-    fn variant(self, rank: u64, count: u64) -> Self {
-        let word = (rank << 32).div_ceil(count);
-        self.u32(u32::try_from(word).expect("rank < count"))
-    }
-
-    fn list<const N: usize>(self, elements: [Self; N]) -> Self {
-        let listed = elements
-            .into_iter()
-            .fold(self, |seed, element| seed.flag(true).bytes(&element.0));
-        listed.flag(false)
-    }
-}
-
-fn seed() -> Seed {
-    Seed::default()
-}
+use crate::seed::{Seed, seed};
 
 /// A seed: target, name, bytes.
 type Named = (&'static str, &'static str, Vec<u8>);
@@ -79,11 +23,11 @@ fn arithmetic() -> Vec<Named> {
             Some(ppm) => seed.flag(true).bytes(&ppm.to_le_bytes()),
             None => seed.flag(false),
         };
-        seed.u64(bits).u64(amount).0
+        seed.u64(bits).u64(amount).done()
     };
     let reading = |host: u64, bits: u64, offset: u64, delta: i64, target: u64| {
         let seed = seed().u64(host).u64(bits).u64(offset).i64(delta);
-        seed.u64(target).0
+        seed.u64(target).done()
     };
     let enter = |bits: u64, offset: u64| {
         let seed = seed().variant(0, 4).u64(bits).u64(offset);
@@ -137,7 +81,7 @@ fn arithmetic() -> Vec<Named> {
                     leave(),
                     adjust(5),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_nested",
@@ -146,7 +90,7 @@ fn arithmetic() -> Vec<Named> {
                 .u64(0x1_8000_0000)
                 .u64(minus(3))
                 .list([enter(1 << 31, 0), read(1 << 50), adjust(i64::MIN), leave()])
-                .0,
+                .done(),
         ),
         (
             "tsc_nested",
@@ -155,7 +99,7 @@ fn arithmetic() -> Vec<Named> {
                 .u64((1 << 40) - 1)
                 .u64(0)
                 .list([enter(2 << 32, 9), enter(0, 0), enter(1, 0)])
-                .0,
+                .done(),
         ),
     ]
 }
@@ -195,7 +139,7 @@ fn histories() -> Vec<Named> {
                     load(2, 9_000_000, None),
                     look(),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_catchup",
@@ -210,7 +154,7 @@ fn histories() -> Vec<Named> {
                     load(3, 1_500, Some(-1)),
                     run(9_000),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_catchup",
@@ -224,7 +168,7 @@ fn histories() -> Vec<Named> {
                     load(1, 1, None),
                     look(),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_catchup",
@@ -242,7 +186,7 @@ fn histories() -> Vec<Named> {
                     run(50_000),
                     look(),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_catchup",
@@ -258,7 +202,7 @@ fn histories() -> Vec<Named> {
                     look(),
                     load(3, 9_000, None),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_catchup",
@@ -274,7 +218,7 @@ fn histories() -> Vec<Named> {
                     meddle(9),
                     look(),
                 ])
-                .0,
+                .done(),
         ),
     ]
 }
@@ -319,7 +263,7 @@ fn skews_and_plans() -> Vec<Named> {
                     message(2, 0, 500, 200),
                 ])
                 .list([])
-                .0,
+                .done(),
         ),
         (
             "tsc_skew",
@@ -334,7 +278,7 @@ fn skews_and_plans() -> Vec<Named> {
                     message(2, 3, 6, 99),
                 ])
                 .list([])
-                .0,
+                .done(),
         ),
         (
             "tsc_skew",
@@ -346,27 +290,27 @@ fn skews_and_plans() -> Vec<Named> {
                     claim(1, 2, 10, 10),
                     claim(0, 2, 50, 10),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_plan",
             "scaled",
-            restore((2_000_000, 3_000_000), 5_000_000_000, true, true).0,
+            restore((2_000_000, 3_000_000), 5_000_000_000, true, true).done(),
         ),
         (
             "tsc_plan",
             "within-tolerance",
-            restore((2_000_400, 2_000_000), 77, true, true).0,
+            restore((2_000_400, 2_000_000), 77, true, true).done(),
         ),
         (
             "tsc_plan",
             "frozen",
-            restore((2_400_000, 2_400_000), 1 << 40, false, false).0,
+            restore((2_400_000, 2_400_000), 1 << 40, false, false).done(),
         ),
         (
             "tsc_plan",
             "behind",
-            restore((2_400_000, 2_400_000), -1_000, true, false).0,
+            restore((2_400_000, 2_400_000), -1_000, true, false).done(),
         ),
     ]
 }
@@ -392,7 +336,7 @@ fn machines() -> Vec<Named> {
         (
             "tsc_simulator",
             "targeted-seed",
-            machine(4, [0, -6, 1, -3], [false; 3]).list([]).0,
+            machine(4, [0, -6, 1, -3], [false; 3]).list([]).done(),
         ),
         (
             "tsc_simulator",
@@ -403,17 +347,19 @@ fn machines() -> Vec<Named> {
                     happening(20_000, 2).u16(3_000),
                     happening(30_000, 1).u8(2).u32(9_000),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_simulator",
             "catchup-halted",
-            machine(3, [0; 4], [true, true, false]).list([]).0,
+            machine(3, [0; 4], [true, true, false]).list([]).done(),
         ),
         (
             "tsc_simulator",
             "unified-clock",
-            machine(2, [0, -6, 1, -3], [false, false, true]).list([]).0,
+            machine(2, [0, -6, 1, -3], [false, false, true])
+                .list([])
+                .done(),
         ),
     ]
 }
@@ -452,7 +398,7 @@ fn watches() -> Vec<Named> {
                     beat(1 << 30),
                     look(1 << 30),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_watch",
@@ -468,7 +414,7 @@ fn watches() -> Vec<Named> {
                     look(1 << 31),
                     beat(1 << 40),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_watch",
@@ -488,7 +434,7 @@ fn watches() -> Vec<Named> {
                     look(1 << 25),
                     look(1 << 25),
                 ])
-                .0,
+                .done(),
         ),
         (
             "tsc_watch",
@@ -496,7 +442,7 @@ fn watches() -> Vec<Named> {
             watched(0x80)
                 .list([standing(u64::MAX, 0, i64::MIN)])
                 .list([nonsense(), look(1), nonsense(), anew(), look(1 << 30)])
-                .0,
+                .done(),
         ),
     ]
 }
@@ -510,7 +456,7 @@ fn pages() -> Vec<Named> {
     kvmclock[28..30].copy_from_slice(&[0xFF, 1]);
     let pv = |rate: u32, page: [u8; 32]| {
         let seed = seed().u32(rate).u64(1_000).u64(7).u8(1);
-        seed.u64(1 << 40).bytes(&page).0
+        seed.u64(1 << 40).bytes(&page).done()
     };
     let mut changing = kvmclock;
     changing[0] = 7;
@@ -528,7 +474,7 @@ fn pages() -> Vec<Named> {
     let vm = |hz: u64, page: [u8; 112]| {
         let seed = seed().u64(hz).u64(77).u64(1_700_000_000_000_000_000);
         let seed = seed.u64(1 << 45).i64(100_000).u16(u16::MAX);
-        seed.flag(false).bytes(&page).0
+        seed.flag(false).bytes(&page).done()
     };
     let mut changing_vm = page;
     changing_vm[12] = 5;

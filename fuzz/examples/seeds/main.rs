@@ -1,11 +1,13 @@
 //! Writes the seeds of the corpora: `cargo run -p fuzz --example seeds`.
 //!
-//! Synthetic kernels, small and complete, from the builders of arch's tests; hosts; and histories of
-//! guests' clocks.
+//! Synthetic kernels, small and complete, from the builders of arch's tests; hosts; histories of
+//! guests' clocks; and what drivers of virtio devices ask.
 
 mod clocks;
 #[path = "../../../arch/tests/images/mod.rs"]
 mod images;
+mod seed;
+mod virtio;
 
 use std::fs;
 use std::io;
@@ -155,6 +157,7 @@ fn main() -> io::Result<()> {
 
     clocks::seeds()
         .into_iter()
+        .chain(virtio::seeds())
         .try_for_each(|(target, name, seed)| write(target, name, &seed))
 }
 

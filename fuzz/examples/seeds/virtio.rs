@@ -1,0 +1,235 @@
+//! Seeds of the targets of virtio devices.
+
+use crate::seed::{Seed, seed};
+
+type Named = (&'static str, &'static str, Vec<u8>);
+
+/// The most buffers of one request.
+const BUFFERS: usize = 6;
+
+pub(crate) fn seeds() -> Vec<Named> {
+    [entropy(), disk(), registers(), network()].concat()
+}
+
+fn low(at: u16, len: u16, writable: bool) -> Seed {
+    seed().variant(0, 4).u16(at).u16(len).flag(writable)
+}
+
+fn high(at: u16, len: u16, writable: bool) -> Seed {
+    seed().variant(1, 4).u16(at).u16(len).flag(writable)
+}
+
+/// Begins that many bytes before the end of low memory.
+fn border(before: u8, len: u16, writable: bool) -> Seed {
+    seed().variant(2, 4).u8(before).u16(len).flag(writable)
+}
+
+fn hole(at: u32, len: u16, writable: bool) -> Seed {
+    seed().variant(3, 4).u32(at).u16(len).flag(writable)
+}
+
+fn request<const N: usize>(buffers: [Seed; N], indirect: bool) -> Seed {
+    let unused = (N..BUFFERS).map(|_| low(0, 0, false));
+    buffers
+        .into_iter()
+        .chain(unused)
+        .fold(seed(), |request, buffer| request.bytes(&buffer.done()))
+        // One is added.
+        .u8(u8::try_from(N - 1).expect("few"))
+        .flag(indirect)
+        .bytes(&[0x5a; 32])
+}
+
+fn joined<const N: usize>(parts: [Seed; N]) -> Seed {
+    parts
+        .into_iter()
+        .fold(seed(), |all, part| all.bytes(&part.done()))
+}
+
+fn entropy() -> Vec<Named> {
+    let ask = |request: Seed, run: bool| request.flag(run);
+    let input = |events: bool, requests: Seed| seed().flag(events).bytes(&requests.done()).done();
+    let several = Seed::default().list([
+        ask(request([low(0, 64, true)], false), true),
+        ask(
+            request([low(100, 7, true), high(3, 500, true)], true),
+            false,
+        ),
+        ask(
+            request([low(9, 20, false), low(2000, 2047, true)], true),
+            true,
+        ),
+        ask(request([high(0, 0, true)], false), true),
+    ]);
+    let after = |buffers: Seed| {
+        Seed::default().list([
+            ask(request([low(0, 64, true)], true), false),
+            ask(buffers, true),
+        ])
+    };
+    vec![
+        ("virtio_entropy", "several", input(true, several)),
+        (
+            "virtio_entropy",
+            "order",
+            input(
+                false,
+                after(request([low(0, 9, true), low(50, 9, false)], true)),
+            ),
+        ),
+        (
+            "virtio_entropy",
+            "no-bytes-after-bytes",
+            input(
+                false,
+                after(request([low(0, 9, true), low(50, 0, false)], true)),
+            ),
+        ),
+        (
+            "virtio_entropy",
+            "border",
+            input(true, after(request([border(4, 8, true)], false))),
+        ),
+        (
+            "virtio_entropy",
+            "hole",
+            input(true, after(request([hole(0x1000, 8, true)], true))),
+        ),
+    ]
+}
+
+fn disk() -> Vec<Named> {
+    let sensible = |kind: u8, sector: u8, sectors: u8| {
+        request(
+            [low(0, 16, false), low(600, 512, true), high(5, 1, true)],
+            true,
+        )
+        .variant(1, 2)
+        .bytes(&[kind, sector, sectors])
+    };
+    let raw = |request: Seed| request.variant(0, 2);
+    let input = |read_only: bool, requests: Seed| {
+        seed()
+            .u64(u64::MAX)
+            .flag(read_only)
+            .flag(true)
+            .bytes(&requests.done())
+            .done()
+    };
+    // Read, write, write, flush, identity, discard, zeros; then past the end.
+    let every = || {
+        seed().list([
+            sensible(0, 3, 2),
+            sensible(1, 4, 1),
+            sensible(2, 15, 1),
+            sensible(3, 0, 0),
+            sensible(4, 0, 0),
+            sensible(5, 2, 3),
+            sensible(6, 8, 5),
+            sensible(0, 0, 3),
+            sensible(1, 15, 2),
+            sensible(6, 15, 7),
+        ])
+    };
+    vec![
+        ("virtio_block", "every", input(false, every())),
+        ("virtio_block", "every-read-only", input(true, every())),
+        (
+            "virtio_block",
+            "short",
+            input(
+                false,
+                seed().list([
+                    raw(request([low(0, 15, false), low(600, 1, true)], true)),
+                    raw(request([low(0, 16, false)], true)),
+                ]),
+            ),
+        ),
+    ]
+}
+
+fn registers() -> Vec<Named> {
+    let next = |chance: u8| seed().variant(3, 5).u8(chance);
+    let control = |offset: u32, value: u32| {
+        seed()
+            .variant(2, 5)
+            .u8(u8::try_from(offset / 4).expect("few"))
+            .u32(value)
+    };
+    let read = |offset: u16, len: u8| seed().variant(0, 5).u16(offset).u8(len);
+    let write =
+        |offset: u16, value: u64, len: u8| seed().variant(1, 5).u16(offset).u64(value).u8(len);
+    let run = || seed().variant(4, 5);
+    let started = seed().list([
+        next(0),
+        next(0),
+        next(6),
+        run(),
+        control(0x50, 0),
+        run(),
+        // What is frozen by now.
+        control(0x38, 2),
+        control(0x80, 0x9000),
+        control(0x20, 0),
+        control(0x70, 0),
+        next(0),
+    ]);
+    let widths = seed().list([
+        read(0, 1),
+        read(2, 4),
+        read(0x100, 8),
+        write(0x70, 3, 2),
+        write(0x71, 3, 4),
+        write(0x100, u64::MAX, 8),
+        next(0),
+    ]);
+    let too_large = seed().list([next(0), next(0), next(7), run()]);
+    let refused = seed().list([
+        next(0),
+        control(0x24, 1),
+        control(0x20, 3),
+        control(0x70, 11),
+        control(0x24, 2),
+        control(0x20, 1),
+        control(0x70, 11),
+    ]);
+    vec![
+        ("virtio_mmio", "started", started.done()),
+        ("virtio_mmio", "widths", widths.done()),
+        ("virtio_mmio", "too-large", too_large.done()),
+        ("virtio_mmio", "refused", refused.done()),
+    ]
+}
+
+fn network() -> Vec<Named> {
+    let send = |request: Seed| joined([seed().variant(0, 4), request]);
+    let offer = |request: Seed| joined([seed().variant(1, 4), request]);
+    let frame = |len: u16| seed().variant(2, 4).u16(len);
+    let run = || seed().variant(3, 4);
+    let input =
+        |features: u64, steps: Seed| seed().u64(features).flag(true).bytes(&steps.done()).done();
+    let steps = || {
+        seed().list([
+            send(request([low(0, 12, false), low(30, 90, false)], true)),
+            frame(700),
+            frame(12),
+            run(),
+            offer(request([low(0, 300, true)], false)),
+            offer(request([low(400, 300, true), high(0, 7, true)], true)),
+            run(),
+            offer(request([high(100, 1500, true)], true)),
+            run(),
+            frame(1800),
+            frame(60),
+            offer(request([low(800, 300, true)], true)),
+            send(request([high(9, 25, false)], false)),
+            run(),
+        ])
+    };
+    let hole = seed().list([frame(90), offer(request([hole(0, 90, true)], true)), run()]);
+    vec![
+        ("virtio_net", "mergeable", input(u64::MAX, steps())),
+        ("virtio_net", "one-buffer", input(0, steps())),
+        ("virtio_net", "hole", input(u64::MAX, hole)),
+    ]
+}
