@@ -29,7 +29,7 @@ pub(super) fn all() -> Vec<Scenario> {
         paging: Paging::Nested,
     };
     let launch = format!(
-        "./{LAUNCHER} run --kernel kernel --initrd initrd --cmdline '{COMMAND_LINE} size={MIB}' --cpus 2 \
+        "./{LAUNCHER} run --kernel kernel --initrd initrd-network --cmdline '{COMMAND_LINE} size={MIB}' --cpus 2 \
          --memory {MEMORY_MIB} --net tap0,mac={MAC},mtu={MTU}"
     );
     let script = format!("size={MIB}\nmtu={MTU}\nlaunch() {{ {launch}; }}\n{SCRIPT}");
@@ -46,7 +46,7 @@ fn files(workshop: &Workshop) -> Result<Files> {
     let mut files = Files::new();
     files.insert("kernel".to_owned(), file(&stock.image));
     let initramfs = linux::network_initramfs(&stock, MODULES)?;
-    files.insert("initrd".to_owned(), Source::Bytes(initramfs));
+    files.insert("initrd-network".to_owned(), Source::Bytes(initramfs));
     Ok(files)
 }
 
