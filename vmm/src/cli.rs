@@ -4,6 +4,7 @@
 mod compatibility;
 mod ctl;
 mod flags;
+mod seccomp;
 mod serve;
 
 use std::ffi::{OsStr, OsString};
@@ -19,6 +20,7 @@ use hypervisor::kvm::Kvm;
 use hypervisor::{Hypervisor, InterruptControllers, OpenError};
 use tsc::Khz;
 
+use crate::allocator;
 use crate::api::COMPATIBLE_VERSION;
 use crate::api::body::TimePolicy;
 use crate::api::drive::{CacheType, Drive, Entropy};
@@ -36,12 +38,14 @@ use crate::logging::{self, Change, Level, log};
 use crate::machine::{Additions, Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
 use crate::output;
+use crate::seccomp::FilterError;
 use crate::simulate::{Simulate, SimulateError};
 use crate::time_report::TimeReport;
 use crate::time_report::file::{ReportPath, ReportPathError, Reporter};
 
 use ctl::{Ctl, CtlError};
 use flags::Flags;
+use seccomp::SeccompFlags;
 use serve::ServeError;
 
 /// The name under which clients look for the program that they know.
@@ -158,6 +162,8 @@ struct Run {
     /// For tests: nobody watches the guest's time
     #[arg(long, hide = true)]
     test_without_timekeeper: bool,
+    #[command(flatten)]
+    seccomp: SeccompFlags,
 }
 
 fn parse_vcpus(text: &str) -> Result<VcpuCount, String> {
@@ -274,6 +280,8 @@ enum CommandError {
     #[error(transparent)]
     ReportPath(#[from] ReportPathError),
     #[error(transparent)]
+    Seccomp(#[from] FilterError),
+    #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
     Demo(#[from] DemoError),
@@ -290,6 +298,7 @@ enum CommandError {
 /// Runs the program with `arguments`, the first of which is its own name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = Instant::now();
+    allocator::use_one_arena();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let compatible = arguments.first().is_some_and(|name| is_compatible(name));
     let cli = match parse(&arguments, compatible) {
@@ -419,7 +428,7 @@ fn boot(run: &Run, started: Instant) -> Result<Outcome, CommandError> {
     let report_path = run.time_report.as_deref();
     let report_path = report_path.map(ReportPath::new).transpose()?;
     let kvm = Kvm::open()?;
-    let surroundings = Surroundings::new(started)?;
+    let surroundings = Surroundings::new(run.seccomp.filters()?, started)?;
     let mut config = VmConfig::from(run);
     config.peripherals = peripherals(run)?;
     let machine = assemble(&kvm, &config, &surroundings)?;
@@ -427,9 +436,9 @@ fn boot(run: &Run, started: Instant) -> Result<Outcome, CommandError> {
     let Some(path) = report_path else {
         return Ok(machine.run(Console::StandardInput)?);
     };
-    let mut events = EventLoop::new(surroundings.ending)?;
+    let mut events = EventLoop::new(surroundings.ending.clone())?;
+    let reporter = Reporter::start(path, &mut events, &surroundings.filters)?;
     let running = machine.start(Console::StandardInput, &mut events)?;
-    let reporter = Reporter::start(path, &mut events)?;
     let report = || {
         TimeReport::new(
             run.tsc_khz,

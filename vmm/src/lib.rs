@@ -18,6 +18,7 @@
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
 //! | `outcome`, `dump` | how a microVM ended, and the report when a vCPU cannot go on |
 //! | `output`, `error` | reports on standard output, and errors in one line |
+//! | [`seccomp`], `allocator` | what each thread may ask of the kernel; one arena for all |
 //! | `whole_file` | files that are there as a whole or not at all |
 //! | `demo` | the guest that is compiled into the binary |
 //! | `simulate` | the command line of the simulator in `tsc` |
@@ -27,6 +28,7 @@
 //!
 //! Arithmetic on time is not done here: `tsc` has it.
 
+mod allocator;
 pub mod api;
 mod assessment;
 pub mod cli;
@@ -50,6 +52,7 @@ mod mmds;
 mod outcome;
 mod output;
 mod placement;
+pub mod seccomp;
 mod signals;
 mod simulate;
 mod terminal;

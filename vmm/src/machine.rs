@@ -40,6 +40,7 @@ use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::outcome::Outcome;
 use crate::placement::{Measuring, Placement, PlacementError, Senses, Stay, Threads};
+use crate::seccomp::{FilterError, Filters, Role};
 use crate::terminal::RawMode;
 use crate::time_report::Kept;
 use crate::timekeeper::{
@@ -59,6 +60,9 @@ use virtio::{Backends, Virtio};
 /// A microVM cannot be put together.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineError {
+    /// This thread cannot be held to its filter.
+    #[error(transparent)]
+    Seccomp(#[from] FilterError),
     /// A file to be loaded cannot be opened.
     #[error("cannot open the {what} {path:?}; check its path and permissions")]
     Open {
@@ -165,15 +169,18 @@ pub(crate) struct Surroundings {
     pub(crate) metrics: Arc<Metrics>,
     /// From when the boot timer counts.
     pub(crate) started: Instant,
+    /// What its threads, and the one that starts it, may do.
+    pub(crate) filters: Filters,
 }
 
 impl Surroundings {
     /// For a machine that is the process's only task.
-    pub(crate) fn new(started: Instant) -> Result<Self, MachineError> {
+    pub(crate) fn new(filters: Filters, started: Instant) -> Result<Self, MachineError> {
         Ok(Self {
             ending: Arc::new(Ending::new().map_err(host("create an eventfd"))?),
             metrics: Arc::new(Metrics::default()),
             started,
+            filters,
         })
     }
 }
@@ -217,6 +224,7 @@ where
             ending,
             metrics,
             started,
+            filters,
         } = surroundings;
         let asked = config.vcpus.get();
         let limit = hypervisor.max_vcpus();
@@ -273,6 +281,7 @@ where
                 ending: ending.clone(),
                 gate: Gate::new(vcpus.len(), awaiting),
                 beat: Arc::default(),
+                filters: filters.clone(),
                 threads: Arc::new(Threads::beginning_on(placement.first())),
             }),
             vcpus,
@@ -385,10 +394,14 @@ where
         // The threads that are started from now on are not the guest's.
         running.placement.release();
         (running.virtio)
-            .start(&running.shared.ending)
+            .start(&running.shared.ending, &running.shared.filters)
             .map_err(host("start a device's thread"))?;
         running.measuring = (running.placement)
-            .go_on(running.host_rate, running.shared.threads.clone())
+            .go_on(
+                running.host_rate,
+                running.shared.threads.clone(),
+                running.shared.filters.clone(),
+            )
             .map_err(host("start the thread that measures the TSCs"))?;
         if let (Some(rates), Some(home)) = (watched, home) {
             running.watch = Some(running.watch(rates, home, bell)?);
@@ -402,6 +415,8 @@ where
                 tracing::warn!("{why}");
             }
         }
+        // Last: a thread that it starts would be held to both.
+        running.shared.filters.enter(Role::Vmm)?;
         Ok(running)
     }
 
@@ -465,8 +480,13 @@ impl<H: Hypervisor> Running<H> {
             vcpus: self.observed.clone(),
             keeper: self.timekeeper.clone(),
         };
-        WatchThread::start(watch, bell, self.shared.beat.clone())
-            .map_err(host("start the thread that watches the guest's time"))
+        WatchThread::start(
+            watch,
+            bell,
+            self.shared.beat.clone(),
+            self.shared.filters.clone(),
+        )
+        .map_err(host("start the thread that watches the guest's time"))
     }
 
     fn timekeeper(&self) -> MutexGuard<'_, Timekeeper> {

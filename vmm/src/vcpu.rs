@@ -21,6 +21,7 @@ use crate::gate::Gate;
 use crate::metrics::VcpuCounters;
 use crate::outcome::Outcome;
 use crate::placement::Threads;
+use crate::seccomp::{Filters, Role};
 use crate::signals;
 use crate::timekeeper::{Answer, ExitWatch, HostSenses, LastBeat, Order, VcpuTime};
 
@@ -84,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate<Order, Answer>,
     pub(crate) beat: Arc<LastBeat>,
     pub(crate) threads: Arc<Threads>,
+    pub(crate) filters: Filters,
 }
 
 /// A running vCPU's thread. It ends when the microVM does, and whoever owns this value sees to that.
@@ -112,6 +114,9 @@ impl<K: Kick> VcpuThread<K> {
                 let (_entry, placed) = shared.threads.enter(id);
                 if let Err(error) = placed {
                     tracing::warn!("{id}: {}", one_line(&error));
+                }
+                if let Err(error) = shared.filters.enter(Role::Vcpu) {
+                    shared.ending.end(Outcome::Failure(one_line(&error)));
                 }
                 // A panic in a device must end the microVM, not leave it with one processor less.
                 let run = AssertUnwindSafe(|| run(id, &mut vcpu, &shared, &counters, watch));

@@ -12,6 +12,7 @@ use super::mailbox::Post;
 use super::request::{self, Fault};
 use crate::error::one_line;
 use crate::metrics::{Metrics, Sample};
+use crate::seccomp::{Filters, Role};
 
 /// The running thread. Dropped, it is stopped and the socket is removed.
 #[derive(Debug)]
@@ -25,7 +26,12 @@ impl ApiThread {
     ///
     /// # Errors
     /// The host's refusal of an eventfd or a thread.
-    pub(crate) fn start(server: Server, post: Post, metrics: Arc<Metrics>) -> io::Result<Self> {
+    pub(crate) fn start(
+        server: Server,
+        post: Post,
+        metrics: Arc<Metrics>,
+        filters: Filters,
+    ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let counts = server.counts();
@@ -45,6 +51,9 @@ impl ApiThread {
         let handle = std::thread::Builder::new()
             .name("api".to_owned())
             .spawn(move || {
+                if let Err(error) = filters.enter(Role::Api) {
+                    return tracing::error!("{}", one_line(&error));
+                }
                 let handler = |request: Request| handle(&request, &post, &metrics);
                 if let Err(error) = server.run(handler, &stopped) {
                     tracing::error!("{}", one_line(&error));

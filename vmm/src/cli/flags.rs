@@ -6,6 +6,7 @@ use clap::Args;
 use tsc::Khz;
 
 use super::parse_tsc_khz;
+use super::seccomp::SeccompFlags;
 use crate::config::{TscDomain, TscRate};
 
 /// Where the API's socket is when nobody says.
@@ -87,12 +88,8 @@ pub(super) struct Flags {
     /// The CPU time in microseconds that a parent spent for this process, for the metrics
     #[arg(long, value_name = "US")]
     pub(super) parent_cpu_time_us: Option<u64>,
-    /// Run without seccomp filters, as this version always does
-    #[arg(long)]
-    pub(super) no_seccomp: bool,
-    /// Refused: this version has no seccomp filters yet
-    #[arg(long, value_name = "FILE")]
-    pub(super) seccomp_filter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) seccomp: SeccompFlags,
     /// Refused: this version has no PCI yet
     #[arg(long)]
     pub(super) enable_pci: bool,
@@ -132,20 +129,15 @@ impl Flags {
             (self.start_time_us.is_some(), "--start-time-us"),
             (self.start_time_cpu_us.is_some(), "--start-time-cpu-us"),
             (self.parent_cpu_time_us.is_some(), "--parent-cpu-time-us"),
-            (self.no_seccomp, "--no-seccomp"),
         ]
         .into_iter()
+        .chain(self.seccomp.given())
         .chain(self.refused().map(|(given, flag, _)| (given, flag)))
         .find_map(|(given, flag)| given.then_some(flag))
     }
 
-    fn refused(&self) -> [(bool, &'static str, &'static str); 4] {
+    fn refused(&self) -> [(bool, &'static str, &'static str); 3] {
         [
-            (
-                self.seccomp_filter.is_some(),
-                "--seccomp-filter",
-                "seccomp filters",
-            ),
             (self.enable_pci, "--enable-pci", "PCI"),
             (self.snapshot_version, "--snapshot-version", "snapshots"),
             (

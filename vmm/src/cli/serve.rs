@@ -24,6 +24,7 @@ use crate::machine::{Console, MachineError, Surroundings, host};
 use crate::metrics::{FlushTimer, Metrics, MetricsError, PERIOD};
 use crate::mmds::{Metadata, MetadataError};
 use crate::outcome::Outcome;
+use crate::seccomp::FilterError;
 use crate::time_report::file::{ReportPath, ReportPathError, Reporter};
 
 /// The largest configuration or metadata file that is read. A full one is a few kilobytes.
@@ -74,6 +75,8 @@ pub(super) enum ServeError {
     #[error(transparent)]
     Bind(#[from] http::BindError),
     #[error(transparent)]
+    Seccomp(#[from] FilterError),
+    #[error(transparent)]
     Machine(#[from] MachineError),
 }
 
@@ -90,7 +93,7 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     })?;
     let report_path = flags.time_report.as_deref();
     let report_path = report_path.map(ReportPath::new).transpose()?;
-    let surroundings = Surroundings::new(started)?;
+    let surroundings = Surroundings::new(flags.seccomp.filters()?, started)?;
     let metrics = &surroundings.metrics;
     if let Some(path) = &flags.metrics_path {
         metrics.write_to(path)?;
@@ -120,8 +123,9 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
                 ..Limits::default()
             };
             let server = Server::bind(path.unwrap_or(Path::new(DEFAULT_SOCKET)), limits)?;
-            let thread = ApiThread::start(server, post, metrics.clone())
-                .map_err(host("start the API's thread"))?;
+            let thread =
+                ApiThread::start(server, post, metrics.clone(), surroundings.filters.clone())
+                    .map_err(host("start the API's thread"))?;
             note_startup(flags, started, metrics);
             Some(thread)
         }
@@ -133,7 +137,7 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     let timer = FlushTimer::new(metrics.clone(), PERIOD).map_err(host("create a timer"))?;
     events.add(Box::new(timer));
     let reporter = report_path
-        .map(|path| Reporter::start(path, &mut events))
+        .map(|path| Reporter::start(path, &mut events, &surroundings.filters))
         .transpose()?;
 
     let mut start = |config: &VmConfig, events: &mut EventLoop| {

@@ -37,6 +37,7 @@ use crate::config::Peripherals;
 use crate::error::one_line;
 use crate::host_clock;
 use crate::outcome::Outcome;
+use crate::seccomp::{Filters, Role};
 use crate::vcpu::Ending;
 
 /// The most virtio devices of a machine: as many as there are interrupts for them.
@@ -267,10 +268,13 @@ impl Virtio {
     }
 
     /// Starts the devices' threads.
-    pub(super) fn start(&mut self, ending: &Arc<Ending>) -> io::Result<()> {
+    pub(super) fn start(&mut self, ending: &Arc<Ending>, filters: &Filters) -> io::Result<()> {
         for device in std::mem::take(&mut self.waiting) {
-            self.threads
-                .push(DeviceThread::start(device, ending.clone())?);
+            self.threads.push(DeviceThread::start(
+                device,
+                ending.clone(),
+                filters.clone(),
+            )?);
         }
         Ok(())
     }
@@ -391,7 +395,7 @@ struct DeviceThread {
 }
 
 impl DeviceThread {
-    fn start(device: Waiting, ending: Arc<Ending>) -> io::Result<Self> {
+    fn start(device: Waiting, ending: Arc<Ending>, filters: Filters) -> io::Result<Self> {
         let Waiting {
             name,
             kick,
@@ -404,6 +408,9 @@ impl DeviceThread {
         let handle = std::thread::Builder::new()
             .name(name.chars().take(15).collect())
             .spawn(move || {
+                if let Err(error) = filters.enter(Role::Device) {
+                    return ending.end(Outcome::Failure(one_line(&error)));
+                }
                 let serve = AssertUnwindSafe(|| serve(&bell, source.as_ref(), &stopped, &*run));
                 // A panic in a device must end the microVM, not leave it without its disk.
                 if !matches!(catch_unwind(serve), Ok(Ok(()))) {

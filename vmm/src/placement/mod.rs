@@ -43,6 +43,7 @@ use crate::assessment::{self, Finding, cpus};
 use crate::config::{CpuList, TscDomain};
 use crate::error::one_line;
 use crate::host_clock;
+use crate::seccomp::{Filters, Role};
 use decision::Choice;
 pub(crate) use stay::Stay;
 pub(crate) use threads::{AffinityError, Threads};
@@ -249,6 +250,7 @@ impl Placement {
         &self,
         khz: Option<Khz>,
         threads: Arc<Threads>,
+        filters: Filters,
     ) -> std::io::Result<Option<Measuring>> {
         if lock(&self.state).known_by != KnownBy::Pending {
             return Ok(None);
@@ -267,7 +269,10 @@ impl Placement {
         let stopped = stop.clone();
         let handle = std::thread::Builder::new()
             .name("assess".to_owned())
-            .spawn(move || task.run(khz, &stopped))?;
+            .spawn(move || match filters.enter(Role::Assess) {
+                Ok(()) => task.run(khz, &stopped),
+                Err(error) => tracing::error!("TSCs are not measured: {}", one_line(&error)),
+            })?;
         Ok(Some(Measuring {
             stop,
             handle: Some(handle),

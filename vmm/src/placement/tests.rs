@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::assessment::Agreement;
+use crate::seccomp::Action;
 use std::sync::mpsc;
 
 fn list(text: &str) -> CpuList {
@@ -69,7 +70,13 @@ fn placed(mode: TscDomain, vcpus: u8, senses: Senses) -> Result<Placed, Placemen
     wait.recv().expect("entered");
     placement.release();
     assert_eq!(cpus::allowed().expect("told"), real());
-    let measuring = placement.go_on(None, threads.clone()).expect("a thread");
+    let measuring = placement
+        .go_on(
+            None,
+            threads.clone(),
+            Filters::builtin(Action::Kill).expect("filters"),
+        )
+        .expect("a thread");
     if let Some(mut measuring) = measuring {
         // Waited for, not given up.
         let handle = measuring.handle.take().expect("runs");
@@ -203,7 +210,13 @@ fn measurement_that_is_given_up_changes_nothing() {
     }
     let placement = Placement::prepare(TscDomain::Auto, 1, senses(until_told)).expect("placed");
     let threads = Arc::new(Threads::beginning_on(placement.first()));
-    let measuring = placement.go_on(None, threads.clone()).expect("a thread");
+    let measuring = placement
+        .go_on(
+            None,
+            threads.clone(),
+            Filters::builtin(Action::Kill).expect("filters"),
+        )
+        .expect("a thread");
     drop(measuring);
     let placed = placement.placed(&threads);
     assert_eq!((placed.known_by, placed.finding), (KnownBy::Pending, None));

@@ -16,8 +16,10 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::TimeReport;
+use crate::error::one_line;
 use crate::event_loop::EventLoop;
 use crate::machine::{MachineError, host};
+use crate::seccomp::{Filters, Role};
 use crate::whole_file;
 
 /// How often the file is written while the guest runs.
@@ -65,7 +67,11 @@ impl Reporter {
     ///
     /// # Errors
     /// The host has no timer or thread for it.
-    pub(crate) fn start(path: ReportPath, events: &mut EventLoop) -> Result<Self, MachineError> {
+    pub(crate) fn start(
+        path: ReportPath,
+        events: &mut EventLoop,
+        filters: &Filters,
+    ) -> Result<Self, MachineError> {
         let mut timer = TimerFd::new().map_err(|error| host("create a timer")(error.into()))?;
         timer
             .reset(PERIOD, Some(PERIOD))
@@ -75,8 +81,8 @@ impl Reporter {
             timer,
             due: due.clone(),
         }));
-        let writer =
-            Writer::start(path).map_err(host("start the thread that writes the time report"))?;
+        let writer = Writer::start(path, filters.clone())
+            .map_err(host("start the thread that writes the time report"))?;
         Ok(Self { due, writer })
     }
 
@@ -163,12 +169,15 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(ReportPath(path): ReportPath) -> io::Result<Self> {
+    fn start(ReportPath(path): ReportPath, filters: Filters) -> io::Result<Self> {
         let desk = Arc::new(Desk::default());
         let for_thread = desk.clone();
         let handle = std::thread::Builder::new()
             .name("report".to_owned())
             .spawn(move || {
+                if let Err(error) = filters.enter(Role::Report) {
+                    return tracing::error!("there is no time report: {}", one_line(&error));
+                }
                 let mut told = false;
                 while let Some(text) = for_thread.next() {
                     let put = whole_file::put(&path, &text);
@@ -207,12 +216,18 @@ impl Drop for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp::Action;
+
+    fn filters() -> Filters {
+        Filters::builtin(Action::Kill).expect("filters")
+    }
 
     #[test]
     fn what_is_left_is_written_before_the_end() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("report");
-        let writer = Writer::start(ReportPath::new(&path).expect("writable")).expect("a thread");
+        let writer =
+            Writer::start(ReportPath::new(&path).expect("writable"), filters()).expect("a thread");
         writer.write(b"first".to_vec());
         writer.write(b"last".to_vec());
         drop(writer);
@@ -224,7 +239,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("below").join("report");
         std::fs::create_dir(folder.path().join("below")).expect("a folder");
-        let writer = Writer::start(ReportPath::new(&path).expect("writable")).expect("a thread");
+        let writer =
+            Writer::start(ReportPath::new(&path).expect("writable"), filters()).expect("a thread");
         std::fs::remove_dir(folder.path().join("below")).expect("empty");
         writer.write(b"lost".to_vec());
         drop(writer);

@@ -34,6 +34,7 @@ use crate::assessment;
 use crate::doctor;
 use crate::error::one_line;
 use crate::host_clock;
+use crate::seccomp::{Filters, Role};
 use crate::signals;
 
 /// Somebody looks at least so often.
@@ -145,12 +146,19 @@ impl WatchThread {
         watch: Watch<T>,
         bell: Arc<Bell>,
         beat: Arc<LastBeat>,
+        filters: Filters,
     ) -> std::io::Result<Self> {
         let for_thread = bell.clone();
         let (begun, first_beat) = mpsc::sync_channel(1);
         let handle = std::thread::Builder::new()
             .name("time".to_owned())
-            .spawn(move || run(Watching::new(watch), &for_thread, &beat, begun))?;
+            .spawn(move || match filters.enter(Role::Time) {
+                Ok(()) => run(Watching::new(watch), &for_thread, &beat, begun),
+                // Noticed by its beats.
+                Err(error) => {
+                    tracing::error!("nobody watches the guest's time: {}", one_line(&error))
+                }
+            })?;
         // A thread that ended before has nothing to tell, and is noticed by its beats.
         let _ = first_beat.recv();
         Ok(Self {
