@@ -40,6 +40,10 @@ pub(crate) enum HardeningError {
         most: u64,
         maximum: u64,
     },
+    #[error(
+        "the jailer may have {0} descriptors and needs up to {1}, lest it leave something behind: raise the limit (ulimit -n {1})"
+    )]
+    Descriptors(u64, u64),
     #[error("cannot set the limit {0}")]
     SetLimit(&'static str, #[source] Errno),
     #[error("cannot give up {0}")]
@@ -90,6 +94,15 @@ pub(crate) fn check_limits(limits: &[ResourceLimit]) -> Result<(), HardeningErro
         }
     }
     Ok(())
+}
+
+/// Looks whether this process may have that many descriptors: one that is missing half way would leave behind
+/// what was made last.
+pub(crate) fn check_descriptors(needed: u64) -> Result<(), HardeningError> {
+    match getrlimit(Resource::Nofile).current {
+        Some(most) if most < needed => Err(HardeningError::Descriptors(most, needed)),
+        _ => Ok(()),
+    }
 }
 
 /// Sets the limits, and forbids core dumps, which would hold the guest's memory.

@@ -1,18 +1,20 @@
 //! The steps, in order.
 
 use std::convert::Infallible;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{panic, thread};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, openat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, setsid, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, setsid, wait,
+};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::UnshareFlags;
 use rustix::time::{ClockId, clock_gettime};
@@ -27,6 +29,9 @@ use crate::namespaces::{self, NamespaceError, Network};
 use crate::process::{self, Fork};
 use crate::settings::{CgroupSetting, JailId, ResourceLimit};
 use crate::undo::Undo;
+
+/// More descriptors than the steps hold at once, but for one for each component of the paths that are made.
+const DESCRIPTORS: usize = 64;
 
 /// What a jail is to be.
 #[derive(Debug)]
@@ -143,6 +148,7 @@ impl Jail {
         // What can be looked at before anything is made.
         hardening::check_privileges()?;
         hardening::check_limits(&self.limits)?;
+        hardening::check_descriptors(self.descriptors())?;
         let exec_file = ExecFile::open(&self.exec_file)?;
         let name = exec_file.name().to_owned();
         let network = self.netns.as_deref().map(Network::open).transpose()?;
@@ -189,8 +195,17 @@ impl Jail {
             undo.keep_all();
             Ok(())
         } else {
-            cell.become_launcher(times).map(|never| match never {})
+            cell.become_launcher_or_leave(times)
+                .map(|never| match never {})
         }
+    }
+
+    /// As many descriptors as the steps may take.
+    fn descriptors(&self) -> u64 {
+        let parent = self.parent_cgroup.iter().flatten().count();
+        let cgroups = self.cgroups.len().saturating_mul(parent.saturating_add(4));
+        let paths = self.base.iter().count().saturating_add(cgroups);
+        u64::try_from(DESCRIPTORS.saturating_add(paths)).unwrap_or(u64::MAX)
     }
 
     fn owner(&self) -> (Uid, Gid) {
@@ -271,15 +286,40 @@ impl Cell<'_> {
         self.cgroups.enter()?;
         hardening::limit(&jail.limits)?;
         hardening::drop_privileges(jail.uid, jail.gid)?;
-        let error = Command::new(&self.program)
-            .env_clear()
-            .args(["--id", jail.id.as_ref()])
-            .args(["--start-time-us", &times.start_us.to_string()])
-            .args(["--start-time-cpu-us", &times.start_cpu_us.to_string()])
-            .args(["--parent-cpu-time-us", &times.parent_cpu_us.to_string()])
-            .args(&jail.arguments)
-            .exec();
-        Err(JailError::Exec(self.program.clone(), error))
+        let failed = |error| JailError::Exec(self.program.clone(), error);
+        let own = [
+            ("--id", jail.id.as_ref().to_owned()),
+            ("--start-time-us", times.start_us.to_string()),
+            ("--start-time-cpu-us", times.start_cpu_us.to_string()),
+            ("--parent-cpu-time-us", times.parent_cpu_us.to_string()),
+        ];
+        let own = own
+            .into_iter()
+            .flat_map(|(name, value)| [name.into(), value.into()]);
+        let arguments = [self.program.clone().into_os_string()].into_iter();
+        let arguments = arguments.chain(own).chain(jail.arguments.iter().cloned());
+        let arguments: Vec<CString> = arguments
+            .map(|argument| CString::new(argument.into_vec()))
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed(error.into()))?;
+        let program = CString::new(self.program.clone().into_os_string().into_vec())
+            .map_err(|error| failed(error.into()))?;
+        Err(failed(process::execute(&program, &arguments)))
+    }
+
+    /// The same in a thread, so that this one keeps the privileges that it takes to take everything back:
+    /// they are a thread's own. When the program is executed, it is this process, and the threads are gone.
+    fn become_launcher_or_leave(&self, times: Times) -> Result<Infallible, JailError> {
+        let result = thread::scope(|scope| {
+            let thread = thread::Builder::new()
+                .spawn_scoped(scope, || self.become_launcher(times))
+                .map_err(JailError::Fork)?;
+            thread
+                .join()
+                .unwrap_or_else(|panic| panic::resume_unwind(panic))
+        });
+        self.cgroups.leave();
+        result
     }
 
     /// Starts the program in another process, and waits until it is executed.
@@ -289,13 +329,29 @@ impl Cell<'_> {
         pid_file: Option<File>,
         null: &OwnedFd,
     ) -> Result<(), JailError> {
+        // Whom the child leaves behind comes to this process, to be waited for.
+        set_child_subreaper(Some(getpid())).map_err(|error| JailError::Fork(error.into()))?;
+        let result = self.start_child_and_listen(times, pid_file, null);
+        if result.is_err() {
+            // They are about to end: their cgroup can be removed only then.
+            while wait(WaitOptions::empty()).is_ok() {}
+        }
+        result
+    }
+
+    fn start_child_and_listen(
+        &self,
+        times: Times,
+        pid_file: Option<File>,
+        null: &OwnedFd,
+    ) -> Result<(), JailError> {
         // Closed by `exec`, so an end without a word is a success.
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| JailError::Fork(error.into()))?;
         let spent = times.spent();
-        let child = if self.jail.daemonize {
+        if self.jail.daemonize {
             match process::fork().map_err(JailError::Fork)? {
-                Fork::Parent(pid) => pid,
+                Fork::Parent(_) => {}
                 Fork::Child => {
                     let times = times.after_fork(spent);
                     let told = setsid().map_err(JailError::Daemon);
@@ -307,18 +363,17 @@ impl Cell<'_> {
                 }
             }
         } else {
-            self.start_child(times, pid_file, &writer, None)?
-        };
+            self.start_child(times, pid_file, &writer, None)?;
+        }
         drop(writer);
         let mut told = String::new();
         let read = File::from(reader).read_to_string(&mut told);
         read.map_err(JailError::Fork)?;
         if told.is_empty() {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(JailError::Child(told))
         }
-        // It is about to end: its cgroup can be removed only then.
-        let _ = waitpid(Some(child), WaitOptions::empty());
-        Err(JailError::Child(told))
     }
 
     /// Starts the process that becomes the launcher.

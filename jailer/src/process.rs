@@ -4,7 +4,9 @@
     reason = "fork, close_range and unshare act on the process as a whole"
 )]
 
+use std::ffi::{CStr, CString};
 use std::io;
+use std::ptr::null;
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -19,7 +21,8 @@ pub(crate) enum Fork {
 
 /// Forks this process, which has one thread.
 pub(crate) fn fork() -> io::Result<Fork> {
-    // SAFETY: the jailer never starts a thread, so the child finds no lock held and no state half changed.
+    // SAFETY: where the jailer forks, it never starts a thread, so the child finds no lock held and no state
+    // half changed.
     let pid = unsafe { libc::fork() };
     match pid {
         0 => Ok(Fork::Child),
@@ -34,6 +37,24 @@ pub(crate) fn fork() -> io::Result<Fork> {
 pub(crate) fn leave(status: i32) -> ! {
     // SAFETY: takes no pointer; what is skipped are exit handlers, which belong to the process that forked.
     unsafe { libc::_exit(status) }
+}
+
+/// Becomes a program with nothing in its environment. Returns only to tell why not.
+///
+/// `Command` would not do: what the kernel takes for no program, `execvp(3)` hands to `/bin/sh`.
+pub(crate) fn execute(program: &CStr, arguments: &[CString]) -> io::Error {
+    let pointers = arguments.iter().map(|argument| argument.as_ptr());
+    let arguments: Vec<_> = pointers.chain([null()]).collect();
+    // SAFETY: the strings end in a zero byte, the lists in null, and all outlive the call. Rust has SIGPIPE
+    // ignored, which programs do not expect; the set of signals is made by the call before its use.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::execve(program.as_ptr(), arguments.as_ptr(), [null()].as_ptr());
+    }
+    io::Error::last_os_error()
 }
 
 /// Leaves namespaces for new ones.
