@@ -81,6 +81,8 @@ fn word(error: &io::Error) -> String {
         Some(libc::ESRCH) => "ESRCH".to_owned(),
         Some(libc::ENOENT) => "ENOENT".to_owned(),
         Some(libc::EINVAL) => "EINVAL".to_owned(),
+        Some(libc::ENOSYS) => "ENOSYS".to_owned(),
+        Some(libc::EAFNOSUPPORT) => "EAFNOSUPPORT".to_owned(),
         _ => error.to_string(),
     }
 }

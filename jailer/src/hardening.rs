@@ -1,5 +1,7 @@
 //! What a jailed process gives up before it becomes the launcher.
 
+use std::io;
+
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::{
@@ -12,6 +14,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
+use crate::process;
 use crate::settings::ResourceLimit;
 
 /// Capabilities that the steps take, with their names.
@@ -48,6 +51,8 @@ pub(crate) enum HardeningError {
     SetLimit(&'static str, #[source] Errno),
     #[error("cannot give up {0}")]
     Drop(&'static str, #[source] Errno),
+    #[error("cannot give up the session keyring")]
+    Keys(#[source] io::Error),
     #[error("cannot become user {0} and group {1}")]
     Become(u32, u32, #[source] Errno),
 }
@@ -126,6 +131,7 @@ pub(crate) fn limit(limits: &[ResourceLimit]) -> Result<(), HardeningError> {
 pub(crate) fn drop_privileges(uid: u32, gid: u32) -> Result<(), HardeningError> {
     umask(Mode::from_raw_mode(0o077));
     let dropping = |what| move |error| HardeningError::Drop(what, error);
+    process::leave_keys().map_err(HardeningError::Keys)?;
     set_thread_groups(&[]).map_err(dropping("supplementary groups"))?;
     clear_ambient_capability_set().map_err(dropping("ambient capabilities"))?;
     set_capabilities_secure_bits(

@@ -1,7 +1,7 @@
-//! Forks, namespaces and descriptors: what takes unsafe calls.
+//! Forks, programs, namespaces, keys and descriptors: what takes unsafe calls.
 #![allow(
     unsafe_code,
-    reason = "fork, close_range and unshare act on the process as a whole"
+    reason = "fork, exec, close_range, keyctl and unshare act on the process as a whole"
 )]
 
 use std::ffi::{CStr, CString};
@@ -10,6 +10,9 @@ use std::ptr::null;
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// `KEYCTL_JOIN_SESSION_KEYRING` of `include/uapi/linux/keyctl.h`.
+const JOIN_SESSION_KEYRING: libc::c_int = 1;
 
 /// Which of the two processes a fork has returned to.
 pub(crate) enum Fork {
@@ -55,6 +58,19 @@ pub(crate) fn execute(program: &CStr, arguments: &[CString]) -> io::Error {
         libc::execve(program.as_ptr(), arguments.as_ptr(), [null()].as_ptr());
     }
     io::Error::last_os_error()
+}
+
+/// Leaves the session keyring, with the keys of whoever started this process, for an empty one.
+pub(crate) fn leave_keys() -> io::Result<()> {
+    // SAFETY: takes a number and null, for a keyring without a name.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, null::<u8>()) };
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        _ if joined >= 0 => Ok(()),
+        // A kernel without keys, or a container's filter, which the jailed process has as well.
+        Some(libc::ENOSYS | libc::EPERM) => Ok(()),
+        _ => Err(error),
+    }
 }
 
 /// Leaves namespaces for new ones.

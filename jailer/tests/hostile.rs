@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +14,7 @@ use std::thread;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use support::{Place, USER, mount, os};
+use support::{Place, USER, mount, os, processes_called, reap};
 
 #[test]
 fn ids_of_other_characters_are_refused() {
@@ -438,15 +437,11 @@ fn start_that_fails_at_any_step_for_want_of_room_leaves_nothing() {
                 ],
                 &base,
             );
-            let jail = |flag: Option<&str>| {
-                let mut jailer = place.jailer(&[("--chroot-base-dir", base.as_os_str())]);
-                jailer.args(flag);
-                jailer
-            };
+            let mut jailer = place.jailer(&[("--chroot-base-dir", base.as_os_str())]);
             let before = place.state();
-            let output = jail(Some("--new-pid-ns")).output().expect("the jailer");
-            support::reap();
+            let output = jailer.arg("--new-pid-ns").output().expect("the jailer");
             if output.status.success() {
+                reap();
                 break;
             }
             refused += 1;
@@ -830,19 +825,9 @@ fn occupied_ids_are_refused_and_what_is_there_stays() {
             .status()
             .is_ok_and(|status| status.success())
     );
-    support::reap();
+    reap();
     let mut jailer = place.jailer(&[("--exec-file", pause.as_os_str())]);
     place.refuses("ended", &mut jailer, &occupied);
-}
-
-/// The numbers of the processes of a name.
-fn processes_called(name: &str) -> BTreeSet<String> {
-    let entries = fs::read_dir("/proc").expect("mounted");
-    let ids = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    ids.filter(|id| {
-        fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|text| text.trim() == name)
-    })
-    .collect()
 }
 
 #[test]

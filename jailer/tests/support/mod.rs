@@ -10,7 +10,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use rustix::process::{WaitOptions, wait};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, wait};
 
 /// Tells the test's second run, inside, which folder is its own.
 const FOLDER: &str = "KEEPTIME_JAIL_TEST_FOLDER";
@@ -339,6 +340,26 @@ impl Place {
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{what}: {told}");
         output
+    }
+}
+
+/// The numbers of the processes of a name, of those too that have ended and are not waited for yet.
+pub(crate) fn processes_called(name: &str) -> Vec<String> {
+    let entries = fs::read_dir("/proc").expect("mounted");
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let is_called = |id: &String| {
+        fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|text| text.trim() == name)
+    };
+    ids.filter(is_called).collect()
+}
+
+/// Waits until the processes of a name have ended, whosever children they are.
+pub(crate) fn await_end_of(name: &str) {
+    for id in processes_called(name) {
+        let pid = id.parse().ok().and_then(Pid::from_raw).expect("a number");
+        let fd = pidfd_open(pid, PidfdFlags::empty()).expect("not waited for yet");
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        poll(&mut fds, None).expect("it ends");
     }
 }
 
