@@ -1,5 +1,6 @@
 //! What a jailed process gives up before it becomes the launcher.
 
+use std::fs::read_to_string;
 use std::io;
 
 use rustix::fs::{Gid, Mode, Uid};
@@ -44,6 +45,10 @@ pub(crate) enum HardeningError {
         maximum: u64,
     },
     #[error(
+        "--resource-limit no-file={0} is above the kernel's own limit of {1} (sysctl fs.nr_open): ask for less"
+    )]
+    KernelLimit(u64, u64),
+    #[error(
         "the jailer may have {0} descriptors and needs up to {1}, lest it leave something behind: raise the limit (ulimit -n {1})"
     )]
     Descriptors(u64, u64),
@@ -87,6 +92,11 @@ fn name(resource: Resource) -> &'static str {
 /// Looks whether limits can be set, before anything is made.
 pub(crate) fn check_limits(limits: &[ResourceLimit]) -> Result<(), HardeningError> {
     for limit in limits {
+        if let Some(maximum) = kernel_maximum(limit.resource)
+            && limit.most > maximum
+        {
+            return Err(HardeningError::KernelLimit(limit.most, maximum));
+        }
         let own = getrlimit(limit.resource).maximum;
         if let Some(maximum) = own.filter(|maximum| limit.most > *maximum)
             && !effective().contains(CapabilitySet::SYS_RESOURCE)
@@ -99,6 +109,12 @@ pub(crate) fn check_limits(limits: &[ResourceLimit]) -> Result<(), HardeningErro
         }
     }
     Ok(())
+}
+
+/// The largest limit that even CAP_SYS_RESOURCE sets, if there is one: `do_prlimit` of `kernel/sys.c`.
+fn kernel_maximum(resource: Resource) -> Option<u64> {
+    let file = (resource == Resource::Nofile).then_some("/proc/sys/fs/nr_open")?;
+    read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// Looks whether this process may have that many descriptors: one that is missing half way would leave behind

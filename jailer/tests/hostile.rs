@@ -556,6 +556,21 @@ fn users_groups_and_limits_out_of_range_are_refused() {
         let mut jailer = place.jailer(&[("--resource-limit", os(value))]);
         place.refuses(value, &mut jailer, &["--resource-limit", cure]);
     }
+    let mut jailer = Command::new("setpriv");
+    jailer
+        .args([
+            "--bounding-set=-sys_resource",
+            "prlimit",
+            "--nofile=1000:1000",
+        ])
+        .arg(env!("CARGO_BIN_EXE_jailer"))
+        .args(place.arguments(&[("--resource-limit", os("no-file=1001"))]));
+    let parts = [
+        "--resource-limit no-file=1001",
+        "own limit of 1000",
+        "ask for less",
+    ];
+    place.refuses("its own limit", &mut jailer, &parts);
 }
 
 #[test]
