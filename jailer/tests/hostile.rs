@@ -168,28 +168,32 @@ fn program_that_the_kernel_does_not_execute_leaves_no_jail() {
         return;
     };
     let unfit = place.path("bin/unfit");
-    for version in [1, 2] {
-        let setting = match (version, place.hierarchy(version)) {
-            (_, None) => continue,
-            (1, _) => "pids.max=100",
-            _ => "cgroup.max.descendants=7",
-        };
+    for cgroup in [
+        None,
+        Some((1, "pids.max=100")),
+        Some((2, "cgroup.max.depth=7")),
+    ] {
+        let mut settings = vec![("--exec-file", unfit.as_os_str())];
+        let version = cgroup.map_or(1, |(version, _)| version).to_string();
+        if let Some((number, setting)) = cgroup {
+            if place.hierarchy(number).is_none() {
+                continue;
+            }
+            settings.extend([
+                ("--cgroup-version", os(&version)),
+                ("--cgroup", os(setting)),
+                ("--parent-cgroup", os("one/two")),
+            ]);
+        }
         for flags in [
             &[][..],
             &["--new-pid-ns"],
             &["--daemonize"],
             &["--daemonize", "--new-pid-ns"],
         ] {
-            let version = version.to_string();
-            let mut jailer = place.jailer(&[
-                ("--exec-file", unfit.as_os_str()),
-                ("--cgroup-version", os(&version)),
-                ("--cgroup", os(setting)),
-                ("--parent-cgroup", os("one/two")),
-            ]);
             place.refuses(
-                &format!("cgroups of version {version}, {flags:?}"),
-                jailer.args(flags),
+                &format!("{cgroup:?}, {flags:?}"),
+                place.jailer(&settings).args(flags),
                 &["cannot execute /unfit in the jail", "Exec format error"],
             );
         }
