@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, fstatfs};
 use rustix::io::{Errno, write};
 
-use crate::folder::{Folder, FolderError};
+use crate::folder::{Folder, FolderError, make_shared};
 use crate::settings::CgroupSetting;
 use crate::undo::Undo;
 
@@ -267,7 +267,10 @@ impl Plan {
                 let path = root.path().join(&self.parent);
                 Folder::open(&path).map_err(CgroupError::Parent)?
             } else {
-                self.make_one(root, settings, id, undo)?
+                make_shared(
+                    || self.make_one(root, settings, id, undo),
+                    |error| matches!(error, CgroupError::Folder(FolderError::Gone(_))),
+                )?
             };
             let entrance = folder.open_file(OsStr::new("cgroup.procs"), OFlags::WRONLY)?;
             cgroups.entrances.push((entrance, folder.path().to_owned()));
@@ -350,7 +353,12 @@ fn needs_enabling(controller: &str) -> bool {
 
 /// Lets the children of a cgroup of version 2 have the controllers of the settings.
 fn enable(folder: &Folder, settings: &[CgroupSetting]) -> Result<(), CgroupError> {
-    let enabled = folder.read("cgroup.subtree_control")?;
+    let enabled = folder
+        .read("cgroup.subtree_control")
+        .map_err(|error| match error {
+            FolderError::Missing(_) => FolderError::Gone(folder.path().to_owned()),
+            error => error,
+        })?;
     let wanted = settings.iter().map(CgroupSetting::controller);
     for controller in wanted.filter(|name| needs_enabling(name)) {
         if enabled.split_whitespace().any(|name| name == controller) {

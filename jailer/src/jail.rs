@@ -23,7 +23,7 @@ use crate::cgroup::{CgroupError, CgroupVersion, Cgroups, Plan};
 use crate::cli::one_line;
 use crate::devices::{self, DeviceError};
 use crate::exec_file::{ExecFile, ExecFileError};
-use crate::folder::{Folder, FolderError};
+use crate::folder::{Folder, FolderError, make_shared};
 use crate::hardening::{self, HardeningError};
 use crate::namespaces::{self, NamespaceError, Network};
 use crate::process::{self, Fork};
@@ -168,7 +168,10 @@ impl Jail {
         .map_err(|error| FolderError::Other("open", "/dev/null".into(), error))?;
 
         let mut undo = Undo::default();
-        let root = self.make_root(&name, &mut undo)?;
+        let root = make_shared(
+            || self.make_root(&name, &mut undo),
+            |error| matches!(error, JailError::Base(FolderError::Gone(_))),
+        )?;
         exec_file.copy_to(&root, &mut undo)?;
         if let Some(network) = network {
             network.join()?;

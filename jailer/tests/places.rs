@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -372,5 +373,57 @@ fn of_jailers_that_want_one_id_at_once_one_gets_it() {
             place.is_refusal("another", output, &["the id is occupied"]);
         }
         assert!(base.join("end/vm/root/dev/urandom").exists());
+    }
+}
+
+#[test]
+fn start_beside_others_that_fail_succeeds() {
+    let Some(place) = Place::enter_with_cgroups("start_beside_others_that_fail_succeeds") else {
+        return;
+    };
+    // Each fails only when what it shares with others is made.
+    let netns = ("--netns", os("/proc/self/ns/mnt"));
+    let first = ("--cgroup", os("pids.max=many"));
+    let second = ("--cgroup", os("cgroup.max.depth=many"));
+    for (version, failing, good, part) in [
+        (None, netns, None, "is no network namespace"),
+        (Some(1), first, Some("pids.max=9"), "the kernel refuses"),
+        (
+            Some(2),
+            second,
+            Some("cgroup.max.depth=9"),
+            "the kernel refuses",
+        ),
+    ] {
+        if version.is_some_and(|version| place.hierarchy(version).is_none()) {
+            continue;
+        }
+        let number = version.unwrap_or(1).to_string();
+        for round in 0..50 {
+            let parent = format!("parent/{round}");
+            let base = place.path("base").join(format!("{version:?}/{round}"));
+            let start = |id: &str, other: Option<(&str, &OsStr)>| {
+                let mut settings = vec![("--chroot-base-dir", base.as_os_str()), ("--id", os(id))];
+                settings.extend([
+                    ("--cgroup-version", os(&number)),
+                    ("--parent-cgroup", os(&parent)),
+                ]);
+                settings.retain(|(flag, _)| version.is_some() || !flag.contains("cgroup"));
+                settings.extend(other);
+                let mut jailer = place.jailer(&settings);
+                let jailer = jailer.stdout(Stdio::piped()).stderr(Stdio::piped());
+                jailer.spawn().expect("the jailer")
+            };
+            let others = ["a", "b", "c"].map(|id| start(id, Some(failing)));
+            let own = start("good", good.map(|setting| ("--cgroup", os(setting))));
+            let output = own.wait_with_output().expect("ours");
+            assert!(output.status.success(), "{version:?} {round}: {output:?}");
+            for child in others {
+                let output = child.wait_with_output().expect("ours");
+                place.is_refusal(&format!("{version:?} {round}"), &output, &[part]);
+            }
+            let names = fs::read_dir(base.join("end")).expect("made").count();
+            assert_eq!(names, 1, "{version:?} {round}");
+        }
     }
 }
