@@ -13,7 +13,7 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, openat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, setsid, wait,
+    Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, setsid, waitpgid, waitpid,
 };
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::UnshareFlags;
@@ -205,8 +205,10 @@ impl Jail {
 
     /// As many descriptors as the steps may take.
     fn descriptors(&self) -> u64 {
+        // One to take it back with, and one while those below it are made.
         let parent = self.parent_cgroup.iter().flatten().count();
-        let cgroups = self.cgroups.len().saturating_mul(parent.saturating_add(4));
+        let each = parent.saturating_mul(2).saturating_add(8);
+        let cgroups = self.cgroups.len().saturating_mul(each);
         let paths = self.base.iter().count().saturating_add(cgroups);
         u64::try_from(DESCRIPTORS.saturating_add(paths)).unwrap_or(u64::MAX)
     }
@@ -332,29 +334,15 @@ impl Cell<'_> {
         pid_file: Option<File>,
         null: &OwnedFd,
     ) -> Result<(), JailError> {
-        // Whom the child leaves behind comes to this process, to be waited for.
-        set_child_subreaper(Some(getpid())).map_err(|error| JailError::Fork(error.into()))?;
-        let result = self.start_child_and_listen(times, pid_file, null);
-        if result.is_err() {
-            // They are about to end: their cgroup can be removed only then.
-            while wait(WaitOptions::empty()).is_ok() {}
-        }
-        result
-    }
-
-    fn start_child_and_listen(
-        &self,
-        times: Times,
-        pid_file: Option<File>,
-        null: &OwnedFd,
-    ) -> Result<(), JailError> {
         // Closed by `exec`, so an end without a word is a success.
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| JailError::Fork(error.into()))?;
+        // Whom a daemon's first process leaves behind comes to this one, to be waited for.
+        set_child_subreaper(Some(getpid())).map_err(|error| JailError::Fork(error.into()))?;
         let spent = times.spent();
-        if self.jail.daemonize {
+        let child = if self.jail.daemonize {
             match process::fork().map_err(JailError::Fork)? {
-                Fork::Parent(_) => {}
+                Fork::Parent(pid) => pid,
                 Fork::Child => {
                     let times = times.after_fork(spent);
                     let told = setsid().map_err(JailError::Daemon);
@@ -366,17 +354,19 @@ impl Cell<'_> {
                 }
             }
         } else {
-            self.start_child(times, pid_file, &writer, None)?;
-        }
+            self.start_child(times, pid_file, &writer, None)?
+        };
         drop(writer);
         let mut told = String::new();
         let read = File::from(reader).read_to_string(&mut told);
         read.map_err(JailError::Fork)?;
         if told.is_empty() {
-            Ok(())
-        } else {
-            Err(JailError::Child(told))
+            return Ok(());
         }
+        // It is about to end, with whom it has left behind in its session: their cgroup can be removed only then.
+        let _ = waitpid(Some(child), WaitOptions::empty());
+        while waitpgid(child, WaitOptions::empty()).is_ok() {}
+        Err(JailError::Child(told))
     }
 
     /// Starts the process that becomes the launcher.
@@ -399,6 +389,7 @@ impl Cell<'_> {
                 written.map_err(|error| {
                     // Nobody could find it. That it has ended already is as good.
                     let _ = kill_process(pid, Signal::KILL);
+                    let _ = waitpid(Some(pid), WaitOptions::empty());
                     JailError::PidFile(self.program.clone(), error)
                 })?;
                 Ok(pid)

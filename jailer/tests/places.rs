@@ -312,39 +312,36 @@ fn occupied_ids_are_refused_and_what_is_there_stays() {
         return;
     };
     let pause = place.path("bin/pause");
-    let other = place.program("other", &fs::read(&pause).expect("ours"));
-    let cgroups = place.hierarchy(1).map(|_| ("--cgroup", os("pids.max=9")));
-    let mut settings = vec![("--exec-file", pause.as_os_str())];
-    settings.extend(cgroups);
+    // What would end at once, were it executed: of the same name, and of another.
+    let end = fs::read(place.path("bin/end")).expect("ours");
+    fs::create_dir(place.path("bin/short")).expect("ours");
+    let short = place.program("short/pause", &end);
+    let other = place.program("other", &end);
+    let cgroup = place.hierarchy(1).map(|_| ("--cgroup", os("pids.max=9")));
+    let start = |program: &Path| {
+        let mut settings = vec![
+            ("--exec-file", program.as_os_str()),
+            ("--parent-cgroup", os("some")),
+        ];
+        settings.extend(cgroup);
+        place.jailer(&settings)
+    };
     // Executed in the jail before the jailer returns.
-    place.succeeds("first", place.jailer(&settings).arg("--daemonize"));
+    place.succeeds("first", start(&pause).arg("--daemonize"));
     let occupied = ["root/pause exists", "the id is occupied", "choose another"];
-    place.refuses("chroot", &mut place.jailer(&settings), &occupied);
-    place.refuses(
-        "chroot",
-        place.jailer(&settings).arg("--daemonize"),
-        &occupied,
-    );
-    if cgroups.is_some() {
-        settings[0].1 = other.as_os_str();
-        settings.push(("--parent-cgroup", os("pause")));
-        let mut jailer = place.jailer(&settings);
-        let parts = ["pause/vm has processes", "the id is occupied", "end them"];
-        place.refuses("cgroup", &mut jailer, &parts);
+    place.refuses("chroot", &mut start(&short), &occupied);
+    place.refuses("chroot", start(&short).arg("--daemonize"), &occupied);
+    if cgroup.is_some() {
+        let parts = ["some/vm has processes", "the id is occupied", "end them"];
+        place.refuses("cgroup", &mut start(&other), &parts);
     }
     // When it has ended, the jail is still there.
     let running = processes_called("pause");
     assert_eq!(running.len(), 1, "{running:?}");
-    assert!(
-        Command::new("kill")
-            .arg("-KILL")
-            .args(&running)
-            .status()
-            .is_ok_and(|status| status.success())
-    );
+    let killed = Command::new("kill").arg("-KILL").args(&running).status();
+    assert!(killed.is_ok_and(|status| status.success()));
     reap();
-    let mut jailer = place.jailer(&[("--exec-file", pause.as_os_str())]);
-    place.refuses("ended", &mut jailer, &occupied);
+    place.refuses("ended", &mut start(&short), &occupied);
 }
 
 #[test]
