@@ -351,22 +351,34 @@ fn needs_enabling(controller: &str) -> bool {
     controller != "cgroup"
 }
 
+/// An error about a file of a cgroup that others may remove. What was open then is no device any more
+/// (`kernfs_get_active` of the kernel).
+fn of_shared(folder: &Folder, error: FolderError) -> FolderError {
+    match error {
+        FolderError::Missing(_) | FolderError::Other(_, _, Errno::NODEV) => {
+            FolderError::Gone(folder.path().to_owned())
+        }
+        error => error,
+    }
+}
+
 /// Lets the children of a cgroup of version 2 have the controllers of the settings.
 fn enable(folder: &Folder, settings: &[CgroupSetting]) -> Result<(), CgroupError> {
+    let name = "cgroup.subtree_control";
     let enabled = folder
-        .read("cgroup.subtree_control")
-        .map_err(|error| match error {
-            FolderError::Missing(_) => FolderError::Gone(folder.path().to_owned()),
-            error => error,
-        })?;
+        .read(name)
+        .map_err(|error| of_shared(folder, error))?;
     let wanted = settings.iter().map(CgroupSetting::controller);
     for controller in wanted.filter(|name| needs_enabling(name)) {
         if enabled.split_whitespace().any(|name| name == controller) {
             continue;
         }
-        let file = folder.open_file(OsStr::new("cgroup.subtree_control"), OFlags::WRONLY)?;
-        write(&file, format!("+{controller}").as_bytes()).map_err(|errno| {
-            CgroupError::Enable(folder.path().to_owned(), controller.to_owned(), errno)
+        let file = folder
+            .open_file(OsStr::new(name), OFlags::WRONLY)
+            .map_err(|error| of_shared(folder, error))?;
+        write(&file, format!("+{controller}").as_bytes()).map_err(|errno| match errno {
+            Errno::NODEV => FolderError::Gone(folder.path().to_owned()).into(),
+            _ => CgroupError::Enable(folder.path().to_owned(), controller.to_owned(), errno),
         })?;
     }
     Ok(())
@@ -379,7 +391,7 @@ fn inherit_cpuset(above: &Folder, folder: &Folder) -> Result<(), CgroupError> {
         if !folder.has(OsStr::new(name)) || !folder.read(name)?.trim().is_empty() {
             continue;
         }
-        let value = above.read(name)?;
+        let value = above.read(name).map_err(|error| of_shared(above, error))?;
         let file = folder.open_file(OsStr::new(name), OFlags::WRONLY)?;
         write(&file, value.trim().as_bytes()).map_err(|errno| CgroupError::Value {
             file: name.to_owned(),
