@@ -379,6 +379,8 @@ fn process(report: &mut Report) {
         report.tell("inherited key", key >= 0);
     }
     report.tell("no new privileges", prctl(libc::PR_GET_NO_NEW_PRIVS, 0));
+    let bits = prctl(libc::PR_GET_SECUREBITS, 0);
+    report.tell("bits of security", format!("{bits:x}"));
     report.tell("dumpable", prctl(libc::PR_GET_DUMPABLE, 0));
     let bounding = (0..64).filter(|bit| prctl(libc::PR_CAPBSET_READ, *bit) == 1);
     report.tell("bounding set", bounding.count());

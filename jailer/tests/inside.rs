@@ -1,15 +1,22 @@
 //! What a jailed program can do, and what it cannot: it tries, and tells.
-#![allow(unsafe_code, reason = "no safe interface puts a key into a keyring")]
+#![allow(
+    unsafe_code,
+    reason = "no safe interface puts a key into a keyring, or a thread into a namespace"
+)]
 
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use support::{Place, USER, await_end_of, os};
 
@@ -88,6 +95,8 @@ const FACTS: &[(&str, &str)] = &[
     ("descriptors", "0"),
     ("inherited key", "false"),
     ("no new privileges", "1"),
+    // NOROOT, NO_CAP_AMBIENT_RAISE and their locks, KEEP_CAPS_LOCKED: include/uapi/linux/securebits.h
+    ("bits of security", "e3"),
     // 2 where `fs.suid_dumpable` says so: for root alone to read.
     ("dumpable", "0 2"),
     ("bounding set", "0"),
@@ -160,7 +169,7 @@ fn plant_key() -> bool {
 }
 
 /// A parent that hands on what it should not: groups, capabilities, a umask, an environment.
-fn careless(place: &Place, settings: &[(&str, &std::ffi::OsStr)]) -> Command {
+fn careless(place: &Place, settings: &[(&str, &OsStr)]) -> Command {
     let mut command = Command::new("sh");
     let capabilities = "+net_admin,+net_raw,+sys_admin,+sys_ptrace,+dac_override";
     command
@@ -355,6 +364,23 @@ fn namespace(pid: &str, kind: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("it waits")
 }
 
+/// What is in the root of a process's mount namespace, which need not be the process's own.
+fn root_of_namespace(pid: &str) -> Vec<OsString> {
+    let fd = File::open(format!("/proc/{pid}/ns/mnt")).expect("it waits");
+    // A thread of its own moves there, with a root and a current folder of its own.
+    let names = thread::spawn(move || {
+        // SAFETY: the table of descriptors stays shared.
+        unsafe { unshare_unsafe(UnshareFlags::FS) }.expect("always allowed");
+        let kind = Some(LinkNameSpaceType::Mount);
+        move_into_link_name_space(fd.as_fd(), kind).expect("root may");
+        let entries = fs::read_dir("/").expect("a root");
+        entries
+            .map(|entry| entry.expect("ours").file_name())
+            .collect()
+    });
+    names.join().expect("no panic")
+}
+
 #[test]
 fn jail_seen_from_outside_is_where_it_was_told_to_be() {
     let Some(place) =
@@ -420,6 +446,8 @@ fn jail_seen_from_outside_is_where_it_was_told_to_be() {
         // Of all that is mounted, its root alone is within reach.
         let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("it waits");
         assert_eq!(mounts.lines().count(), 1, "{id}: {mounts}");
+        // Beyond it, nothing but the folder that it is mounted at.
+        assert_eq!(root_of_namespace(&pid), ["jail"], "{id}");
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it waits");
         let limit = limits
             .lines()
