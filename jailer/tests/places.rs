@@ -327,7 +327,9 @@ fn occupied_ids_are_refused_and_what_is_there_stays() {
         place.jailer(&settings)
     };
     // Executed in the jail before the jailer returns.
-    place.succeeds("first", start(&pause).arg("--daemonize"));
+    let mut first = start(&pause);
+    let first = first.arg("--daemonize").stdout(Stdio::null()).status();
+    assert!(first.is_ok_and(|status| status.success()));
     let occupied = ["root/pause exists", "the id is occupied", "choose another"];
     place.refuses("chroot", &mut start(&short), &occupied);
     place.refuses("chroot", start(&short).arg("--daemonize"), &occupied);

@@ -173,7 +173,9 @@ impl Place {
         let output = Command::new("sh")
             .arg("-c")
             .arg(enter + "exec \"$@\"")
-            .args(["sh", "unshare", "--mount", "--net", "--pid", "--cgroup"])
+            // Whoever ends this process ends that one, and with it its namespaces.
+            .args(["sh", "setpriv", "--pdeathsig", "KILL"])
+            .args(["unshare", "--mount", "--net", "--pid", "--cgroup"])
             .args(["--fork", "--kill-child", "--mount-proc"])
             .arg(env::current_exe().expect("known"))
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
