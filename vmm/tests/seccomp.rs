@@ -85,7 +85,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
     }
     numbers! {
         accept4 = SYS_accept4, brk = SYS_brk, clock_gettime = SYS_clock_gettime, clone = SYS_clone,
-        clone3 = SYS_clone3, close = SYS_close, epoll_create1 = SYS_epoll_create1, epoll_ctl = SYS_epoll_ctl,
+        clone3 = SYS_clone3, close = SYS_close, connect = SYS_connect, epoll_create1 = SYS_epoll_create1, epoll_ctl = SYS_epoll_ctl,
         epoll_pwait = SYS_epoll_pwait, epoll_wait = SYS_epoll_wait, exit = SYS_exit,
         exit_group = SYS_exit_group, fallocate = SYS_fallocate, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync,
         fstat = SYS_fstat, ftruncate = SYS_ftruncate, futex = SYS_futex, getcpu = SYS_getcpu,
@@ -99,7 +99,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
         rt_sigprocmask = SYS_rt_sigprocmask, rt_sigreturn = SYS_rt_sigreturn,
         sched_getaffinity = SYS_sched_getaffinity, sched_setaffinity = SYS_sched_setaffinity,
         sched_yield = SYS_sched_yield, sendto = SYS_sendto, set_robust_list = SYS_set_robust_list,
-        shutdown = SYS_shutdown, sigaltstack = SYS_sigaltstack, statx = SYS_statx, tgkill = SYS_tgkill,
+        shutdown = SYS_shutdown, sigaltstack = SYS_sigaltstack, socket = SYS_socket, statx = SYS_statx, tgkill = SYS_tgkill,
         timerfd_settime = SYS_timerfd_settime, unlink = SYS_unlink, unlinkat = SYS_unlinkat,
         write = SYS_write, writev = SYS_writev,
     }
@@ -127,6 +127,7 @@ fn constants() -> BTreeMap<&'static str, u64> {
         | libc::CLONE_PARENT_SETTID
         | libc::CLONE_CHILD_CLEARTID;
     BTreeMap::from([
+        ("AF_UNIX", number(libc::AF_UNIX)),
         ("BLKGETSIZE64", 2 << 30 | 8 << 16 | 0x12 << 8 | 114),
         ("FIONBIO", libc::FIONBIO),
         ("FUTEX_WAIT", number(libc::FUTEX_WAIT)),
@@ -436,6 +437,12 @@ fn with_all_threads(arguments: &[&str]) -> Vm {
         "/drives/disk",
         &json!({"drive_id": "disk", "path_on_host": disk, "is_root_device": false}),
     );
+    let socket = vm.path("vsock");
+    vm.done(
+        "PUT",
+        "/vsock",
+        &json!({"guest_cid": 3, "uds_path": socket}),
+    );
     let code: Vec<u8> = print("x").into_iter().chain(FOR_EVER).collect();
     vm.boot(&code, 2);
     vm.read_until("x");
@@ -452,7 +459,9 @@ fn each_thread_of_a_microvm_has_its_filter() {
     let missing = || {
         let threads = threads(vm.child.id());
         let names: BTreeSet<_> = threads.iter().map(|(name, _)| &name[..]).collect();
-        let expected = ["keeptime", "api", "vcpu0", "vcpu1", "time", "report"];
+        let expected = [
+            "keeptime", "api", "vcpu0", "vcpu1", "vsock", "time", "report",
+        ];
         // SECCOMP_MODE_FILTER, with its own and the one that refuses. What measures starts threads of its own.
         let bare = |(name, fields): &&(String, [String; 3])| {
             !is_of_kernel(name) && fields != &["2", "2", "1"]

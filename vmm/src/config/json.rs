@@ -438,6 +438,26 @@ mod tests {
     }
 
     #[test]
+    fn socket_device_is_read_and_checked() {
+        let with = |vsock: &str| {
+            format!(r#"{{"boot-source":{{"kernel_image_path":"k"}},"vsock":{vsock}}}"#)
+        };
+        let config = parse(with(r#"{"guest_cid":3,"uds_path":"v"}"#).as_bytes()).expect("valid");
+        let vsock = config.peripherals.vsock.expect("a device");
+        assert_eq!((vsock.guest_cid, vsock.uds_path.to_str()), (3, Some("v")));
+        let none = parse(with("null").as_bytes()).expect("valid");
+        assert_eq!(none.peripherals.vsock, None);
+        for (vsock, part) in [
+            (r#"{"guest_cid":2,"uds_path":"v"}"#, "vsock"),
+            (r#"{"guest_cid":3}"#, "uds_path"),
+            (r#"{"guest_cid":3,"uds_path":"v","port":1}"#, "port"),
+        ] {
+            let message = message(&with(vsock));
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
     fn a_setting_is_never_accepted_and_dropped() {
         for (key, value) in [
             ("smt", "true"),

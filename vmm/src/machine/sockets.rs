@@ -14,13 +14,14 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use devices::virtio::vsock::{Event, Host, Place, Port, Stream, Token};
+use devices::virtio::vsock::{Event, Host, MAX_CONNECTIONS, Place, Port, Stream, Token};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect,
     shutdown, socket_with,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
@@ -127,6 +128,27 @@ impl Sockets {
     /// What becomes readable when there is something to be done.
     pub(super) fn source(&self) -> io::Result<OwnedFd> {
         self.epoll.as_fd().try_clone_to_owned()
+    }
+}
+
+/// Descriptors of this process beside those of connections: more than a machine with all devices has.
+const OTHERS: u64 = 256;
+
+/// Lets this process have a descriptor for each connection that a guest can have, as far as it may.
+pub(super) fn allow_descriptors() {
+    let wanted = OTHERS + MAX_CONNECTIONS as u64;
+    let limit = getrlimit(Resource::Nofile);
+    let maximum = limit.maximum.unwrap_or(u64::MAX);
+    let current = Some(wanted.min(maximum));
+    if limit.current.is_some_and(|current| current < wanted) {
+        // A limit between the one that there is and the highest is never refused.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
+    }
+    if maximum < wanted {
+        tracing::warn!(
+            "vsock: this process may have {maximum} descriptors; {wanted} are needed for {MAX_CONNECTIONS} \
+             connections: raise the limit (ulimit -n)"
+        );
     }
 }
 

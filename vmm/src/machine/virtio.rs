@@ -29,7 +29,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::devices::press;
-use super::sockets::{SocketFile, Sockets};
+use super::sockets::{SocketFile, Sockets, allow_descriptors};
 use super::tap::Tap;
 use super::{MachineError, host};
 use crate::api::drive::{self, DrivePatch};
@@ -239,6 +239,7 @@ impl Virtio {
         if let Some((guest, (sockets, file))) = vsock.zip(backends.sockets)
             && let Some(place) = places.next()
         {
+            allow_descriptors();
             let source = sockets.source();
             let source = source.map_err(host("duplicate a descriptor"))?;
             let device = Vsock::new(
