@@ -90,7 +90,10 @@ impl Outside {
     /// A program that connects and asks for something.
     fn call(&self, text: &str) -> Program {
         let id = self.link();
-        self.world().calling.push_back(id);
+        let mut world = self.world();
+        world.calling.push_back(id);
+        world.events.push_back(Event::default());
+        drop(world);
         let program = Program(self.clone(), id);
         program.send(text.as_bytes());
         program
@@ -254,10 +257,6 @@ impl Host for Outside {
     fn poll(&mut self, events: &mut [Event]) -> io::Result<usize> {
         let mut world = self.world();
         let mut count = 0;
-        if !world.calling.is_empty() {
-            events[0] = Event::default();
-            count = 1;
-        }
         while count < events.len() {
             let Some(event) = world.events.pop_front() else {
                 break;
@@ -365,6 +364,7 @@ const OUT: u64 = ROOM + 16 * BUFFER;
 struct Guest {
     driver: Driver<Vsock<Outside>>,
     outside: Outside,
+    has_driver: bool,
 }
 
 impl Guest {
@@ -383,7 +383,11 @@ impl Guest {
             Box::new(move |refusal, error| told.world().told.push((refusal, error.kind()))),
         );
         let driver = Driver::ready(device, 0);
-        Self { driver, outside }
+        Self {
+            driver,
+            outside,
+            has_driver: true,
+        }
     }
 
     fn give_all(&mut self) {
@@ -482,7 +486,7 @@ impl Guest {
     fn run(&self) {
         loop {
             self.driver.run();
-            if self.outside.world().events.is_empty() {
+            if self.outside.world().events.is_empty() || !self.has_driver {
                 return;
             }
         }
@@ -1156,11 +1160,12 @@ fn reset_of_the_device_ends_all_connections() {
     programs[0].send(b"never read");
     guest.send(&Packet::new(9, 9, RW));
     guest.driver.reset();
+    guest.has_driver = false;
     for program in programs.iter().chain([&asking]) {
         assert!(program.is_closed());
     }
     // Who connects now waits for the next driver.
-    let waiting = guest.outside.call("CONNECT 54\n");
+    let _waiting = guest.outside.call("CONNECT 54\n");
     guest.run();
     assert_eq!(guest.outside.world().calling.len(), 1);
     guest.driver.negotiate(VERSION_1);
@@ -1171,6 +1176,7 @@ fn reset_of_the_device_ends_all_connections() {
     guest
         .driver
         .write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    guest.has_driver = true;
     guest.give_all();
     let request = guest.one();
     assert_eq!((request.to, request.op), (54, REQUEST));

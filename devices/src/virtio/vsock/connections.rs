@@ -62,6 +62,8 @@ pub(super) struct Connections<H: Host> {
     turns: VecDeque<u32>,
     unknown: VecDeque<Unknown>,
     last_port: u32,
+    /// A program may want to connect.
+    called: bool,
     /// A packet of the guest gave a connection a turn, or the host may have more.
     again: bool,
 }
@@ -79,6 +81,7 @@ impl<H: Host> Connections<H> {
             turns: VecDeque::with_capacity(MAX),
             unknown: VecDeque::with_capacity(MAX_REFUSALS),
             last_port: FIRST_PORT - 1,
+            called: false,
             again: false,
         }
     }
@@ -125,12 +128,17 @@ impl<H: Host> Connections<H> {
         self.again |= count == events.len();
         for event in events.iter().take(count) {
             match event.place {
-                Place::Listener => self.accept(),
+                Place::Listener => self.called = true,
                 Place::Stream(token) => self.note(token, event),
             }
         }
+        if self.called {
+            self.accept();
+        }
     }
 
+    /// Takes the programs that want to connect. Where the host refuses one, it is asked again the next time that
+    /// there is something to be done, not before.
     fn accept(&mut self) {
         for _ in 0..AT_ONCE {
             match self.host.accept() {
@@ -138,7 +146,10 @@ impl<H: Host> Connections<H> {
                     // It has said where to, mostly.
                     self.again |= self.insert(Connection::accepted(stream)).is_some();
                 }
-                Ok(None) => return,
+                Ok(None) => {
+                    self.called = false;
+                    return;
+                }
                 Err(error) => return self.refused(Refusal::Accept, &error),
             }
         }

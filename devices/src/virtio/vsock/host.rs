@@ -89,7 +89,7 @@ pub trait Host: Send {
     ) -> io::Result<()>;
 
     /// Puts what happened since the last call into the first places of `events`, as far as there are any, and says
-    /// how many. Of programs that want to connect it tells as long as there are some.
+    /// how many. Of programs that want to connect it tells when there is one more.
     ///
     /// # Errors
     /// The host's.
