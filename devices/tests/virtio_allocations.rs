@@ -11,13 +11,18 @@ mod driver;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::rate_limiter::{Bucket, RateLimiter};
 use devices::virtio::block::{Access, Block, Cache, Image, Serial};
 use devices::virtio::entropy::Entropy;
+use devices::virtio::vsock::{Cid, Event, Host, Place, Port, Stream, Token, Vsock};
 use devices::virtio::{Device, Next};
 use driver::*;
 use tsc::Nanos;
+use vm_memory::VolatileSlice;
 
 struct Counting;
 
@@ -123,4 +128,126 @@ fn protocol_violation_is_found_without_allocating() {
     driver.make_available(0);
     assert_eq!(allocations_of(&driver), 0);
     assert_eq!(driver.read(STATUS) & NEEDS_RESET, NEEDS_RESET);
+}
+
+/// A program that takes everything but for a while, and says something when it is told to.
+#[derive(Clone, Default)]
+struct Program {
+    speaks: Arc<AtomicBool>,
+    is_full: Arc<AtomicBool>,
+    token: Option<Token>,
+}
+
+impl Stream for Program {
+    fn read(&mut self, into: VolatileSlice<'_, ()>) -> io::Result<usize> {
+        if self.speaks.swap(false, Ordering::SeqCst) {
+            return Ok(into.len().min(100));
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn write(&mut self, from: VolatileSlice<'_, ()>) -> io::Result<usize> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(from.len())
+    }
+
+    fn end_reading(&mut self) {}
+
+    fn end_writing(&mut self) {}
+}
+
+impl Host for Program {
+    type Stream = Self;
+
+    fn accept(&mut self) -> io::Result<Option<Self>> {
+        Ok(None)
+    }
+
+    fn connect(&mut self, _: Port) -> io::Result<Self> {
+        Ok(self.clone())
+    }
+
+    fn watch(&mut self, _: &Self, token: Token, _: bool, _: bool) -> io::Result<()> {
+        self.token = Some(token);
+        Ok(())
+    }
+
+    fn poll(&mut self, events: &mut [Event]) -> io::Result<usize> {
+        let Some(token) = self.token else {
+            return Ok(0);
+        };
+        events[0] = Event {
+            place: Place::Stream(token),
+            readable: true,
+            writable: true,
+            hung_up: false,
+        };
+        Ok(1)
+    }
+}
+
+/// Puts a packet of the guest 3, from port 1,000 to port 80, where [`driver`] sends it from.
+fn packet(driver: &Driver<Vsock<Program>>, op: u16, len: u32) {
+    driver.store(ROOM, 3_u64);
+    driver.store(ROOM + 8, 2_u64);
+    for (at, value) in [
+        (16, 1_000),
+        (20, 80),
+        (24, len),
+        (32, 0),
+        (36, 1 << 20),
+        (40, 0_u32),
+    ] {
+        driver.store(ROOM + at, value);
+    }
+    driver.store(ROOM + 28, 1_u16);
+    driver.store(ROOM + 30, op);
+}
+
+#[test]
+fn connection_carries_bytes_without_allocating() {
+    let program = Program::default();
+    let guest = Cid::guest(3).expect("not reserved");
+    let device = Vsock::new(guest, program.clone(), Box::new(|_, _| {}));
+    let mut driver = Driver::ready(device, EVENT_INDEX);
+    // Connecting may allocate.
+    packet(&driver, 1, 0);
+    driver.queue = 1;
+    driver.put(&[(ROOM, 44, false)]);
+    driver.queue = 0;
+    driver.put(&[(ROOM + 0x1_0000, 4_096, true)]);
+    driver.run();
+    assert_eq!(driver.used(), Some((0, 44)));
+    // Bytes that are taken at once, bytes that wait, and these in the end; a question for credit.
+    for (op, len, is_full, answer) in [
+        (5, 10_000, false, None),
+        (5, 10_000, true, None),
+        (7, 0, true, Some((0, 44))),
+        (5, 30_000, false, Some((0, 44))),
+    ] {
+        program.is_full.store(is_full, Ordering::SeqCst);
+        packet(&driver, op, len);
+        driver.queue = 1;
+        driver.put(&[(ROOM, 44, false), (ROOM + 0x1000, len, false)]);
+        driver.queue = 0;
+        driver.put(&[(ROOM + 0x1_0000, 4_096, true)]);
+        assert_eq!(allocations_of(&driver), 0, "{op} {len} {is_full}");
+        assert_eq!(driver.used(), answer, "{op} {len} {is_full}");
+        driver.queue = 1;
+        assert!(driver.used().is_some());
+        driver.queue = 0;
+    }
+    program.speaks.store(true, Ordering::SeqCst);
+    assert_eq!(allocations_of(&driver), 0);
+    assert_eq!(driver.used(), Some((0, 144)));
+    // And for a connection that there is not.
+    packet(&driver, 7, 0);
+    driver.store(ROOM + 16, 7_u32);
+    driver.queue = 1;
+    driver.put(&[(ROOM, 44, false)]);
+    assert_eq!(allocations_of(&driver), 0);
+    driver.queue = 0;
+    assert_eq!(driver.used(), Some((0, 44)));
 }

@@ -25,6 +25,7 @@ use crate::api::COMPATIBLE_VERSION;
 use crate::api::body::TimePolicy;
 use crate::api::drive::{CacheType, Drive, Entropy};
 use crate::api::network::{Mac, NetworkInterface};
+use crate::api::vsock::Vsock;
 use crate::config::{
     BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, Peripherals, TscDomain, TscRate, VcpuCount,
     VmConfig, Watcher,
@@ -132,6 +133,10 @@ struct Run {
     /// one up. The tap can be made before: ip tuntap add dev TAP mode tap user USER vnet_hdr
     #[arg(long, value_name = "TAP[,mac=ADDRESS][,mtu=BYTES]", value_parser = parse_net)]
     net: Vec<NetworkInterface>,
+    /// A socket device: the guest's address, from 3 on, and a Unix socket. A program of the host connects there
+    /// and says CONNECT PORT; the guest's connections to the host's port P arrive at PATH_P
+    #[arg(long, value_name = "CID,PATH", value_parser = parse_vsock)]
+    vsock: Option<Vsock>,
     /// A virtio source of entropy
     #[arg(long)]
     entropy: bool,
@@ -244,6 +249,22 @@ fn parse_net(text: &str) -> Result<NetworkInterface, String> {
     interface.check().map_err(|fault| fault.to_string())
 }
 
+/// The guest's address, and where its sockets are.
+fn parse_vsock(text: &str) -> Result<Vsock, String> {
+    let (cid, path) = text
+        .split_once(',')
+        .ok_or_else(|| format!("{text:?} is not CID,PATH, such as 3,v.sock"))?;
+    let guest_cid = cid
+        .parse()
+        .map_err(|_| format!("{cid:?} is not a guest's address, such as 3"))?;
+    let vsock = Vsock {
+        guest_cid,
+        uds_path: path.into(),
+        vsock_id: None,
+    };
+    vsock.check().map_err(|fault| fault.to_string())
+}
+
 /// The devices that the flags ask for. Disks are named `disk0` and up, network interfaces `net0` and up.
 fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
     let mut peripherals = Peripherals::default();
@@ -261,6 +282,7 @@ fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
             .put_interface(interface)
             .map_err(|fault| CommandError::Usage(format!("--net: {fault}")))?;
     }
+    peripherals.vsock.clone_from(&run.vsock);
     peripherals.entropy = run.entropy.then(Entropy::default);
     Ok(peripherals)
 }

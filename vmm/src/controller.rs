@@ -23,6 +23,7 @@ use crate::api::http::{Response, Status};
 use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
 use crate::api::openapi::DOCUMENT;
 use crate::api::request::{ApiRequest, Fault};
+use crate::api::vsock::Vsock;
 use crate::api::{COMPATIBLE_VERSION, server};
 use crate::config::{
     BootConfig, MachineConfig, Peripherals, TscDomain, TscRate, VmConfig, Watcher,
@@ -277,6 +278,7 @@ impl Controller {
             ApiRequest::PatchDrive(body) => done(self.patch_drive(&body)),
             ApiRequest::PutNetworkInterface(body) => done(self.put_interface(body)),
             ApiRequest::PatchNetworkInterface(body) => done(self.patch_interface(&body)),
+            ApiRequest::PutVsock(body) => done(self.put_vsock(body)),
             ApiRequest::PutEntropy(body) => done(self.put_entropy(body)),
             ApiRequest::PutTime(body) => done(self.put_time(body)),
             ApiRequest::PatchVm(state) => self.patch_vm(state),
@@ -369,6 +371,13 @@ impl Controller {
         }
         RateLimiter::change(&mut interface.rx_rate_limiter, patch.rx_rate_limiter);
         RateLimiter::change(&mut interface.tx_rate_limiter, patch.tx_rate_limiter);
+        Ok(())
+    }
+
+    fn put_vsock(&mut self, vsock: Vsock) -> Result<(), Fault> {
+        self.not_started()?;
+        machine::check_vsock(&vsock).map_err(|error| Fault::new(one_line(&error)))?;
+        self.peripherals.vsock = Some(vsock);
         Ok(())
     }
 
@@ -481,6 +490,9 @@ impl Controller {
         });
         if let Some(boot) = &self.boot {
             config["boot-source"] = json!(BootSource::from(boot));
+        }
+        if let Some(vsock) = &self.peripherals.vsock {
+            config["vsock"] = json!(vsock);
         }
         if let Some(entropy) = &self.peripherals.entropy {
             config["entropy"] = json!(entropy);

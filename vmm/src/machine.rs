@@ -2,6 +2,7 @@
 
 mod devices;
 mod payload;
+mod sockets;
 mod tap;
 mod virtio;
 
@@ -51,9 +52,10 @@ use crate::vcpu::{Ending, Shared, VcpuThread};
 
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
-pub(crate) use virtio::{check_image, check_tap, no_drive, no_interface};
+pub(crate) use virtio::{check_image, check_tap, check_vsock, no_drive, no_interface};
 
 use devices::{Devices, StopSigns};
+use sockets::SocketError;
 use tap::TapError;
 use virtio::{Backends, Virtio};
 
@@ -110,8 +112,8 @@ pub(crate) enum MachineError {
     Rate(#[from] RateError),
     /// More virtio devices than there are places.
     #[error(
-        "{asked} drives, network interfaces and entropy devices are more than the {limit} that a machine has \
-         places for"
+        "{asked} drives, network interfaces, socket and entropy devices are more than the {limit} that a \
+         machine has places for"
     )]
     TooManyDevices {
         /// What the configuration asks for.
@@ -125,6 +127,9 @@ pub(crate) enum MachineError {
     /// A network interface's tap cannot be had.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The socket device's socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The vCPUs' threads cannot run where they are to.
     #[error(transparent)]
     Placement(#[from] PlacementError),

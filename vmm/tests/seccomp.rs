@@ -87,7 +87,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
     }
     numbers! {
         accept4 = SYS_accept4, brk = SYS_brk, clock_gettime = SYS_clock_gettime, clone = SYS_clone,
-        clone3 = SYS_clone3, close = SYS_close, epoll_create1 = SYS_epoll_create1, epoll_ctl = SYS_epoll_ctl,
+        clone3 = SYS_clone3, close = SYS_close, connect = SYS_connect, epoll_create1 = SYS_epoll_create1, epoll_ctl = SYS_epoll_ctl,
         epoll_pwait = SYS_epoll_pwait, epoll_wait = SYS_epoll_wait, exit = SYS_exit,
         exit_group = SYS_exit_group, fallocate = SYS_fallocate, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync, flock = SYS_flock,
         fstat = SYS_fstat, ftruncate = SYS_ftruncate, futex = SYS_futex, getcpu = SYS_getcpu,
@@ -101,7 +101,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
         rt_sigprocmask = SYS_rt_sigprocmask, rt_sigreturn = SYS_rt_sigreturn,
         sched_getaffinity = SYS_sched_getaffinity, sched_setaffinity = SYS_sched_setaffinity,
         sched_yield = SYS_sched_yield, sendto = SYS_sendto, set_robust_list = SYS_set_robust_list,
-        shutdown = SYS_shutdown, sigaltstack = SYS_sigaltstack, statx = SYS_statx, tgkill = SYS_tgkill,
+        shutdown = SYS_shutdown, sigaltstack = SYS_sigaltstack, socket = SYS_socket, statx = SYS_statx, tgkill = SYS_tgkill,
         timerfd_settime = SYS_timerfd_settime, unlink = SYS_unlink, unlinkat = SYS_unlinkat,
         write = SYS_write, writev = SYS_writev,
     }
@@ -129,6 +129,7 @@ fn constants() -> BTreeMap<&'static str, u64> {
         | libc::CLONE_PARENT_SETTID
         | libc::CLONE_CHILD_CLEARTID;
     BTreeMap::from([
+        ("AF_UNIX", number(libc::AF_UNIX)),
         ("FIONBIO", libc::FIONBIO),
         ("FUTEX_WAIT", number(libc::FUTEX_WAIT)),
         (
@@ -438,6 +439,12 @@ fn with_all_threads(arguments: &[&str]) -> Vm {
         "/drives/disk",
         &json!({"drive_id": "disk", "path_on_host": disk, "is_root_device": false}),
     );
+    let socket = vm.path("vsock");
+    vm.done(
+        "PUT",
+        "/vsock",
+        &json!({"guest_cid": 3, "uds_path": socket}),
+    );
     let code: Vec<u8> = print("x").into_iter().chain(FOR_EVER).collect();
     vm.boot(&code, 2);
     vm.read_until("x");
@@ -460,13 +467,14 @@ fn each_thread_of_a_microvm_has_its_filter() {
             "vcpu0",
             "vcpu1",
             "drive disk",
+            "vsock",
             "time",
             "report",
         ];
         // SECCOMP_MODE_FILTER, with its own, and with the one that refuses where threads are started.
         let bare = |(name, fields): &&(String, [String; 3])| {
-            let one =
-                ["api", "report", "drive disk"].contains(&&name[..]) || name.starts_with("vcpu");
+            let one = ["api", "report", "drive disk", "vsock"].contains(&&name[..])
+                || name.starts_with("vcpu");
             !is_of_kernel(name) && fields != &["2", if one { "1" } else { "2" }, "1"]
         };
         match expected.iter().find(|name| !names.contains(*name)) {

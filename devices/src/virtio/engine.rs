@@ -158,7 +158,10 @@ impl<D: Device> Engine<D> {
     /// The driver resets the device. When this returns, nothing of the guest's memory is in use.
     pub(super) fn reset(&self) {
         let _hold = self.hold();
-        lock(&self.core).queues.clear();
+        let mut core = lock(&self.core);
+        core.queues.clear();
+        core.device.stop();
+        drop(core);
         self.running.store(false, Ordering::SeqCst);
         self.failed.store(false, Ordering::SeqCst);
         self.interrupt_status.store(0, Ordering::SeqCst);
@@ -230,6 +233,9 @@ impl<D: Device> Engine<D> {
         self.take_update(&mut core.device);
         loop {
             let (mut next, mut more) = (Next::Notification, false);
+            if !core.queues.is_empty() {
+                core.device.poll();
+            }
             for index in 0..core.queues.len() {
                 if self.failed() {
                     return Some(Next::Notification);
@@ -247,7 +253,7 @@ impl<D: Device> Engine<D> {
                     Err(_) => self.fail(),
                 }
             }
-            if !more {
+            if !more && !core.device.again() {
                 return Some(next);
             }
         }

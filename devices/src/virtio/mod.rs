@@ -33,6 +33,7 @@ mod engine;
 pub mod entropy;
 pub mod mmio;
 pub mod net;
+pub mod vsock;
 
 use tsc::Nanos;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
@@ -64,6 +65,8 @@ pub enum Kind {
     Net = virtio_ids::VIRTIO_ID_NET,
     /// A source of entropy (5.4).
     Entropy = virtio_ids::VIRTIO_ID_RNG,
+    /// A socket device (5.10).
+    Socket = virtio_ids::VIRTIO_ID_VSOCK,
 }
 
 /// A device's configuration space: fields that the driver reads, such as a capacity.
@@ -146,6 +149,19 @@ pub trait Device: Send {
 
     /// The driver is ready, with these features. Called after each reset anew.
     fn start(&mut self, features: u64);
+
+    /// The driver resets the device. Called on the thread of the driver's access, so it must not wait.
+    fn stop(&mut self) {}
+
+    /// Looks what there is outside the queues, and does what needs none. Called before each round over the queues,
+    /// while there is a driver.
+    fn poll(&mut self) {}
+
+    /// Whether what was done gives a queue work that has had its turn, so that there is to be another round. Asked
+    /// after each; only progress may be a reason for it.
+    fn again(&mut self) -> bool {
+        false
+    }
 
     /// Serves one request of a queue.
     ///

@@ -42,10 +42,10 @@ pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const DESCRIPTORS: u64 = 0x1000;
 pub(crate) const AVAILABLE: u64 = 0x3000;
 pub(crate) const USED: u64 = 0x5000;
-/// The rings of the second queue are so much further on.
+/// The rings of the second queue are so much further on, and those of the third as much again.
 pub(crate) const SECOND: u64 = 0x6000;
 /// From here on tests put what they like.
-pub(crate) const ROOM: u64 = 0x1_0000;
+pub(crate) const ROOM: u64 = 0x2_0000;
 /// RAM ends here, and goes on at 4 GiB.
 pub(crate) const HOLE: u64 = 0x10_0000;
 pub(crate) const HIGH: u64 = 1 << 32;
@@ -66,8 +66,8 @@ pub(crate) struct Driver<D: Device> {
     pub(crate) size: u16,
     /// The queue that is spoken of.
     pub(crate) queue: usize,
-    made_available: [u16; 2],
-    seen: [u16; 2],
+    made_available: [u16; 3],
+    seen: [u16; 3],
 }
 
 impl<D: Device> Driver<D> {
@@ -104,8 +104,8 @@ impl<D: Device> Driver<D> {
             notifications,
             size: 16,
             queue: 0,
-            made_available: [0; 2],
-            seen: [0; 2],
+            made_available: [0; 3],
+            seen: [0; 3],
         }
     }
 
@@ -255,11 +255,12 @@ impl<D: Device> Driver<D> {
     /// Forgets its rings, as a driver does that resets its device.
     pub(crate) fn reset(&mut self) {
         self.write(STATUS, 0);
-        self.made_available = [0; 2];
-        self.seen = [0; 2];
+        self.made_available = [0; 3];
+        self.seen = [0; 3];
         for ring in [AVAILABLE, USED] {
-            self.fill(ring, &[0; 0x100]);
-            self.fill(ring + SECOND, &[0; 0x100]);
+            for queue in 0..3 {
+                self.fill(ring + queue * SECOND, &[0; 0x100]);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod entropy;
 mod hostile;
 mod net;
 mod registers;
+mod vsock;
 
 use std::sync::{Arc, Mutex};
 

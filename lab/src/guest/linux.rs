@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
-use crate::guest::witness;
+use crate::guest::{program, witness};
 use crate::kernels::{Kernel, Stock};
 use crate::modules;
 
@@ -59,17 +59,30 @@ const DISK: &str = include_str!("disk.sh");
 /// The first program of a guest with a network card.
 const NETWORK: &str = include_str!("network.sh");
 
+/// The first program of a guest with a socket device.
+const SOCKETS: &str = include_str!("sockets.sh");
+
 /// An initramfs whose first program loads these modules, uses the disks, and powers off.
 pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
-    initramfs_with_modules(stock, DISK, wanted)
+    Ok(archive_with_modules(stock, DISK, wanted)?.finish()?)
 }
 
 /// The same with the network card.
 pub(crate) fn network_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
-    initramfs_with_modules(stock, NETWORK, wanted)
+    Ok(archive_with_modules(stock, NETWORK, wanted)?.finish()?)
 }
 
-fn initramfs_with_modules(stock: &Stock, init: &str, wanted: &[&str]) -> Result<Vec<u8>> {
+/// The same with the socket device, and the program that talks over it.
+pub(crate) fn sockets_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    let mut archive = archive_with_modules(stock, SOCKETS, wanted)?;
+    archive.executable(
+        "bin/sockets",
+        &program::build(program::SOCKETS, Kernel::Amd64)?,
+    )?;
+    Ok(archive.finish()?)
+}
+
+fn archive_with_modules(stock: &Stock, init: &str, wanted: &[&str]) -> Result<Archive> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "modules", "proc", "sys"] {
         archive.directory(folder)?;
@@ -85,7 +98,7 @@ fn initramfs_with_modules(stock: &Stock, init: &str, wanted: &[&str]) -> Result<
         order.push('\n');
     }
     archive.file("modules/order", 0o644, order.as_bytes())?;
-    Ok(archive.finish()?)
+    Ok(archive)
 }
 
 /// What a guest's user space reported.

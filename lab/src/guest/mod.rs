@@ -1,6 +1,7 @@
 //! Guests: stock Linux with an initramfs of ours, and small ones that consist of a few instructions.
 
 pub(crate) mod linux;
+pub(crate) mod program;
 pub(crate) mod witness;
 
 use std::fs;

@@ -1,39 +1,18 @@
 //! The witness of a guest's time, `lab/guests/witness.c`: how it is built, and what it says.
 
-use std::fs;
-use std::process::Command;
-
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::guest::program;
 use crate::kernels::Kernel;
-use crate::process::capture;
 
 const SOURCE: &str = include_str!("../../guests/witness.c");
 
 /// The modules with which a guest asks its host for the time.
 pub(crate) const MODULES: &[&str] = &["ptp_kvm"];
 
-/// The program for guests with `kernel`. Needs the C compiler that Rust's linker needs too, for 32 bits as well:
-/// no library is used.
+/// The program for guests with `kernel`.
 pub(crate) fn build(kernel: Kernel) -> Result<Vec<u8>> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let file = |name: &str| folder.path().join(name);
-    fs::write(file("witness.c"), SOURCE).context("cannot write the witness's source")?;
-    let mode: &[&str] = match kernel {
-        Kernel::Amd64 => &["-m64"],
-        Kernel::I386 | Kernel::I386Pae => &["-m32", "-march=i686"],
-    };
-    let mut compiler = Command::new("cc");
-    compiler
-        .args(mode)
-        .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"])
-        .args(["-ffreestanding", "-fno-stack-protector", "-fno-pic"])
-        .args(["-fno-asynchronous-unwind-tables", "-nostdlib"])
-        .args(["-no-pie", "-static", "-Wl,--build-id=none", "-o"])
-        .arg(file("witness"))
-        .arg(file("witness.c"));
-    capture(&mut compiler).context("install gcc, or mend the witness")?;
-    fs::read(file("witness")).context("cannot read the witness")
+    program::build(SOURCE, kernel)
 }
 
 /// Bounds, both of which the value may have.
@@ -216,6 +195,9 @@ fn sum(numbers: &[u64]) -> Result<Sum> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::process::Command;
+
     use object::Object;
 
     use super::*;

@@ -13,6 +13,7 @@ mod linux;
 mod network;
 mod rate;
 mod small;
+mod sockets;
 mod time;
 
 use std::path::Path;
@@ -219,6 +220,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(linux::all());
     scenarios.extend(block::all());
     scenarios.extend(network::all());
+    scenarios.extend(sockets::all());
     scenarios.extend(rate::all());
     scenarios.extend(keeping::all());
     scenarios.extend(small::all());

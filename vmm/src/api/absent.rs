@@ -27,7 +27,6 @@ pub enum Missing {
     Pmem,
     Serial,
     Snapshots,
-    Vsock,
 }
 
 impl Missing {
@@ -48,7 +47,6 @@ impl Missing {
                 );
             }
             Self::Snapshots => "snapshots",
-            Self::Vsock => "vsock device",
         };
         Fault::new(format!("this version of keeptime has no {what} yet"))
     }
@@ -121,26 +119,6 @@ pub struct PmemPatch {
     id: String,
     #[serde(default, deserialize_with = "super::object::optional")]
     rate_limiter: Option<RateLimiter>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Vsock {
-    guest_cid: u32,
-    uds_path: String,
-    vsock_id: Option<String>,
-}
-
-impl Check for Vsock {
-    fn check(&self, _: &str) -> Result<(), Fault> {
-        // 0, 1 and 2 are the hypervisor, the loopback and the host (vsock(7)).
-        if self.guest_cid < 3 {
-            return Err(Fault::new(
-                "guest_cid is less than 3, which is a guest's first",
-            ));
-        }
-        Ok(())
-    }
 }
 
 #[derive(Debug, Deserialize)]

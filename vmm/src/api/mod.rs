@@ -23,6 +23,7 @@ mod object;
 pub mod openapi;
 pub mod request;
 pub(crate) mod server;
+pub mod vsock;
 
 /// The version of Firecracker's API that is spoken here, which clients ask for and compare.
 pub const COMPATIBLE_VERSION: &str = "1.16.0";

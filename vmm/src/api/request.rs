@@ -12,6 +12,7 @@ use super::body::{
 use super::drive::{Drive, DrivePatch, Entropy, same_id};
 use super::http::Method;
 use super::network::{NetworkInterface, NetworkInterfacePatch};
+use super::vsock::Vsock;
 
 /// Why a request is refused: the `fault_message` that the client gets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +72,8 @@ pub enum ApiRequest {
     PutNetworkInterface(NetworkInterface),
     /// `PATCH /network-interfaces/{id}`.
     PatchNetworkInterface(NetworkInterfacePatch),
+    /// `PUT /vsock`.
+    PutVsock(Vsock),
     /// `PUT /entropy`.
     PutEntropy(Entropy),
     /// `PUT /time`.
@@ -253,7 +256,8 @@ pub const ROUTES: &[Route] = &[
         Ok(ApiRequest::Absent(Missing::NetworkRemoval))
     }),
     put("/vsock", Some("vsock"), |input| {
-        absent::<absent::Vsock>(input, Missing::Vsock)
+        let body: Vsock = input.json()?;
+        Ok(ApiRequest::PutVsock(body.check()?))
     }),
     get("/balloon", None, |_| {
         Ok(ApiRequest::Absent(Missing::Balloon))

@@ -302,7 +302,7 @@ mod tests {
             (r#"{"boot-source":"#, "correct it at the line and column"),
             ("{}", "correct it at the line and column"),
             (
-                r#"{"boot-source":{"kernel_image_path":"k"},"vsock":{}}"#,
+                r#"{"boot-source":{"kernel_image_path":"k"},"balloon":{}}"#,
                 "remove the key",
             ),
             (

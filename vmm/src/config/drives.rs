@@ -1,8 +1,9 @@
-//! A machine's disks, network interfaces and source of entropy, validated.
+//! A machine's disks, network interfaces, socket device and source of entropy, validated.
 
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
 use crate::api::request::Fault;
+use crate::api::vsock::Vsock;
 
 /// The devices that a machine has because it was asked for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub struct Peripherals {
     drives: Vec<Drive>,
     /// The network interfaces, in the order in which they were asked for.
     interfaces: Vec<NetworkInterface>,
+    /// The socket device.
+    pub vsock: Option<Vsock>,
     /// The source of entropy.
     pub entropy: Option<Entropy>,
 }

@@ -19,6 +19,7 @@ use crate::api::body::{BootSource, LoggerBody, MetricsBody};
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
 use crate::api::request::Fault;
+use crate::api::vsock::Vsock;
 
 /// A configuration file that cannot be obeyed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,9 @@ pub enum ConfigFileError {
         /// Why not.
         source: Fault,
     },
+    /// A socket device that cannot be had.
+    #[error("vsock")]
+    Vsock(#[source] Fault),
     /// An entropy device that cannot be had.
     #[error("entropy")]
     Entropy(#[source] Fault),
@@ -63,7 +67,11 @@ pub enum ConfigFileError {
 pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     let file: ConfigFile = serde_json::from_slice(text)?;
     let machine = file.machine_config;
-    let peripherals = peripherals(file.drives, file.network_interfaces, file.entropy)?;
+    let mut peripherals = peripherals(file.drives, file.network_interfaces)?;
+    let vsock = file.vsock.map(Vsock::check).transpose();
+    peripherals.vsock = vsock.map_err(ConfigFileError::Vsock)?;
+    let entropy = file.entropy.map(Entropy::check).transpose();
+    peripherals.entropy = entropy.map_err(ConfigFileError::Entropy)?;
     Ok(VmConfig {
         boot: file.boot_source.into(),
         machine: MachineConfig {
@@ -85,7 +93,6 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
 fn peripherals(
     drives: Vec<Drive>,
     interfaces: Vec<NetworkInterface>,
-    entropy: Option<Entropy>,
 ) -> Result<Peripherals, ConfigFileError> {
     let mut peripherals = Peripherals::default();
     for drive in drives {
@@ -109,8 +116,6 @@ fn peripherals(
         };
         put.map_err(|source| ConfigFileError::NetworkInterface { id, source })?;
     }
-    let entropy = entropy.map(Entropy::check).transpose();
-    peripherals.entropy = entropy.map_err(ConfigFileError::Entropy)?;
     Ok(peripherals)
 }
 
@@ -128,8 +133,7 @@ struct ConfigFile {
     _pmem: NotYet<Pmem>,
     #[serde(default, rename = "cpu-config")]
     _cpu_config: NotYet<CpuConfig>,
-    #[serde(default, rename = "vsock")]
-    _vsock: NotYet<Vsock>,
+    vsock: Option<Vsock>,
     logger: Option<LoggerBody>,
     metrics: Option<MetricsBody>,
     #[serde(default, rename = "mmds-config")]
@@ -198,7 +202,6 @@ macro_rules! features {
 features! {
     Pmem: "`pmem` (persistent memory devices)",
     CpuConfig: "`cpu-config` (custom CPU templates)",
-    Vsock: "`vsock` (the socket device)",
     MmdsConfig: "`mmds-config` (the metadata service)",
     Balloon: "`balloon` (the balloon device)",
     SerialOutput: "`serial` (serial output to a file)",
@@ -435,6 +438,26 @@ mod tests {
     }
 
     #[test]
+    fn socket_device_is_read_and_checked() {
+        let with = |vsock: &str| {
+            format!(r#"{{"boot-source":{{"kernel_image_path":"k"}},"vsock":{vsock}}}"#)
+        };
+        let config = parse(with(r#"{"guest_cid":3,"uds_path":"v"}"#).as_bytes()).expect("valid");
+        let vsock = config.peripherals.vsock.expect("a device");
+        assert_eq!((vsock.guest_cid, vsock.uds_path.to_str()), (3, Some("v")));
+        let none = parse(with("null").as_bytes()).expect("valid");
+        assert_eq!(none.peripherals.vsock, None);
+        for (vsock, part) in [
+            (r#"{"guest_cid":2,"uds_path":"v"}"#, "vsock"),
+            (r#"{"guest_cid":3}"#, "uds_path"),
+            (r#"{"guest_cid":3,"uds_path":"v","port":1}"#, "port"),
+        ] {
+            let message = message(&with(vsock));
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
     fn a_setting_is_never_accepted_and_dropped() {
         for (key, value) in [
             ("smt", "true"),
@@ -455,7 +478,6 @@ mod tests {
         for key in [
             "pmem",
             "cpu-config",
-            "vsock",
             "mmds-config",
             "balloon",
             "serial",

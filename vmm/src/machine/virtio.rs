@@ -20,6 +20,7 @@ use devices::virtio::block::{Block, Image, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
+use devices::virtio::vsock::Vsock;
 use devices::virtio::{Device, Engine, Hold, Next};
 use hypervisor::{Gsi, Vm};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -28,11 +29,13 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::devices::press;
+use super::sockets::{SocketFile, Sockets, allow_descriptors};
 use super::tap::Tap;
 use super::{MachineError, host};
 use crate::api::drive::{self, DrivePatch};
 use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
 use crate::api::request::Fault;
+use crate::api::vsock;
 use crate::config::Peripherals;
 use crate::error::one_line;
 use crate::host_clock;
@@ -47,6 +50,7 @@ const MAX_DEVICES: usize = layout::VIRTIO_MMIO_GSIS.len();
 pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, MachineError> {
     let asked = peripherals.drives().len()
         + peripherals.interfaces().len()
+        + usize::from(peripherals.vsock.is_some())
         + usize::from(peripherals.entropy.is_some());
     if asked > MAX_DEVICES {
         return Err(MachineError::TooManyDevices {
@@ -72,8 +76,10 @@ pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, Machi
 pub(super) struct Backends {
     /// The images of the disks, opened and locked,
     images: Vec<Image>,
-    /// and the taps of the network interfaces.
+    /// the taps of the network interfaces,
     taps: Vec<Tap>,
+    /// and the socket of the socket device.
+    sockets: Option<(Sockets, SocketFile)>,
 }
 
 impl Backends {
@@ -83,9 +89,12 @@ impl Backends {
         let images = drives.map(|drive| Image::open(&drive.path(), drive.access()));
         let interfaces = peripherals.interfaces().iter();
         let taps = interfaces.map(|interface| Tap::open(&interface.host_dev_name));
+        let vsock = peripherals.vsock.as_ref();
+        let sockets = vsock.map(|vsock| Sockets::bind(&vsock.uds_path));
         Ok(Self {
             images: images.collect::<Result<_, _>>()?,
             taps: taps.collect::<Result<_, _>>()?,
+            sockets: sockets.transpose()?,
         })
     }
 }
@@ -99,6 +108,12 @@ pub(crate) fn check_image(drive: &drive::Drive) -> Result<(), MachineError> {
 /// Looks whether a tap can be had, for the same reason.
 pub(crate) fn check_tap(interface: &NetworkInterface) -> Result<(), MachineError> {
     Tap::open(&interface.host_dev_name)?;
+    Ok(())
+}
+
+/// Looks whether the socket of a socket device can be made. It is made at the start.
+pub(crate) fn check_vsock(vsock: &vsock::Vsock) -> Result<(), MachineError> {
+    Sockets::bind(&vsock.uds_path)?;
     Ok(())
 }
 
@@ -134,6 +149,8 @@ struct Waiting {
     kick: EventFd,
     /// What has something for the device when it becomes readable.
     source: Option<OwnedFd>,
+    /// What its thread may do.
+    role: Role,
     run: Box<dyn Fn() -> Next + Send>,
     hold: Box<dyn Fn() -> Hold + Send>,
 }
@@ -146,6 +163,8 @@ pub(super) struct Virtio {
     waiting: Vec<Waiting>,
     threads: Vec<DeviceThread>,
     holds: Vec<Hold>,
+    /// Dropped after the threads: who sees that it is gone may make another.
+    _socket_file: Option<SocketFile>,
 }
 
 impl Virtio {
@@ -215,6 +234,31 @@ impl Virtio {
                 kick,
             });
         }
+        // The address was checked with the configuration.
+        let vsock = peripherals.vsock.as_ref().and_then(vsock::Vsock::cid);
+        if let Some((guest, (sockets, file))) = vsock.zip(backends.sockets)
+            && let Some(place) = places.next()
+        {
+            allow_descriptors();
+            let source = sockets.source();
+            let source = source.map_err(host("duplicate a descriptor"))?;
+            let device = Vsock::new(
+                guest,
+                sockets,
+                Box::new(|refusal, error| {
+                    tracing::warn!(
+                        "vsock: the host cannot {refusal}: {}; the connection is reset, and this is told once",
+                        one_line(error)
+                    );
+                }),
+            );
+            virtio.add(vm, memory, bus, *place, device, "vsock".to_owned())?;
+            if let Some(waiting) = virtio.waiting.last_mut() {
+                waiting.source = Some(source);
+                waiting.role = Role::Vsock;
+            }
+            virtio._socket_file = Some(file);
+        }
         if let (Some(entropy), Some(place)) = (&peripherals.entropy, places.next()) {
             let device = Entropy::new(
                 Box::new(host_random),
@@ -261,6 +305,7 @@ impl Virtio {
             name,
             kick: duplicate(&kick)?,
             source: None,
+            role: Role::Device,
             run: Box::new(move || runner.run()),
             hold: Box::new(move || holder.hold()),
         });
@@ -400,6 +445,7 @@ impl DeviceThread {
             name,
             kick,
             source,
+            role,
             run,
             hold,
         } = device;
@@ -408,7 +454,7 @@ impl DeviceThread {
         let handle = std::thread::Builder::new()
             .name(name.chars().take(15).collect())
             .spawn(move || {
-                if let Err(error) = filters.enter(Role::Device) {
+                if let Err(error) = filters.enter(role) {
                     return ending.end(Outcome::Failure(one_line(&error)));
                 }
                 let serve = AssertUnwindSafe(|| serve(&bell, source.as_ref(), &stopped, &*run));

@@ -43,6 +43,8 @@ pub enum Role {
     Vcpu,
     /// It serves one virtio device.
     Device,
+    /// It serves the socket device, for which it connects to programs of the host.
+    Vsock,
     /// It watches the guest's time.
     Time,
     /// It writes the time report.
@@ -53,11 +55,12 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Vmm,
         Self::Api,
         Self::Vcpu,
         Self::Device,
+        Self::Vsock,
         Self::Time,
         Self::Report,
         Self::Assess,
@@ -77,6 +80,7 @@ impl Role {
             Self::Api => "api",
             Self::Vcpu => "vcpu",
             Self::Device => "device",
+            Self::Vsock => "vsock",
             Self::Time => "time",
             Self::Report => "report",
             Self::Assess => "assess",
@@ -117,7 +121,7 @@ pub enum FilterError {
     /// A thread would be without one.
     #[error(
         "--seccomp-filter {path:?}: there is none for the thread kind {name:?}; give one for each of \
-         vmm, api, vcpu, device, time, report and assess"
+         vmm, api, vcpu, device, vsock, time, report and assess"
     )]
     Missing {
         /// Which file.
@@ -127,8 +131,8 @@ pub enum FilterError {
     },
     /// A filter that nothing would have.
     #[error(
-        "--seccomp-filter {path:?}: {name:?} is none of the thread kinds vmm, api, vcpu, device, time, report and \
-         assess"
+        "--seccomp-filter {path:?}: {name:?} is none of the thread kinds vmm, api, vcpu, device, vsock, time, \
+         report and assess"
     )]
     Unknown {
         /// Which file.

@@ -1,0 +1,297 @@
+/*
+ * Talks over sockets, in a stock Linux guest and on its host: over vsock, and over Unix sockets as the launcher has
+ * them.
+ *
+ *   sockets serve PLACE COUNT          sends back what comes, until COUNT connections came to their end; says
+ *                                      "served: COUNT"
+ *   sockets call PLACE COUNT           has COUNT connections at once, and sends over each what tells it from the
+ *                                      others, twice; then ends what it sends, sees the other side do the same, and
+ *                                      says "called: COUNT"
+ *
+ * PLACE is "vsock PORT", of the host when called; "unix PATH"; or, to be called, "guest PATH PORT": the launcher's
+ * socket, with the line that asks for a port of the guest. That is asked again while nobody serves it.
+ *
+ * No C library, so that one file runs in any guest and on any host.
+ */
+
+typedef unsigned long u64;
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+
+enum {
+	SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_nanosleep = 35, SYS_socket = 41, SYS_connect = 42,
+	SYS_accept = 43, SYS_shutdown = 48, SYS_bind = 49, SYS_listen = 50, SYS_exit = 60, SYS_prlimit64 = 302,
+	SYS_epoll_create1 = 291, SYS_epoll_wait = 232, SYS_epoll_ctl = 233
+};
+
+static long call4(long number, long a, long b, long c, long d)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = 0;
+	long result;
+	__asm__ volatile("syscall" : "=a"(result)
+			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+#define call(number, a, b, c, d) call4(number, (long)(a), (long)(b), (long)(c), (long)(d))
+
+enum { AF_UNIX = 1, AF_VSOCK = 40, SOCK_STREAM = 1, SHUT_WR = 1, RLIMIT_NOFILE = 7 };
+enum { EPOLL_CTL_ADD = 1, EPOLLIN = 1 };
+#define ANY_CID 0xffffffffU
+#define HOST_CID 2U
+#define MAX_COUNT 1000
+/* So many bytes go over a connection at a time: first a few, then more than a buffer of the driver has. */
+#define FEW 100
+#define MANY 6000
+
+/* struct sockaddr_vm and struct sockaddr_un. */
+struct address {
+	u16 family;
+	union {
+		struct {
+			u16 reserved;
+			u32 port, cid;
+			u8 zero[4];
+		} __attribute__((packed)) vsock;
+		char path[108];
+	} __attribute__((packed));
+} __attribute__((packed));
+
+struct event {
+	u32 events;
+	u64 data;
+} __attribute__((packed));
+
+static u64 length(const char *text)
+{
+	u64 count = 0;
+	while (text[count])
+		count++;
+	return count;
+}
+
+static int same(const char *a, const char *b)
+{
+	while (*a && *a == *b)
+		a++, b++;
+	return *a == *b;
+}
+
+static void say(const char *text)
+{
+	call(SYS_write, 1, text, length(text), 0);
+}
+
+static void say_number(const char *before, u64 number)
+{
+	char digits[24];
+	int at = sizeof digits;
+	digits[--at] = 0;
+	digits[--at] = '\n';
+	do
+		digits[--at] = '0' + number % 10;
+	while (number /= 10);
+	/* In one piece, since two processes write. */
+	char line[64];
+	u64 count = 0;
+	for (; before[count] && count < 32; count++)
+		line[count] = before[count];
+	while (digits[at])
+		line[count++] = digits[at++];
+	line[count] = 0;
+	say(line);
+}
+
+__attribute__((noreturn)) static void quit(int status)
+{
+	call(SYS_exit, status, 0, 0, 0);
+	__builtin_unreachable();
+}
+
+__attribute__((noreturn)) static void fail(const char *what, long result)
+{
+	say_number(what, (u64)(result < 0 ? -result : result));
+	quit(1);
+}
+
+static u64 number(const char *text)
+{
+	u64 value = 0;
+	for (; *text >= '0' && *text <= '9'; text++)
+		value = value * 10 + (u64)(*text - '0');
+	return value;
+}
+
+static void copy_path(struct address *address, const char *path)
+{
+	u64 count = length(path);
+	if (count >= sizeof address->path)
+		fail("trouble: path too long: ", (long)count);
+	for (u64 i = 0; i <= count; i++)
+		address->path[i] = path[i];
+}
+
+/* The address of a place. */
+static struct address address_of(const char *family, const char *where, u32 cid)
+{
+	struct address address = { 0 };
+	if (same(family, "vsock")) {
+		address.family = AF_VSOCK;
+		address.vsock.port = (u32)number(where);
+		address.vsock.cid = cid;
+	} else {
+		address.family = AF_UNIX;
+		copy_path(&address, where);
+	}
+	return address;
+}
+
+static long size_of(const struct address *address)
+{
+	return address->family == AF_VSOCK ? 16 : 2 + sizeof address->path;
+}
+
+static void send_all(long socket, const u8 *bytes, u64 count)
+{
+	while (count) {
+		long sent = call(SYS_write, socket, bytes, count, 0);
+		if (sent <= 0)
+			fail("trouble: write: ", sent);
+		bytes += sent;
+		count -= (u64)sent;
+	}
+}
+
+static u8 buffer[1 << 16];
+static long sockets[MAX_COUNT];
+
+static void serve(struct address address, u64 count)
+{
+	long listener = call(SYS_socket, address.family, SOCK_STREAM, 0, 0);
+	long result = call(SYS_bind, listener, &address, size_of(&address), 0);
+	if (result < 0)
+		fail("trouble: bind: ", result);
+	result = call(SYS_listen, listener, 1024, 0, 0);
+	if (result < 0)
+		fail("trouble: listen: ", result);
+	long epoll = call(SYS_epoll_create1, 0, 0, 0, 0);
+	struct event event = { EPOLLIN, (u64)listener };
+	call(SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, listener, &event);
+	for (u64 ended = 0; ended < count;) {
+		if (call(SYS_epoll_wait, epoll, &event, 1, -1) < 1)
+			continue;
+		if (event.data == (u64)listener) {
+			long socket = call(SYS_accept, listener, 0, 0, 0);
+			if (socket < 0)
+				fail("trouble: accept: ", socket);
+			event.data = (u64)socket;
+			call(SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, socket, &event);
+			continue;
+		}
+		long came = call(SYS_read, event.data, buffer, sizeof buffer, 0);
+		if (came < 0)
+			fail("trouble: read: ", came);
+		if (came)
+			send_all((long)event.data, buffer, (u64)came);
+		else {
+			call(SYS_close, event.data, 0, 0, 0);
+			ended++;
+		}
+	}
+	say_number("served: ", count);
+}
+
+/* What tells a connection's bytes from those of others. */
+static u8 byte_of(u64 connection, u64 place)
+{
+	return (u8)(connection * 7 + place + place / 251);
+}
+
+/* Sends the guest's port, and takes the answer; 0 when nobody serves it. */
+static int ask(long socket, const char *port)
+{
+	const char *verb = "CONNECT ";
+	send_all(socket, (const u8 *)verb, length(verb));
+	send_all(socket, (const u8 *)port, length(port));
+	send_all(socket, (const u8 *)"\n", 1);
+	for (u8 byte = 0; byte != '\n';)
+		if (call(SYS_read, socket, &byte, 1, 0) != 1)
+			return 0;
+	return 1;
+}
+
+static long connected(const struct address *address, const char *port)
+{
+	struct {
+		long seconds, nanoseconds;
+	} moment = { 0, 20000000 };
+	for (;;) {
+		long socket = call(SYS_socket, address->family, SOCK_STREAM, 0, 0);
+		if (socket < 0)
+			fail("trouble: socket: ", socket);
+		long result = call(SYS_connect, socket, address, size_of(address), 0);
+		if (result < 0)
+			fail("trouble: connect: ", result);
+		if (!port || ask(socket, port))
+			return socket;
+		call(SYS_close, socket, 0, 0, 0);
+		call(SYS_nanosleep, &moment, 0, 0, 0);
+	}
+}
+
+static void call_all(struct address address, const char *port, u64 count)
+{
+	if (count > MAX_COUNT)
+		fail("trouble: too many: ", (long)count);
+	for (u64 i = 0; i < count; i++)
+		sockets[i] = connected(&address, port);
+	for (int round = 0; round < 2; round++) {
+		u64 size = round ? MANY : FEW;
+		for (u64 i = 0; i < count; i++) {
+			for (u64 place = 0; place < size; place++)
+				buffer[place] = byte_of(i, place);
+			send_all(sockets[i], buffer, size);
+		}
+		for (u64 i = 0; i < count; i++)
+			for (u64 place = 0; place < size;) {
+				long came = call(SYS_read, sockets[i], buffer, size - place, 0);
+				if (came <= 0)
+					fail("trouble: read: ", came);
+				for (long j = 0; j < came; j++, place++)
+					if (buffer[j] != byte_of(i, place))
+						fail("trouble: another byte at ", (long)place);
+			}
+	}
+	for (u64 i = 0; i < count; i++)
+		call(SYS_shutdown, sockets[i], SHUT_WR, 0, 0);
+	for (u64 i = 0; i < count; i++) {
+		long came = call(SYS_read, sockets[i], buffer, sizeof buffer, 0);
+		if (came)
+			fail("trouble: no end: ", came);
+		call(SYS_close, sockets[i], 0, 0, 0);
+	}
+	say_number("called: ", count);
+}
+
+__attribute__((used)) static void run(long *stack)
+{
+	long arguments = stack[0];
+	char **words = (char **)(stack + 1);
+	u64 limit[2] = { MAX_COUNT + 96, MAX_COUNT + 96 };
+	long result = call(SYS_prlimit64, 0, RLIMIT_NOFILE, limit, 0);
+	if (result < 0)
+		fail("trouble: prlimit: ", result);
+	if (arguments == 5 && same(words[1], "serve"))
+		serve(address_of(words[2], words[3], ANY_CID), number(words[4]));
+	else if (arguments == 5 && same(words[1], "call"))
+		call_all(address_of(words[2], words[3], HOST_CID), 0, number(words[4]));
+	else if (arguments == 6 && same(words[1], "call") && same(words[2], "guest"))
+		call_all(address_of("unix", words[3], 0), words[4], number(words[5]));
+	else
+		fail("trouble: no such arguments, of which there are ", arguments);
+	quit(0);
+}
+
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall run\n\thlt");
