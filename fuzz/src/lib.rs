@@ -35,7 +35,7 @@ pub use scaling::{tsc_nested, tsc_ratio, tsc_scale};
 pub use simulator::tsc_simulator;
 pub use skew::tsc_skew;
 pub use tables::{acpi, cpuid};
-pub use virtio::{virtio_block, virtio_entropy, virtio_mmio, virtio_net};
+pub use virtio::{virtio_block, virtio_entropy, virtio_mmio, virtio_net, virtio_vsock};
 pub use watch::tsc_watch;
 
 /// A fuzz target: takes any bytes, panics when an invariant does not hold.
@@ -66,6 +66,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("virtio_entropy", virtio_entropy),
     ("virtio_mmio", virtio_mmio),
     ("virtio_net", virtio_net),
+    ("virtio_vsock", virtio_vsock),
     ("vmclock", vmclock),
 ];
 

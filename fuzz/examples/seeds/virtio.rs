@@ -8,7 +8,7 @@ type Named = (&'static str, &'static str, Vec<u8>);
 const BUFFERS: usize = 6;
 
 pub(crate) fn seeds() -> Vec<Named> {
-    [entropy(), disk(), registers(), network()].concat()
+    [entropy(), disk(), registers(), network(), sockets()].concat()
 }
 
 fn low(at: u16, len: u16, writable: bool) -> Seed {
@@ -231,5 +231,84 @@ fn network() -> Vec<Named> {
         ("virtio_net", "mergeable", input(u64::MAX, steps())),
         ("virtio_net", "one-buffer", input(0, steps())),
         ("virtio_net", "hole", input(u64::MAX, hole)),
+    ]
+}
+
+fn sockets() -> Vec<Named> {
+    /// The host's port as the target has it: where a program listens, or the first of a connection to the guest.
+    const LISTENING: u8 = 0;
+    const CALLING: u8 = 5;
+    let send = |port: u8, host_port: u8, operation: u8, flags: u8, len: u16| {
+        let packet = seed()
+            .variant(0, 9)
+            .flag(false)
+            .u8(port)
+            .u8(host_port)
+            .u8(1);
+        let packet = packet
+            .u8(operation)
+            .u8(flags)
+            .u32(1 << 20)
+            .u32(0)
+            .flag(false);
+        let buffers = request([low(0, 44, false), low(100, len, false)], true);
+        joined([packet, buffers])
+    };
+    let offer = |at: u16| joined([seed().variant(1, 9), request([low(at, 1_000, true)], false)]);
+    let call = |port: u8| seed().variant(3, 9).u8(port);
+    let speak = |which: u8, len: u16| seed().variant(4, 9).u8(which).u16(len);
+    let take = |which: u8, most: u16| seed().variant(5, 9).u8(which).u16(most);
+    let end = |which: u8| seed().variant(6, 9).u8(which);
+    let go = |which: u8| seed().variant(7, 9).u8(which);
+    let run = || seed().variant(8, 9);
+    let input = |steps: Seed| seed().flag(true).bytes(&steps.done()).done();
+    let by_guest = seed().list([
+        offer(0),
+        offer(2_000),
+        send(1, LISTENING, 1, 0, 0),
+        run(),
+        send(1, LISTENING, 5, 0, 900),
+        send(1, LISTENING, 5, 0, 900),
+        run(),
+        speak(0, 300),
+        take(0, 950),
+        run(),
+        offer(4_000),
+        offer(6_000),
+        end(0),
+        send(1, LISTENING, 4, 3, 0),
+        run(),
+        take(0, 950),
+        run(),
+    ]);
+    let by_program = seed().list([
+        offer(0),
+        offer(2_000),
+        call(2),
+        run(),
+        run(),
+        send(2, CALLING, 2, 0, 0),
+        send(2, CALLING, 7, 0, 0),
+        speak(0, 1_500),
+        run(),
+        offer(4_000),
+        offer(6_000),
+        offer(8_000),
+        go(0),
+        run(),
+        send(2, CALLING, 3, 0, 0),
+        run(),
+    ]);
+    let unknown = seed().list([
+        send(1, LISTENING, 5, 0, 9),
+        send(1, CALLING, 1, 0, 0),
+        offer(0),
+        offer(2_000),
+        run(),
+    ]);
+    vec![
+        ("virtio_vsock", "by-guest", input(by_guest)),
+        ("virtio_vsock", "by-program", input(by_program)),
+        ("virtio_vsock", "unknown", input(unknown)),
     ]
 }

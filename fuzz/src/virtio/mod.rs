@@ -9,6 +9,7 @@ mod block;
 mod entropy;
 mod net;
 mod registers;
+mod vsock;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use block::virtio_block;
 pub use entropy::virtio_entropy;
 pub use net::virtio_net;
 pub use registers::virtio_mmio;
+pub use vsock::virtio_vsock;
 
 /// Memory ends here, and goes on at [`HIGH`].
 const LOW_END: u64 = 0x1_0000;
@@ -215,7 +217,7 @@ impl<D: Device> Driver<D> {
             model: Memory::new(),
             engine,
             registers,
-            queues: D::QUEUES.iter().map(|_| Queue::default()).collect(),
+            queues: D::QUEUES.iter().take(2).map(|_| Queue::default()).collect(),
         };
         let mut offered = 0;
         for half in [1, 0] {
@@ -230,7 +232,8 @@ impl<D: Device> Driver<D> {
             driver.write(0x20, u32::try_from(value).expect("a half"));
         }
         driver.write(0x70, 11);
-        for (queue, more) in (0..D::QUEUES.len()).zip((0..).step_by(0x1000)) {
+        // A third queue is left alone: a driver need not use all.
+        for (queue, more) in (0..D::QUEUES.len().min(2)).zip((0..).step_by(0x1000)) {
             driver.write(0x30, u32::try_from(queue).expect("few"));
             driver.write(0x38, SIZE.into());
             for (register, ring) in [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED)] {
