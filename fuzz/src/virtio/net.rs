@@ -72,7 +72,6 @@ pub fn virtio_net(data: &[u8]) {
     let Some(input) = decode::<Input>(data) else {
         return;
     };
-    eprintln!("{input:#?}"); //DBG
     let wire = Arc::new(Mutex::new(Wire::default()));
     let unlimited = RateLimiter::unlimited;
     let device = Net::new(
