@@ -561,6 +561,7 @@ fn line_of_a_program_may_come_in_pieces_and_must_be_one() {
         "HI\n",
         "CONNECT\n",
         "CONNECT 1 2\n",
+        "CONNECT\n5\n",
         "CONNECT 4294967296\n",
         "GET / HTTP/1.1\r\n",
         "CONNECT 00000000000000000000000000000001",

@@ -173,9 +173,9 @@ impl<S: Stream> Connection<S> {
                 Ok(count) => {
                     *len += count;
                     let line = line.get(..*len).unwrap_or_default();
-                    if line.contains(&b'\n') {
-                        let line = line.strip_suffix(b"\n");
-                        let port = line.and_then(wanted_port);
+                    let mut lines = line.splitn(2, |byte| *byte == b'\n');
+                    if let (Some(line), Some(rest)) = (lines.next(), lines.next()) {
+                        let port = wanted_port(line).filter(|_| rest.is_empty());
                         return port.map_or(Greeting::None, Greeting::For);
                     }
                 }
