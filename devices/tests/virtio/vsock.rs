@@ -61,6 +61,8 @@ impl Link {
 struct World {
     links: Vec<Link>,
     calling: VecDeque<usize>,
+    /// How often the device asked for one that calls.
+    accepts: u32,
     listening: BTreeSet<u32>,
     /// Programs that the guest was connected to, with their ports.
     connected: VecDeque<(u32, usize)>,
@@ -222,6 +224,7 @@ impl Host for Outside {
 
     fn accept(&mut self) -> io::Result<Option<End>> {
         let mut world = self.world();
+        world.accepts += 1;
         if let Some(fault) = world.faults.pop_front() {
             return Err(fault.into());
         }
@@ -609,6 +612,31 @@ fn program_that_is_gone_before_the_guest_answers_is_told_as_a_reset() {
 }
 
 #[test]
+fn program_that_is_gone_before_the_guest_is_asked_is_not_told() {
+    let mut guest = Guest::without_buffers();
+    let program = guest.outside.call("CONNECT 52\n");
+    guest.run();
+    program.go();
+    guest.run();
+    assert!(program.is_closed());
+    guest.give_all();
+    assert_eq!(guest.received(), []);
+}
+
+#[test]
+fn host_is_asked_for_connections_only_when_there_is_one() {
+    let mut guest = Guest::new();
+    let (program, port) = guest.called(52);
+    let accepts = guest.outside.world().accepts;
+    // The one, and that there is no other.
+    assert_eq!(accepts, 2);
+    guest.send(&Packet::new(52, port, RW).with(b"x"));
+    program.send(b"y");
+    assert_eq!(guest.one().payload, b"y");
+    assert_eq!(guest.outside.world().accepts, accepts);
+}
+
+#[test]
 fn host_that_refuses_is_told_once_each() {
     let mut guest = Guest::new();
     guest.outside.listen(80);
@@ -802,14 +830,18 @@ fn guest_that_contradicts_itself_about_credit_stalls_itself_alone() {
     let mut guest = Guest::new();
     let program = guest.connect(1_000, 80);
     let other = guest.connect(1_001, 80);
-    // It passed on what was never sent to it; it has less room than it holds.
-    for (room, passed) in [(u32::MAX, 1 << 31), (0, 0), (0, u32::MAX)] {
+    // It passed on what was never sent to it, has less room than it holds, and has none.
+    for (room, passed, gets) in [
+        (u32::MAX, 1 << 31, true),
+        (0, 0, false),
+        (0, u32::MAX, false),
+    ] {
         guest.send(&Packet::new(1_000, 80, CREDIT_UPDATE).credit(room, passed));
         program.send(b"a");
         other.send(b"b");
         let packets = guest.received();
-        let to_other = packets.iter().any(|packet| packet.payload == b"b");
-        assert!(to_other, "{packets:?}");
+        let came = |bytes: &[u8]| packets.iter().any(|packet| packet.payload == bytes);
+        assert!(came(b"b") && came(b"a") == gets, "{packets:?}");
     }
     assert!(guest.is_well());
 }
