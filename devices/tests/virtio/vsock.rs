@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::virtio::vsock::{
     Cid, Event, Host, MAX_CONNECTIONS, Place, Port, Refusal, Stream, Token, Vsock,
@@ -77,7 +77,8 @@ struct Outside(Arc<Mutex<World>>);
 
 impl Outside {
     fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap()
+        // One test's failure is not to be a panic within a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn link(&self) -> usize {
@@ -739,6 +740,30 @@ fn last_bytes_of_a_program_that_is_gone_arrive() {
         .flat_map(|packet| packet.payload)
         .collect();
     assert_eq!(arrived, bytes);
+}
+
+#[test]
+fn bytes_that_wait_for_a_program_that_is_gone_are_dropped() {
+    let mut guest = Guest::new();
+    let program = guest.connect(1_000, 80);
+    program.change(|link| link.room = 0);
+    let all = pattern(0, ROOM_OF_DEVICE as usize);
+    guest.send(&Packet::new(1_000, 80, RW).with(&all));
+    program.go();
+    let end = guest.one();
+    assert_eq!((end.op, end.passed), (SHUTDOWN, ROOM_OF_DEVICE));
+    // Also when the guest does not wait for that.
+    let second = guest.connect(1_001, 80);
+    second.change(|link| link.room = 0);
+    guest.send(&Packet::new(1_001, 80, RW).with(&all));
+    let ends = NO_MORE_SENT | NO_MORE_TAKEN;
+    guest.send(&Packet::new(1_001, 80, SHUTDOWN).flags(ends));
+    guest.send(&Packet::new(1_001, 80, RST));
+    guest.run();
+    assert!(!second.is_closed());
+    second.go();
+    guest.run();
+    assert!(second.is_closed());
 }
 
 #[test]

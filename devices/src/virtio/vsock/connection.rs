@@ -146,7 +146,6 @@ impl<S: Stream> Connection<S> {
         self.to_guest.readable |= event.readable || event.hung_up;
         match self.phase {
             Phase::Asked if event.hung_up => self.close(),
-            Phase::Lingering if event.hung_up => self.phase = Phase::Gone,
             Phase::Open if event.hung_up => {
                 self.to_program.refuse();
                 self.after_flush();
