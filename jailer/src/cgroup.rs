@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, fstatfs};
 use rustix::io::{Errno, write};
 
-use crate::folder::{Folder, FolderError};
+use crate::folder::{Folder, FolderError, make_shared};
 use crate::settings::CgroupSetting;
 use crate::undo::Undo;
 
@@ -44,6 +44,22 @@ impl CgroupVersion {
         }
     }
 }
+
+/// What the options of a mount of version 1 hold besides controllers: `cgroup1_show_options` of
+/// `kernel/cgroup/cgroup-v1.c`, and `show_sb_opts` of `fs/proc_namespace.c`.
+const NO_CONTROLLERS: [&str; 11] = [
+    "rw",
+    "ro",
+    "sync",
+    "dirsync",
+    "mand",
+    "lazytime",
+    "noprefix",
+    "xattr",
+    "cpuset_v2_mode",
+    "favordynmods",
+    "clone_children",
+];
 
 /// Why the jail has no cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +92,11 @@ pub(crate) enum CgroupError {
         #[source]
         errno: Errno,
     },
+    #[error("--cgroup {}: there is no {}: see the controller's documentation", .0, .1.display())]
+    NoFile(String, PathBuf),
     #[error("--parent-cgroup")]
     Parent(#[source] FolderError),
-    #[error("cannot enter the cgroup {}", .0.display())]
+    #[error("cannot enter the cgroup {}: choose another parent, or see cgroup.type and cpuset.cpus there", .0.display())]
     Enter(PathBuf, #[source] Errno),
 }
 
@@ -146,6 +164,8 @@ pub(crate) struct Plan {
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     entrances: Vec<(OwnedFd, PathBuf)>,
+    /// Where this process was before, as far as that is to be seen here.
+    exits: Vec<OwnedFd>,
 }
 
 impl Plan {
@@ -194,9 +214,10 @@ impl Plan {
     ) -> Result<(), CgroupError> {
         for setting in settings {
             let controller = setting.controller();
-            let mount = mounts
-                .iter()
-                .find(|mount| mount.options.split(',').any(|option| option == controller));
+            let mount = mounts.iter().find(|mount| {
+                let mut options = mount.options.split(',');
+                options.any(|option| option == controller && !NO_CONTROLLERS.contains(&option))
+            });
             let mount = mount.ok_or_else(|| {
                 CgroupError::NotMounted(setting.file.clone(), controller.to_owned())
             })?;
@@ -246,12 +267,29 @@ impl Plan {
                 let path = root.path().join(&self.parent);
                 Folder::open(&path).map_err(CgroupError::Parent)?
             } else {
-                self.make_one(root, settings, id, undo)?
+                make_shared(
+                    || self.make_one(root, settings, id, undo),
+                    |error| matches!(error, CgroupError::Folder(FolderError::Gone(_))),
+                )?
             };
             let entrance = folder.open_file(OsStr::new("cgroup.procs"), OFlags::WRONLY)?;
             cgroups.entrances.push((entrance, folder.path().to_owned()));
+            cgroups.exits.extend(self.origin(root, settings));
         }
         Ok(cgroups)
+    }
+
+    /// The cgroup that this process is in now, to be written to.
+    fn origin(&self, root: &Folder, settings: &[CgroupSetting]) -> Option<OwnedFd> {
+        let text = read_to_string("/proc/self/cgroup").ok()?;
+        let controller = match self.version {
+            CgroupVersion::V1 => settings.first()?.controller(),
+            CgroupVersion::V2 => "",
+        };
+        let path = own_cgroup(&text, controller)?;
+        let folder = Folder::open(&root.path().join(path)).ok()?;
+        let flags = OFlags::WRONLY;
+        folder.open_file(OsStr::new("cgroup.procs"), flags).ok()
     }
 
     fn make_one(
@@ -280,7 +318,12 @@ impl Plan {
             return Err(CgroupError::Occupied(folder.path().to_owned()));
         }
         for setting in settings {
-            let file = folder.open_file(OsStr::new(&setting.file), OFlags::WRONLY)?;
+            let file = folder
+                .open_file(OsStr::new(&setting.file), OFlags::WRONLY)
+                .map_err(|error| match error {
+                    FolderError::Missing(path) => CgroupError::NoFile(setting.file.clone(), path),
+                    error => error.into(),
+                })?;
             write(&file, setting.value.as_bytes()).map_err(|errno| CgroupError::Value {
                 file: setting.file.clone(),
                 value: setting.value.clone(),
@@ -292,22 +335,50 @@ impl Plan {
     }
 }
 
+/// The path of a process in a hierarchy, relative to its root, from `/proc/PID/cgroup` (`cgroups(7)`). The
+/// unified hierarchy has no name of a controller there.
+fn own_cgroup<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let is_it = controllers.split(',').any(|name| name == controller);
+        is_it.then(|| path.trim_start_matches('/'))
+    })
+}
+
 /// Whether the files of this prefix come with a controller, and not with each cgroup.
 fn needs_enabling(controller: &str) -> bool {
     controller != "cgroup"
 }
 
+/// An error about a file of a cgroup that others may remove. What was open then is no device any more
+/// (`kernfs_get_active` of the kernel).
+fn of_shared(folder: &Folder, error: FolderError) -> FolderError {
+    match error {
+        FolderError::Missing(_) | FolderError::Other(_, _, Errno::NODEV) => {
+            FolderError::Gone(folder.path().to_owned())
+        }
+        error => error,
+    }
+}
+
 /// Lets the children of a cgroup of version 2 have the controllers of the settings.
 fn enable(folder: &Folder, settings: &[CgroupSetting]) -> Result<(), CgroupError> {
-    let enabled = folder.read("cgroup.subtree_control")?;
+    let name = "cgroup.subtree_control";
+    let enabled = folder
+        .read(name)
+        .map_err(|error| of_shared(folder, error))?;
     let wanted = settings.iter().map(CgroupSetting::controller);
     for controller in wanted.filter(|name| needs_enabling(name)) {
         if enabled.split_whitespace().any(|name| name == controller) {
             continue;
         }
-        let file = folder.open_file(OsStr::new("cgroup.subtree_control"), OFlags::WRONLY)?;
-        write(&file, format!("+{controller}").as_bytes()).map_err(|errno| {
-            CgroupError::Enable(folder.path().to_owned(), controller.to_owned(), errno)
+        let file = folder
+            .open_file(OsStr::new(name), OFlags::WRONLY)
+            .map_err(|error| of_shared(folder, error))?;
+        write(&file, format!("+{controller}").as_bytes()).map_err(|errno| match errno {
+            Errno::NODEV => FolderError::Gone(folder.path().to_owned()).into(),
+            _ => CgroupError::Enable(folder.path().to_owned(), controller.to_owned(), errno),
         })?;
     }
     Ok(())
@@ -320,7 +391,7 @@ fn inherit_cpuset(above: &Folder, folder: &Folder) -> Result<(), CgroupError> {
         if !folder.has(OsStr::new(name)) || !folder.read(name)?.trim().is_empty() {
             continue;
         }
-        let value = above.read(name)?;
+        let value = above.read(name).map_err(|error| of_shared(above, error))?;
         let file = folder.open_file(OsStr::new(name), OFlags::WRONLY)?;
         write(&file, value.trim().as_bytes()).map_err(|errno| CgroupError::Value {
             file: name.to_owned(),
@@ -340,6 +411,14 @@ impl Cgroups {
             write(entrance, b"0").map_err(|errno| CgroupError::Enter(path.clone(), errno))?;
         }
         Ok(())
+    }
+
+    /// Moves this process back to where it was, so that they can be removed.
+    pub(crate) fn leave(&self) {
+        for exit in &self.exits {
+            // The error that led here is told; a cgroup that cannot be left stays.
+            let _ = write(exit, b"0");
+        }
     }
 }
 
@@ -362,6 +441,19 @@ garbage
             .collect();
         let expected = ["/sys/fs/cgroup/cpu,cpuacct", "/a b", "/old"].map(PathBuf::from);
         assert_eq!(points, expected);
+    }
+
+    #[test]
+    fn own_cgroup_is_found_by_a_controller() {
+        let text = "9:name=systemd:/a\n4:cpu,cpuacct:/b:c\nbroken\n1:pids:/\n0::/d\n";
+        for (controller, path) in [
+            ("cpuacct", Some("b:c")),
+            ("pids", Some("")),
+            ("", Some("d")),
+            ("memory", None),
+        ] {
+            assert_eq!(own_cgroup(text, controller), path, "{controller:?}");
+        }
     }
 
     #[test]

@@ -65,7 +65,13 @@ impl ExecFile {
         let parent = path.parent().unwrap_or(Path::new(""));
         // A named pipe without a writer must not hold the jailer up.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let fd = Folder::open(parent)?.open_file(name, flags)?;
+        let fd = Folder::open(parent)?
+            .open_file(name, flags)
+            .map_err(|error| match error {
+                // A socket cannot be opened (`open(2)`).
+                FolderError::Other(_, _, Errno::NXIO) => ExecFileError::NotAFile(own()),
+                error => error.into(),
+            })?;
         let stat = fstat(&fd).map_err(|error| FolderError::Other("look at", own(), error))?;
         let refused: [(bool, ExecFileError); 4] = [
             (

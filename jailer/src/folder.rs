@@ -25,6 +25,10 @@ const PROC_MAGIC: i64 = 0x9fa0;
 /// `PROC_ROOT_INO` of `include/linux/proc_ns.h`: the inode of procfs's root.
 const PROC_ROOT_INODE: u64 = 1;
 
+/// How often folders are made that others take away. Each time another jailer's start has failed, or somebody
+/// plays: then it ends.
+const MAX_ATTEMPTS: u32 = 100;
+
 /// The most that is read of a file of the kernel's.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -46,6 +50,9 @@ pub(crate) enum FolderError {
     /// Nothing is there.
     #[error("{} does not exist: make it, or name another", .0.display())]
     Missing(PathBuf),
+    /// A folder was there, and is not any more.
+    #[error("{} was taken away while the jailer ran, time and again: keep others from writing there", .0.display())]
+    Gone(PathBuf),
     /// The kernel refuses for another reason.
     #[error("cannot {} {}", .0, .1.display())]
     Other(&'static str, PathBuf, #[source] Errno),
@@ -145,7 +152,13 @@ impl Folder {
                     .map_err(|error| FolderError::Other("make", folder.path.clone(), error))?;
                 Ok((folder, true))
             }
-            Err(Errno::EXIST) => Ok((self.enter(name)?, false)),
+            Err(Errno::EXIST) => match self.enter(name) {
+                Ok(folder) => Ok((folder, false)),
+                Err(FolderError::Missing(path)) => Err(FolderError::Gone(path)),
+                Err(error) => Err(error),
+            },
+            // This folder itself is removed.
+            Err(Errno::NOENT) => Err(FolderError::Gone(self.path.clone())),
             Err(error) => Err(FolderError::Other("make", self.path.join(name), error)),
         }
     }
@@ -222,6 +235,21 @@ impl Folder {
         matches!((link, folder), (Ok(link), Ok(folder))
             if link.st_uid == 0 && folder.st_uid == 0 && folder.st_mode & 0o022 == 0)
     }
+}
+
+/// Makes folders that jails share, and makes them once more when they are taken away meanwhile: by a jailer
+/// whose start has failed, which removes what it made and is still empty.
+pub(crate) fn make_shared<T, E>(
+    mut make: impl FnMut() -> Result<T, E>,
+    is_gone: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 1..MAX_ATTEMPTS {
+        match make() {
+            Err(error) if is_gone(&error) => {}
+            result => return result,
+        }
+    }
+    make()
 }
 
 /// The names of a path's components.

@@ -1,5 +1,8 @@
 //! What a jailed process gives up before it becomes the launcher.
 
+use std::fs::read_to_string;
+use std::io;
+
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::{
@@ -12,6 +15,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
+use crate::process;
 use crate::settings::ResourceLimit;
 
 /// Capabilities that the steps take, with their names.
@@ -40,10 +44,20 @@ pub(crate) enum HardeningError {
         most: u64,
         maximum: u64,
     },
+    #[error(
+        "--resource-limit no-file={0} is above the kernel's own limit of {1} (sysctl fs.nr_open): ask for less"
+    )]
+    KernelLimit(u64, u64),
+    #[error(
+        "the jailer may have {0} descriptors and needs up to {1}, lest it leave something behind: raise the limit (ulimit -n {1})"
+    )]
+    Descriptors(u64, u64),
     #[error("cannot set the limit {0}")]
     SetLimit(&'static str, #[source] Errno),
     #[error("cannot give up {0}")]
     Drop(&'static str, #[source] Errno),
+    #[error("cannot give up the session keyring")]
+    Keys(#[source] io::Error),
     #[error("cannot become user {0} and group {1}")]
     Become(u32, u32, #[source] Errno),
 }
@@ -78,6 +92,11 @@ fn name(resource: Resource) -> &'static str {
 /// Looks whether limits can be set, before anything is made.
 pub(crate) fn check_limits(limits: &[ResourceLimit]) -> Result<(), HardeningError> {
     for limit in limits {
+        if let Some(maximum) = kernel_maximum(limit.resource)
+            && limit.most > maximum
+        {
+            return Err(HardeningError::KernelLimit(limit.most, maximum));
+        }
         let own = getrlimit(limit.resource).maximum;
         if let Some(maximum) = own.filter(|maximum| limit.most > *maximum)
             && !effective().contains(CapabilitySet::SYS_RESOURCE)
@@ -90,6 +109,21 @@ pub(crate) fn check_limits(limits: &[ResourceLimit]) -> Result<(), HardeningErro
         }
     }
     Ok(())
+}
+
+/// The largest limit that even CAP_SYS_RESOURCE sets, if there is one: `do_prlimit` of `kernel/sys.c`.
+fn kernel_maximum(resource: Resource) -> Option<u64> {
+    let file = (resource == Resource::Nofile).then_some("/proc/sys/fs/nr_open")?;
+    read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// Looks whether this process may have that many descriptors: one that is missing half way would leave behind
+/// what was made last.
+pub(crate) fn check_descriptors(needed: u64) -> Result<(), HardeningError> {
+    match getrlimit(Resource::Nofile).current {
+        Some(most) if most < needed => Err(HardeningError::Descriptors(most, needed)),
+        _ => Ok(()),
+    }
 }
 
 /// Sets the limits, and forbids core dumps, which would hold the guest's memory.
@@ -113,6 +147,7 @@ pub(crate) fn limit(limits: &[ResourceLimit]) -> Result<(), HardeningError> {
 pub(crate) fn drop_privileges(uid: u32, gid: u32) -> Result<(), HardeningError> {
     umask(Mode::from_raw_mode(0o077));
     let dropping = |what| move |error| HardeningError::Drop(what, error);
+    process::leave_keys().map_err(HardeningError::Keys)?;
     set_thread_groups(&[]).map_err(dropping("supplementary groups"))?;
     clear_ambient_capability_set().map_err(dropping("ambient capabilities"))?;
     set_capabilities_secure_bits(

@@ -1,18 +1,20 @@
 //! The steps, in order.
 
 use std::convert::Infallible;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{panic, thread};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, openat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, setsid, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, setsid, waitpgid, waitpid,
+};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::UnshareFlags;
 use rustix::time::{ClockId, clock_gettime};
@@ -21,12 +23,15 @@ use crate::cgroup::{CgroupError, CgroupVersion, Cgroups, Plan};
 use crate::cli::one_line;
 use crate::devices::{self, DeviceError};
 use crate::exec_file::{ExecFile, ExecFileError};
-use crate::folder::{Folder, FolderError};
+use crate::folder::{Folder, FolderError, make_shared};
 use crate::hardening::{self, HardeningError};
 use crate::namespaces::{self, NamespaceError, Network};
 use crate::process::{self, Fork};
 use crate::settings::{CgroupSetting, JailId, ResourceLimit};
 use crate::undo::Undo;
+
+/// More descriptors than the steps hold at once, but for one for each component of the paths that are made.
+const DESCRIPTORS: usize = 64;
 
 /// What a jail is to be.
 #[derive(Debug)]
@@ -143,6 +148,7 @@ impl Jail {
         // What can be looked at before anything is made.
         hardening::check_privileges()?;
         hardening::check_limits(&self.limits)?;
+        hardening::check_descriptors(self.descriptors())?;
         let exec_file = ExecFile::open(&self.exec_file)?;
         let name = exec_file.name().to_owned();
         let network = self.netns.as_deref().map(Network::open).transpose()?;
@@ -162,7 +168,10 @@ impl Jail {
         .map_err(|error| FolderError::Other("open", "/dev/null".into(), error))?;
 
         let mut undo = Undo::default();
-        let root = self.make_root(&name, &mut undo)?;
+        let root = make_shared(
+            || self.make_root(&name, &mut undo),
+            |error| matches!(error, JailError::Base(FolderError::Gone(_))),
+        )?;
         exec_file.copy_to(&root, &mut undo)?;
         if let Some(network) = network {
             network.join()?;
@@ -189,8 +198,19 @@ impl Jail {
             undo.keep_all();
             Ok(())
         } else {
-            cell.become_launcher(times).map(|never| match never {})
+            cell.become_launcher_or_leave(times)
+                .map(|never| match never {})
         }
+    }
+
+    /// As many descriptors as the steps may take.
+    fn descriptors(&self) -> u64 {
+        // One to take it back with, and one while those below it are made.
+        let parent = self.parent_cgroup.iter().flatten().count();
+        let each = parent.saturating_mul(2).saturating_add(8);
+        let cgroups = self.cgroups.len().saturating_mul(each);
+        let paths = self.base.iter().count().saturating_add(cgroups);
+        u64::try_from(DESCRIPTORS.saturating_add(paths)).unwrap_or(u64::MAX)
     }
 
     fn owner(&self) -> (Uid, Gid) {
@@ -271,15 +291,40 @@ impl Cell<'_> {
         self.cgroups.enter()?;
         hardening::limit(&jail.limits)?;
         hardening::drop_privileges(jail.uid, jail.gid)?;
-        let error = Command::new(&self.program)
-            .env_clear()
-            .args(["--id", jail.id.as_ref()])
-            .args(["--start-time-us", &times.start_us.to_string()])
-            .args(["--start-time-cpu-us", &times.start_cpu_us.to_string()])
-            .args(["--parent-cpu-time-us", &times.parent_cpu_us.to_string()])
-            .args(&jail.arguments)
-            .exec();
-        Err(JailError::Exec(self.program.clone(), error))
+        let failed = |error| JailError::Exec(self.program.clone(), error);
+        let own = [
+            ("--id", jail.id.as_ref().to_owned()),
+            ("--start-time-us", times.start_us.to_string()),
+            ("--start-time-cpu-us", times.start_cpu_us.to_string()),
+            ("--parent-cpu-time-us", times.parent_cpu_us.to_string()),
+        ];
+        let own = own
+            .into_iter()
+            .flat_map(|(name, value)| [name.into(), value.into()]);
+        let arguments = [self.program.clone().into_os_string()].into_iter();
+        let arguments = arguments.chain(own).chain(jail.arguments.iter().cloned());
+        let arguments: Vec<CString> = arguments
+            .map(|argument| CString::new(argument.into_vec()))
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed(error.into()))?;
+        let program = CString::new(self.program.clone().into_os_string().into_vec())
+            .map_err(|error| failed(error.into()))?;
+        Err(failed(process::execute(&program, &arguments)))
+    }
+
+    /// The same in a thread, so that this one keeps the privileges that it takes to take everything back:
+    /// they are a thread's own. When the program is executed, it is this process, and the threads are gone.
+    fn become_launcher_or_leave(&self, times: Times) -> Result<Infallible, JailError> {
+        let result = thread::scope(|scope| {
+            let thread = thread::Builder::new()
+                .spawn_scoped(scope, || self.become_launcher(times))
+                .map_err(JailError::Fork)?;
+            thread
+                .join()
+                .unwrap_or_else(|panic| panic::resume_unwind(panic))
+        });
+        self.cgroups.leave();
+        result
     }
 
     /// Starts the program in another process, and waits until it is executed.
@@ -292,6 +337,8 @@ impl Cell<'_> {
         // Closed by `exec`, so an end without a word is a success.
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| JailError::Fork(error.into()))?;
+        // Whom a daemon's first process leaves behind comes to this one, to be waited for.
+        set_child_subreaper(Some(getpid())).map_err(|error| JailError::Fork(error.into()))?;
         let spent = times.spent();
         let child = if self.jail.daemonize {
             match process::fork().map_err(JailError::Fork)? {
@@ -316,8 +363,9 @@ impl Cell<'_> {
         if told.is_empty() {
             return Ok(());
         }
-        // It is about to end: its cgroup can be removed only then.
+        // It is about to end, with whom it has left behind in its session: their cgroup can be removed only then.
         let _ = waitpid(Some(child), WaitOptions::empty());
+        while waitpgid(child, WaitOptions::empty()).is_ok() {}
         Err(JailError::Child(told))
     }
 
@@ -341,6 +389,7 @@ impl Cell<'_> {
                 written.map_err(|error| {
                     // Nobody could find it. That it has ended already is as good.
                     let _ = kill_process(pid, Signal::KILL);
+                    let _ = waitpid(Some(pid), WaitOptions::empty());
                     JailError::PidFile(self.program.clone(), error)
                 })?;
                 Ok(pid)

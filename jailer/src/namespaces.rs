@@ -4,13 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::fstatfs;
+use rustix::fs::{Mode, fstatfs, mkdirat};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, mount_change, move_mount,
     open_tree, unmount,
 };
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::process::{chdir, chroot, fchdir, pivot_root};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::folder::{Folder, FolderError, open_through_roots_links};
@@ -67,7 +68,27 @@ impl Network {
     }
 }
 
-/// Makes a folder the root of a new mount namespace, in which nothing else is mounted.
+/// The only folder of the file system that lies above a jail's.
+const BELOW: &str = "jail";
+
+/// A file system that holds an empty folder and is mounted nowhere yet. ramfs is part of every kernel.
+fn empty_file_system() -> Result<OwnedFd, Errno> {
+    let context = fsopen("ramfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let nothing = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, nothing)?;
+    mkdirat(&mount, BELOW, Mode::RWXU)?;
+    Ok(mount)
+}
+
+/// Makes a folder the root of this process in a new mount namespace, in which nothing is mounted but an empty
+/// file system and, in that, the folder.
+///
+/// The folder is not the namespace's own root, since whoever has another root may make no user namespace
+/// (`create_user_ns` of `kernel/user_namespace.c`), in which he would have every capability: over namespaces,
+/// mounts and networks of his own, and so over much more of the kernel.
 pub(crate) fn confine(root: &Folder) -> Result<(), NamespaceError> {
     process::unshare(UnshareFlags::NEWNS).map_err(NamespaceError::Unshare)?;
     let failed = |step| move |error| NamespaceError::Root(root.path().to_owned(), step, error);
@@ -96,17 +117,20 @@ pub(crate) fn confine(root: &Folder) -> Result<(), NamespaceError> {
             | OpenTreeFlags::AT_RECURSIVE,
     )
     .map_err(failed("it cannot be bound"))?;
-    move_mount(
-        &tree,
-        "",
-        &again,
-        "",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
-    )
-    .map_err(failed("it cannot be mounted"))?;
-    fchdir(&tree).map_err(failed("it cannot be entered"))?;
+    let above = empty_file_system().map_err(failed("nothing empty can lie above it"))?;
+    let (from, to) = (
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    );
+    move_mount(&above, "", &again, "", from | to)
+        .and_then(|()| move_mount(&tree, "", &above, BELOW, from))
+        .map_err(failed("it cannot be mounted"))?;
+    fchdir(&above).map_err(failed("it cannot be entered"))?;
     // The old root comes to lie above the new one in the same place, so that no folder is needed for it.
     pivot_root(".", ".").map_err(failed("it cannot be changed to"))?;
     unmount(".", UnmountFlags::DETACH).map_err(failed("the old root does not go"))?;
-    chdir("/").map_err(failed("it cannot be entered"))
+    fchdir(&tree)
+        .and_then(|()| chroot("."))
+        .and_then(|()| chdir("/"))
+        .map_err(failed("it cannot be entered"))
 }

@@ -37,6 +37,8 @@ echo "pings: $(/bin/busybox ping -c 1 172.16.0.1 2>&1 | /bin/busybox sed -n 's/ 
 for count in rx_packets rx_bytes rx_errors rx_dropped tx_packets tx_bytes tx_errors tx_dropped; do
     echo "$count: $(/bin/busybox cat $card/statistics/$count)"
 done
+# OutSegs (RFC 4022), of which a frame may hold many.
+echo "segments: $(/bin/busybox awk '/^Tcp: [0-9]/ { print $12 }' /proc/net/snmp)"
 /bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|NETDEV WATCHDOG|lockup' |
     /bin/busybox sed 's/^/trouble: /'
 echo "--- power off ---"

@@ -23,3 +23,5 @@ launch
 for count in rx_packets rx_bytes rx_errors rx_dropped tx_packets tx_bytes; do
     echo "host $count: $(cat /sys/class/net/tap0/statistics/$count)"
 done
+# OutSegs (RFC 4022), of which a frame may hold many.
+echo "host segments: $(awk '/^Tcp: [0-9]/ { print $12 }' /proc/net/snmp)"
