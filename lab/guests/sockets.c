@@ -5,8 +5,8 @@
  *   sockets serve PLACE COUNT          sends back what comes, until COUNT connections came to their end; says
  *                                      "served: COUNT"
  *   sockets call PLACE COUNT           has COUNT connections at once, and sends over each what tells it from the
- *                                      others, twice; then ends what it sends, sees the other side do the same, and
- *                                      says "called: COUNT"
+ *                                      others, twice, and over some of them more than either side keeps; then ends
+ *                                      what it sends, sees the other side do the same, and says "called: COUNT"
  *
  * PLACE is "vsock PORT", of the host when called; "unix PATH"; or, to be called, "guest PATH PORT": the launcher's
  * socket, with the line that asks for a port of the guest. That is asked again while nobody serves it.
@@ -45,6 +45,10 @@ enum { EPOLL_CTL_ADD = 1, EPOLLIN = 1 };
 /* So many bytes go over a connection at a time: first a few, then more than a buffer of the driver has. */
 #define FEW 100
 #define MANY 6000
+/* Over each hundredth connection, pieces that add up to 320 KiB. */
+#define EACH 100
+#define PIECE 16384
+#define PIECES 20
 
 /* struct sockaddr_vm and struct sockaddr_un. */
 struct address {
@@ -241,6 +245,25 @@ static long connected(const struct address *address, const char *port)
 	}
 }
 
+static void send_pattern(u64 connection, u64 size)
+{
+	for (u64 place = 0; place < size; place++)
+		buffer[place] = byte_of(connection, place);
+	send_all(sockets[connection], buffer, size);
+}
+
+static void expect_pattern(u64 connection, u64 size)
+{
+	for (u64 place = 0; place < size;) {
+		long came = call(SYS_read, sockets[connection], buffer, size - place, 0);
+		if (came <= 0)
+			fail("trouble: read: ", came);
+		for (long i = 0; i < came; i++, place++)
+			if (buffer[i] != byte_of(connection, place))
+				fail("trouble: another byte at ", (long)place);
+	}
+}
+
 static void call_all(struct address address, const char *port, u64 count)
 {
 	if (count > MAX_COUNT)
@@ -249,21 +272,16 @@ static void call_all(struct address address, const char *port, u64 count)
 		sockets[i] = connected(&address, port);
 	for (int round = 0; round < 2; round++) {
 		u64 size = round ? MANY : FEW;
-		for (u64 i = 0; i < count; i++) {
-			for (u64 place = 0; place < size; place++)
-				buffer[place] = byte_of(i, place);
-			send_all(sockets[i], buffer, size);
-		}
 		for (u64 i = 0; i < count; i++)
-			for (u64 place = 0; place < size;) {
-				long came = call(SYS_read, sockets[i], buffer, size - place, 0);
-				if (came <= 0)
-					fail("trouble: read: ", came);
-				for (long j = 0; j < came; j++, place++)
-					if (buffer[j] != byte_of(i, place))
-						fail("trouble: another byte at ", (long)place);
-			}
+			send_pattern(i, size);
+		for (u64 i = 0; i < count; i++)
+			expect_pattern(i, size);
 	}
+	for (u64 i = 0; i < count; i += EACH)
+		for (int piece = 0; piece < PIECES; piece++) {
+			send_pattern(i, PIECE);
+			expect_pattern(i, PIECE);
+		}
 	for (u64 i = 0; i < count; i++)
 		call(SYS_shutdown, sockets[i], SHUT_WR, 0, 0);
 	for (u64 i = 0; i < count; i++) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::virtio::vsock::{
     Cid, Event, Host, MAX_CONNECTIONS, Place, Port, Refusal, Stream, Token, Vsock,
@@ -61,6 +61,8 @@ impl Link {
 struct World {
     links: Vec<Link>,
     calling: VecDeque<usize>,
+    /// How often the device asked for one that calls.
+    accepts: u32,
     listening: BTreeSet<u32>,
     /// Programs that the guest was connected to, with their ports.
     connected: VecDeque<(u32, usize)>,
@@ -75,7 +77,8 @@ struct Outside(Arc<Mutex<World>>);
 
 impl Outside {
     fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap()
+        // One test's failure is not to be a panic within a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn link(&self) -> usize {
@@ -222,6 +225,7 @@ impl Host for Outside {
 
     fn accept(&mut self) -> io::Result<Option<End>> {
         let mut world = self.world();
+        world.accepts += 1;
         if let Some(fault) = world.faults.pop_front() {
             return Err(fault.into());
         }
@@ -561,6 +565,7 @@ fn line_of_a_program_may_come_in_pieces_and_must_be_one() {
         "HI\n",
         "CONNECT\n",
         "CONNECT 1 2\n",
+        "CONNECT\n5\n",
         "CONNECT 4294967296\n",
         "GET / HTTP/1.1\r\n",
         "CONNECT 00000000000000000000000000000001",
@@ -605,6 +610,31 @@ fn program_that_is_gone_before_the_guest_answers_is_told_as_a_reset() {
     // The answer comes too late, and the guest is told once more.
     guest.send(&Packet::new(52, request.from, RESPONSE));
     assert_eq!(guest.one().op, RST);
+}
+
+#[test]
+fn program_that_is_gone_before_the_guest_is_asked_is_not_told() {
+    let mut guest = Guest::without_buffers();
+    let program = guest.outside.call("CONNECT 52\n");
+    guest.run();
+    program.go();
+    guest.run();
+    assert!(program.is_closed());
+    guest.give_all();
+    assert_eq!(guest.received(), []);
+}
+
+#[test]
+fn host_is_asked_for_connections_only_when_there_is_one() {
+    let mut guest = Guest::new();
+    let (program, port) = guest.called(52);
+    let accepts = guest.outside.world().accepts;
+    // The one, and that there is no other.
+    assert_eq!(accepts, 2);
+    guest.send(&Packet::new(52, port, RW).with(b"x"));
+    program.send(b"y");
+    assert_eq!(guest.one().payload, b"y");
+    assert_eq!(guest.outside.world().accepts, accepts);
 }
 
 #[test]
@@ -713,6 +743,30 @@ fn last_bytes_of_a_program_that_is_gone_arrive() {
 }
 
 #[test]
+fn bytes_that_wait_for_a_program_that_is_gone_are_dropped() {
+    let mut guest = Guest::new();
+    let program = guest.connect(1_000, 80);
+    program.change(|link| link.room = 0);
+    let all = pattern(0, ROOM_OF_DEVICE as usize);
+    guest.send(&Packet::new(1_000, 80, RW).with(&all));
+    program.go();
+    let end = guest.one();
+    assert_eq!((end.op, end.passed), (SHUTDOWN, ROOM_OF_DEVICE));
+    // Also when the guest does not wait for that.
+    let second = guest.connect(1_001, 80);
+    second.change(|link| link.room = 0);
+    guest.send(&Packet::new(1_001, 80, RW).with(&all));
+    let ends = NO_MORE_SENT | NO_MORE_TAKEN;
+    guest.send(&Packet::new(1_001, 80, SHUTDOWN).flags(ends));
+    guest.send(&Packet::new(1_001, 80, RST));
+    guest.run();
+    assert!(!second.is_closed());
+    second.go();
+    guest.run();
+    assert!(second.is_closed());
+}
+
+#[test]
 fn stream_that_fails_is_a_reset() {
     let mut guest = Guest::new();
     let program = guest.connect(1_000, 80);
@@ -801,14 +855,18 @@ fn guest_that_contradicts_itself_about_credit_stalls_itself_alone() {
     let mut guest = Guest::new();
     let program = guest.connect(1_000, 80);
     let other = guest.connect(1_001, 80);
-    // It passed on what was never sent to it; it has less room than it holds.
-    for (room, passed) in [(u32::MAX, 1 << 31), (0, 0), (0, u32::MAX)] {
+    // It passed on what was never sent to it, has less room than it holds, and has none.
+    for (room, passed, gets) in [
+        (u32::MAX, 1 << 31, true),
+        (0, 0, false),
+        (0, u32::MAX, false),
+    ] {
         guest.send(&Packet::new(1_000, 80, CREDIT_UPDATE).credit(room, passed));
         program.send(b"a");
         other.send(b"b");
         let packets = guest.received();
-        let to_other = packets.iter().any(|packet| packet.payload == b"b");
-        assert!(to_other, "{packets:?}");
+        let came = |bytes: &[u8]| packets.iter().any(|packet| packet.payload == bytes);
+        assert!(came(b"b") && came(b"a") == gets, "{packets:?}");
     }
     assert!(guest.is_well());
 }

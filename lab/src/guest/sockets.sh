@@ -11,8 +11,7 @@ for module in $(/bin/busybox cat /modules/order); do
     /bin/busybox insmod "/modules/$module.ko" || echo "trouble: no module $module"
 done
 echo "driver: $(/bin/busybox basename "$(/bin/busybox readlink /sys/bus/virtio/devices/virtio0/driver)")"
-/bin/sockets call vsock 5000 "$count"
-/bin/sockets serve vsock 6000 "$count"
+/bin/sockets call vsock 5000 "$count" && /bin/sockets serve vsock 6000 "$count"
 /bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|lockup' |
     /bin/busybox sed 's/^/trouble: /'
 echo "--- power off ---"

@@ -34,7 +34,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "vsock", script)
             .files(files)
             .check(check)
-            .seconds(25, 180),
+            .seconds(60, 300),
     ]
 }
 

@@ -247,7 +247,8 @@ impl Virtio {
                 sockets,
                 Box::new(|refusal, error| {
                     tracing::warn!(
-                        "vsock: the host cannot {refusal}: {}; the connection is reset, and this is told once",
+                        "vsock: the host cannot {refusal}: {}; connections wait or are reset, and this is told \
+                         once",
                         one_line(error)
                     );
                 }),

@@ -3,10 +3,8 @@
 //! # Flow control (5.10.6.3)
 //!
 //! Each side says in every packet how many bytes it keeps (`buf_alloc`) and how many it has passed on (`fwd_cnt`).
-//! The other one sends no more than what it keeps beyond what was sent and not passed on. The guest's bytes are
-//! passed on when the host's program has taken them; until then they are in the connection's [`Backlog`], so that a
-//! program that takes nothing stalls its own connection and no other. The program's bytes are not kept here: they
-//! are read once the guest has a buffer and credit for them, and wait in the host's socket until then.
+//! The other one sends no more than what it keeps beyond what was sent and not passed on. Each direction has a file
+//! of its own.
 //!
 //! # The end
 //!
@@ -19,16 +17,10 @@ use std::io;
 use vm_memory::VolatileSlice;
 
 use super::super::{Buffers, Violation};
-use super::backlog::{Backlog, ROOM};
 use super::host::{Event, Stream};
-use super::packet::{Credit, Header, Operation, Port, Ports, SENDS_NO_MORE, STREAM, TAKES_NO_MORE};
-
-/// The guest is told of room once it knows of less than this, so that it never comes to a halt for want of the news,
-/// and half as much gets through between two of them.
-const LITTLE_ROOM: u32 = ROOM / 2;
-
-/// It is not told of less than this, unless it is all.
-const WORTH_TELLING: u32 = 4 * 1024;
+use super::packet::{Header, Operation, Port, Ports, SENDS_NO_MORE, STREAM, TAKES_NO_MORE};
+use super::to_guest::ToGuest;
+use super::to_program::ToProgram;
 
 /// The longest line with which a program says where it wants to: more than `CONNECT 4294967295` needs.
 const MAX_LINE: usize = 32;
@@ -71,37 +63,13 @@ pub(super) struct Connection<S> {
     stream: Option<S>,
     ports: Ports,
     phase: Phase,
-    /// The guest is to be told: the host asks, or accepts; there is more room.
+    /// The guest is to be told that the host asks, or accepts.
     tell_request: bool,
     tell_response: bool,
-    tell_credit: bool,
     /// Which ends it was told, as flags of [`Operation::Shutdown`].
     told_ends: u32,
-
-    /// There may be bytes for the guest, or their end.
-    readable: bool,
-    /// There are none any more.
-    program_ended: bool,
-    /// The guest takes no more.
-    guest_refuses: bool,
-    /// What the guest can take,
-    credit: Credit,
-    /// how much was sent to it, wrapping,
-    sent: u32,
-    /// and whether it was asked since there was no credit.
-    asked_for_credit: bool,
-
-    backlog: Backlog,
-    /// How much came from the guest, wrapping,
-    received: u32,
-    /// how much of it was passed on,
-    passed: u32,
-    /// and how much the guest knows to be.
-    told_passed: u32,
-    /// The guest sends no more.
-    guest_ended: bool,
-    /// The program takes no more.
-    program_refuses: bool,
+    to_guest: ToGuest,
+    to_program: ToProgram,
 }
 
 impl<S: Stream> Connection<S> {
@@ -112,20 +80,9 @@ impl<S: Stream> Connection<S> {
             phase,
             tell_request: false,
             tell_response: false,
-            tell_credit: false,
             told_ends: 0,
-            readable: false,
-            program_ended: false,
-            guest_refuses: false,
-            credit: Credit::default(),
-            sent: 0,
-            asked_for_credit: false,
-            backlog: Backlog::new(),
-            received: 0,
-            passed: 0,
-            told_passed: 0,
-            guest_ended: false,
-            program_refuses: false,
+            to_guest: ToGuest::default(),
+            to_program: ToProgram::new(),
         }
     }
 
@@ -142,7 +99,7 @@ impl<S: Stream> Connection<S> {
     /// One that the guest asked for, which is answered.
     pub(super) fn connected(stream: S, header: &Header) -> Self {
         let mut connection = Self::new(stream, header.ports, Phase::Open);
-        connection.credit = header.credit;
+        connection.to_guest.learn(header.credit);
         connection.tell_response = true;
         connection
     }
@@ -166,7 +123,7 @@ impl<S: Stream> Connection<S> {
 
     /// Whether bytes wait for room in the stream.
     pub(super) fn waits_for_room(&self) -> bool {
-        !self.backlog.is_empty()
+        self.stream.is_some() && self.to_program.is_waiting()
     }
 
     /// Whether there is, or may be, something to tell the guest.
@@ -177,8 +134,8 @@ impl<S: Stream> Connection<S> {
             Phase::Asked => self.tell_request,
             Phase::Open => {
                 self.tell_response
-                    || self.tell_credit
-                    || self.may_read()
+                    || self.to_program.tell
+                    || self.to_guest.may_read()
                     || self.ends() != self.told_ends
             }
         }
@@ -186,11 +143,13 @@ impl<S: Stream> Connection<S> {
 
     /// Notes what has become possible at the stream, and does what of it needs no buffer of the guest.
     pub(super) fn note(&mut self, event: &Event) {
-        self.readable |= event.readable || event.hung_up;
+        self.to_guest.readable |= event.readable || event.hung_up;
         match self.phase {
             Phase::Asked if event.hung_up => self.close(),
-            Phase::Lingering if event.hung_up => self.phase = Phase::Gone,
-            Phase::Open if event.hung_up => self.program_takes_no_more(),
+            Phase::Open if event.hung_up => {
+                self.to_program.refuse();
+                self.after_flush();
+            }
             Phase::Open | Phase::Lingering => self.flush(),
             _ => {}
         }
@@ -202,7 +161,7 @@ impl<S: Stream> Connection<S> {
         else {
             return Greeting::Incomplete;
         };
-        while self.readable {
+        while self.to_guest.readable {
             // What comes after the line is for the guest, and stays in the socket.
             let end = MIN_LINE.max(*len + 1);
             let Some(place) = line.get_mut(*len..end) else {
@@ -213,17 +172,19 @@ impl<S: Stream> Connection<S> {
                 Ok(count) => {
                     *len += count;
                     let line = line.get(..*len).unwrap_or_default();
-                    if line.contains(&b'\n') {
-                        let line = line.strip_suffix(b"\n");
-                        let port = line.and_then(wanted_port);
+                    let mut lines = line.splitn(2, |byte| *byte == b'\n');
+                    if let (Some(line), Some(rest)) = (lines.next(), lines.next()) {
+                        let port = wanted_port(line).filter(|_| rest.is_empty());
                         return port.map_or(Greeting::None, Greeting::For);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.to_guest.readable = false;
+                }
                 Err(_) => break,
             }
         }
-        if self.readable {
+        if self.to_guest.readable {
             return Greeting::None;
         }
         Greeting::Incomplete
@@ -239,7 +200,6 @@ impl<S: Stream> Connection<S> {
     /// It is over, for both sides; the guest is told if it knows of it.
     pub(super) fn close(&mut self) {
         self.stream = None;
-        self.backlog.clear();
         let knows = self.is_known_to_guest() && !self.tell_request;
         self.phase = if knows { Phase::Over } else { Phase::Gone };
     }
@@ -253,8 +213,7 @@ impl<S: Stream> Connection<S> {
             // It learns soon.
             return Ok(());
         }
-        self.credit = header.credit;
-        self.asked_for_credit &= self.free() == 0;
+        self.to_guest.learn(header.credit);
         match (header.operation, &self.phase) {
             (Some(Operation::Reset), _) => self.guest_left(),
             (Some(Operation::Response), Phase::Asked) if !self.tell_request => {
@@ -263,7 +222,9 @@ impl<S: Stream> Connection<S> {
             (Some(Operation::Data), Phase::Open) => return self.take_data(header.len, payload),
             (Some(Operation::Shutdown), Phase::Open) => self.guest_ends(header.flags),
             (Some(Operation::CreditUpdate), Phase::Asked | Phase::Open) => {}
-            (Some(Operation::CreditRequest), Phase::Asked | Phase::Open) => self.tell_credit = true,
+            (Some(Operation::CreditRequest), Phase::Asked | Phase::Open) => {
+                self.to_program.tell = true
+            }
             // Nothing of this is possible here.
             _ => self.close(),
         }
@@ -283,7 +244,7 @@ impl<S: Stream> Connection<S> {
     }
 
     fn guest_left(&mut self) {
-        if self.guest_ended && !self.backlog.is_empty() {
+        if self.to_program.guest_ended && self.to_program.is_waiting() {
             self.phase = Phase::Lingering;
         } else {
             self.stream = None;
@@ -292,14 +253,14 @@ impl<S: Stream> Connection<S> {
     }
 
     fn guest_ends(&mut self, flags: u32) {
-        if flags & TAKES_NO_MORE != 0 && !self.guest_refuses {
-            self.guest_refuses = true;
+        if flags & TAKES_NO_MORE != 0 && !self.to_guest.guest_refuses {
+            self.to_guest.guest_refuses = true;
             if let Some(stream) = &mut self.stream {
                 stream.end_reading();
             }
         }
-        self.guest_ended |= flags & SENDS_NO_MORE != 0;
-        if self.guest_ended {
+        self.to_program.guest_ended |= flags & SENDS_NO_MORE != 0;
+        if self.to_program.guest_ended {
             self.after_flush();
         }
     }
@@ -307,93 +268,39 @@ impl<S: Stream> Connection<S> {
     /// Takes `len` bytes of the guest.
     fn take_data(&mut self, len: u32, payload: &Buffers<'_>) -> Result<(), Violation> {
         let bytes = payload.split_at(len.into());
-        let Some((bytes, _)) =
-            bytes.filter(|_| !self.guest_ended && len <= ROOM - self.backlog.len())
-        else {
+        match (bytes, &mut self.stream) {
+            (Some((bytes, _)), Some(stream)) if self.to_program.may_take(len) => {
+                self.to_program.take(stream, &bytes, len)?;
+            }
             // It sent more than it has, than it said, or than it may.
-            self.close();
-            return Ok(());
-        };
-        self.received = self.received.wrapping_add(len);
-        let mut rest = bytes;
-        if self.backlog.is_empty() && !self.program_refuses {
-            let written = self.write(&bytes)?;
-            rest = bytes.split_at(written).ok_or(Violation::Buffer)?.1;
+            _ => self.close(),
         }
-        if self.program_refuses {
-            self.passed = self.received;
-        } else {
-            self.backlog.push(&rest)?;
-        }
-        self.note_room();
         Ok(())
     }
 
-    /// Writes as many bytes as the program takes now, and says how many.
-    fn write(&mut self, bytes: &Buffers<'_>) -> Result<u64, Violation> {
-        let Some(stream) = &mut self.stream else {
-            return Ok(0);
-        };
-        let (mut written, mut full, mut refused) = (0, false, false);
-        bytes.try_for_each(
-            |gone| gone,
-            |slice| {
-                let mut from = 0;
-                while from < slice.len() && !full && !refused {
-                    let rest = slice.offset(from).map_err(|_| Violation::Buffer)?;
-                    match stream.write(rest) {
-                        Ok(0) => full = true,
-                        Ok(count) => from += count,
-                        Err(error) => {
-                            full = error.kind() == io::ErrorKind::WouldBlock;
-                            refused = !full;
-                        }
-                    }
-                }
-                written += from as u64;
-                Ok(())
-            },
-        )?;
-        // OK because it is at most what is in a packet.
-        let count = u32::try_from(written).unwrap_or(ROOM);
-        self.passed = self.passed.wrapping_add(count);
-        if refused {
-            self.program_takes_no_more();
-        }
-        Ok(written)
-    }
-
-    /// Writes what is in the backlog, as far as the program takes it.
+    /// Writes what waits for the program, as far as it takes it.
     fn flush(&mut self) {
-        if self.backlog.is_empty() {
-            return;
+        if let Some(stream) = self
+            .stream
+            .as_mut()
+            .filter(|_| self.to_program.is_waiting())
+        {
+            self.to_program.flush(stream);
+            self.after_flush();
         }
-        while let (false, Some(stream)) = (self.backlog.is_empty(), &mut self.stream) {
-            match stream.write(self.backlog.oldest()) {
-                Ok(0) => break,
-                Ok(count) => {
-                    self.backlog.drop_oldest(count);
-                    // OK because it is at most what is in the backlog.
-                    let count = u32::try_from(count).unwrap_or(ROOM);
-                    self.passed = self.passed.wrapping_add(count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return self.program_takes_no_more(),
-            }
-        }
-        self.note_room();
-        self.after_flush();
     }
 
     /// Does what had to wait until the program has everything.
     fn after_flush(&mut self) {
-        if !self.backlog.is_empty() {
+        if self.to_program.is_waiting() {
             return;
         }
         match self.phase {
             Phase::Lingering => self.phase = Phase::Gone,
-            Phase::Open if self.guest_ended && self.guest_refuses => self.close(),
-            Phase::Open if self.guest_ended => {
+            Phase::Open if self.to_program.guest_ended && self.to_guest.guest_refuses => {
+                self.close();
+            }
+            Phase::Open if self.to_program.guest_ended => {
                 if let Some(stream) = &mut self.stream {
                     stream.end_writing();
                 }
@@ -402,40 +309,14 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// The program is gone, or ended what it takes. What it sent is still to be read.
-    fn program_takes_no_more(&mut self) {
-        self.program_refuses = true;
-        self.passed = self.received;
-        self.backlog.clear();
-        self.after_flush();
-    }
-
-    /// Has the guest told of new room when it knows of little.
-    fn note_room(&mut self) {
-        let known = ROOM.saturating_sub(self.received.wrapping_sub(self.told_passed));
-        let gained = self.passed.wrapping_sub(self.told_passed);
-        let worth = gained >= WORTH_TELLING || (gained > 0 && self.backlog.is_empty());
-        self.tell_credit |= known < LITTLE_ROOM && worth && !self.guest_ended;
-    }
-
-    /// How many bytes the guest can take. Where it contradicts itself, none.
-    fn free(&self) -> u32 {
-        let on_the_way = self.sent.wrapping_sub(self.credit.passed);
-        self.credit.room.saturating_sub(on_the_way)
-    }
-
-    /// Whether there is something to be read for the guest, and credit for it, or a question for credit to be asked.
-    fn may_read(&self) -> bool {
-        self.readable
-            && !self.program_ended
-            && !self.guest_refuses
-            && (self.free() > 0 || !self.asked_for_credit)
-    }
-
     /// Which directions the program has ended, as flags of [`Operation::Shutdown`].
     fn ends(&self) -> u32 {
-        let sends = if self.program_ended { SENDS_NO_MORE } else { 0 };
-        let takes = if self.program_refuses {
+        let sends = if self.to_guest.program_ended {
+            SENDS_NO_MORE
+        } else {
+            0
+        };
+        let takes = if self.to_program.program_refuses {
             TAKES_NO_MORE
         } else {
             0
@@ -466,21 +347,25 @@ impl<S: Stream> Connection<S> {
         &mut self,
         room: &Buffers<'_>,
     ) -> Result<Option<(Operation, u32, u32)>, Violation> {
-        if self.may_read() {
-            if self.free() == 0 {
-                self.asked_for_credit = true;
+        if self.to_guest.may_read() {
+            if self.to_guest.lacks_credit() {
                 return Ok(Some((Operation::CreditRequest, 0, 0)));
             }
-            let len = self.read(room)?;
-            if len > 0 {
-                return Ok(Some((Operation::Data, len, 0)));
-            }
-            if matches!(self.phase, Phase::Over) {
-                self.phase = Phase::Gone;
-                return Ok(Some((Operation::Reset, 0, 0)));
+            let read = match &mut self.stream {
+                Some(stream) => self.to_guest.read(stream, room)?,
+                None => None,
+            };
+            match read {
+                Some(0) => {}
+                Some(len) => return Ok(Some((Operation::Data, len, 0))),
+                None => {
+                    self.close();
+                    self.phase = Phase::Gone;
+                    return Ok(Some((Operation::Reset, 0, 0)));
+                }
             }
         }
-        if self.tell_credit {
+        if self.to_program.tell {
             return Ok(Some((Operation::CreditUpdate, 0, 0)));
         }
         let ends = self.ends();
@@ -492,62 +377,15 @@ impl<S: Stream> Connection<S> {
     }
 
     fn header(&mut self, operation: Operation, len: u32, flags: u32) -> Header {
-        // Every packet tells the room, whatever else it says.
-        self.told_passed = self.passed;
-        self.tell_credit = false;
         Header {
             ports: self.ports,
             len,
             kind: STREAM,
             operation: Some(operation),
             flags,
-            credit: Credit {
-                room: ROOM,
-                passed: self.passed,
-            },
+            // Every packet tells it, whatever else it says.
+            credit: self.to_program.credit(),
         }
-    }
-
-    /// Reads bytes of the program into `room`, as far as there is credit for them, and says how many. The connection
-    /// may be over then.
-    fn read(&mut self, room: &Buffers<'_>) -> Result<u32, Violation> {
-        let most = room.len().min(self.free().into());
-        let (room, _) = room.split_at(most).ok_or(Violation::Buffer)?;
-        let Some(stream) = &mut self.stream else {
-            return Ok(0);
-        };
-        let (mut count, mut short, mut failed) = (0_u32, false, false);
-        room.try_for_each(
-            |gone| gone,
-            |slice| {
-                if short {
-                    return Ok(());
-                }
-                match stream.read(slice) {
-                    Ok(0) => {
-                        short = true;
-                        self.program_ended = count == 0;
-                    }
-                    Ok(here) => {
-                        short = here < slice.len();
-                        // OK because it is at most the credit.
-                        count += u32::try_from(here).unwrap_or(0);
-                    }
-                    Err(error) => {
-                        short = true;
-                        let later = error.kind() == io::ErrorKind::WouldBlock;
-                        self.readable &= !later;
-                        failed = !later;
-                    }
-                }
-                Ok(())
-            },
-        )?;
-        self.sent = self.sent.wrapping_add(count);
-        if failed && count == 0 {
-            self.close();
-        }
-        Ok(count)
     }
 }
 

@@ -3,8 +3,7 @@
 //!
 //! # Who does what
 //!
-//! - [`packet`](self) is the header before each packet, read once and checked; what is not from the guest to the host
-//!   is dropped.
+//! - A packet's header is read once and checked; what is not from the guest to the host is dropped.
 //! - A connection knows what either side said, and what is to be told; it never sees a ring.
 //! - All connections together are found by their ports and take turns: each has one packet for the guest, then the
 //!   next one has. There are at most 1,023, and each keeps at most 64 KiB of the guest's bytes.
@@ -17,6 +16,8 @@ mod connection;
 mod connections;
 mod host;
 mod packet;
+mod to_guest;
+mod to_program;
 
 use std::fmt;
 
