@@ -142,11 +142,15 @@ impl Host {
     }
 }
 
-/// A host that gave no sign of life: its emulator has lost it.
+/// A host whose emulator has lost it.
 #[derive(Debug, thiserror::Error)]
-#[error("it gave no sign of life for {} s", silence.as_secs())]
-pub(crate) struct Stopped {
-    silence: Duration,
+pub(crate) enum Lost {
+    /// It spins, or waits for ever.
+    #[error("it gave no sign of life for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// Its kernel fell over, which ends the emulator.
+    #[error("it ended before its job ({0})")]
+    Fell(String),
 }
 
 /// Everything about one run of a host.
@@ -225,14 +229,14 @@ impl Run<'_> {
             let line = match lines.recv_timeout(left.min(silence)) {
                 Ok(line) => line,
                 Err(RecvTimeoutError::Timeout) if silence < left => {
-                    bail!(Stopped { silence })
+                    bail!(Lost::Silent(silence))
                 }
                 Err(RecvTimeoutError::Timeout) => bail!(
                     "it did not finish its job within {} s",
                     self.host.limit(self.job).as_secs()
                 ),
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("it ended before its job ({})", running.end()?)
+                    bail!(Lost::Fell(running.end()?.to_string()))
                 }
             };
             log.write_all(&line).context("cannot write the log")?;

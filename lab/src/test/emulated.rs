@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::host::image::{Job, Source, Step};
 use crate::host::protocol::Event;
-use crate::host::{Host, Run, Stopped};
+use crate::host::{Host, Lost, Run};
 use crate::kernels::Kernel;
 use crate::scenario::{Outcome, Scenario};
 use crate::test::tally::{End, Tally, Verdict};
@@ -35,7 +35,7 @@ pub(super) fn run(
         let Some((waiting, error)) = boot(workshop, host, &left, tally)? else {
             return Ok(());
         };
-        if may_restart && error.downcast_ref::<Stopped>().is_some() {
+        if may_restart && error.downcast_ref::<Lost>().is_some() {
             eprintln!(
                 "lab: the emulator lost the host {}, which is started again: {error:#}",
                 host.name()
