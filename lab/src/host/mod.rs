@@ -122,7 +122,7 @@ impl Host {
         all.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// After how long without a line of its console a host has stopped. It speaks every five seconds while a
+    /// After how long without a mark on its console a host has stopped. It gives one every five seconds while a
     /// step runs, on a clock that on svm is real time.
     fn silence(self) -> Option<Duration> {
         match self {
@@ -223,23 +223,35 @@ impl Run<'_> {
 
         let mut receiver = Receiver::new(&word);
         let (mut ready, mut done) = (None, false);
+        let mut heard = start;
         while !done {
             let left = deadline.saturating_duration_since(Instant::now());
-            let silence = self.host.silence().unwrap_or(left);
-            let line = match lines.recv_timeout(left.min(silence)) {
+            // A kernel whose processors are stuck may go on to say so: only the job's marks are signs of life.
+            let silence = self.host.silence();
+            let patience = silence.map_or(left, |silence| silence.saturating_sub(heard.elapsed()));
+            let line = match lines.recv_timeout(left.min(patience)) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) if silence < left => {
-                    bail!(Lost::Silent(silence))
+                Err(RecvTimeoutError::Timeout) if patience < left => {
+                    bail!(Lost::Silent(silence.unwrap_or(patience)))
                 }
                 Err(RecvTimeoutError::Timeout) => bail!(
                     "it did not finish its job within {} s",
                     self.host.limit(self.job).as_secs()
                 ),
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!(Lost::Fell(running.end()?.to_string()))
+                    // Its console ends before itself does.
+                    let soon = Instant::now() + Duration::from_secs(10);
+                    let status = match running.wait_until(soon)? {
+                        Some(status) => status,
+                        None => running.end()?,
+                    };
+                    bail!(Lost::Fell(status.to_string()))
                 }
             };
             log.write_all(&line).context("cannot write the log")?;
+            if line.starts_with(word.as_bytes()) {
+                heard = Instant::now();
+            }
             receiver.line(&line, &mut |event| {
                 match &event {
                     Event::Ready(_) => ready = Some(start.elapsed()),

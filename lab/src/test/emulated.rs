@@ -1,6 +1,8 @@
 //! The scenarios of one emulated host, in one boot of it.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -14,14 +16,18 @@ use crate::test::tally::{End, Tally, Verdict};
 use crate::test::verdict;
 use crate::workshop::Workshop;
 
+/// How often a host may be lost: a run of everything beside another emulator lost one host twice.
+const RESTARTS: u32 = 2;
+
 /// The processors of each emulated host.
 const PROCESSORS: &str = "2";
 
 /// Boots `host` once and has it run `scenarios`; verdicts go to `tally` as they come. When the host
 /// itself fails, so do the scenarios that have none yet.
 ///
-/// A host whose emulator has lost it (lab/README.md, "Traps") is booted once more for what is left: that says
-/// nothing about any scenario. A scenario that fails, or is late on a host that lives, has failed.
+/// A host whose emulator has lost it (lab/README.md, "Traps") is booted again for what is left, [`RESTARTS`]
+/// times at most: that says nothing about any scenario. A scenario that fails, or is late on a host that lives,
+/// has failed.
 pub(super) fn run(
     workshop: &Workshop,
     host: Host,
@@ -29,19 +35,22 @@ pub(super) fn run(
     tally: &Tally,
 ) -> Result<()> {
     let mut left: Vec<&Scenario> = scenarios.iter().collect();
-    let mut may_restart = true;
+    let mut restarts = 0;
     loop {
         let start = Instant::now();
         let Some((waiting, error)) = boot(workshop, host, &left, tally)? else {
             return Ok(());
         };
-        if may_restart && error.downcast_ref::<Lost>().is_some() {
+        if restarts < RESTARTS && error.downcast_ref::<Lost>().is_some() {
             eprintln!(
                 "lab: the emulator lost the host {}, which is started again: {error:#}",
                 host.name()
             );
             left.retain(|scenario| waiting.contains(&scenario.name));
-            may_restart = false;
+            restarts += 1;
+            let log = log(workshop, host)?;
+            let kept = log.with_extension(format!("lost-{restarts}.log"));
+            fs::rename(&log, &kept).with_context(|| format!("cannot keep {}", log.display()))?;
             tally.restarted(host.name());
             continue;
         }
@@ -70,17 +79,13 @@ fn boot(
 ) -> Result<Option<(Vec<String>, anyhow::Error)>> {
     let stock = workshop.stock(Kernel::Amd64)?;
     let job = job(workshop, scenarios)?;
-    let log = workshop
-        .paths
-        .folder("logs")?
-        .join(format!("host-{}.log", host.name()));
     let run = Run {
         paths: &workshop.paths,
         stock: &stock,
         host,
         options: &[],
         job: &job,
-        log: log.clone(),
+        log: log(workshop, host)?,
     };
     let mut progress = Progress {
         workshop,
@@ -108,6 +113,12 @@ fn boot(
         waiting.into_keys().map(str::to_owned).collect(),
         reason,
     )))
+}
+
+/// Where the console's output goes.
+fn log(workshop: &Workshop, host: Host) -> Result<PathBuf> {
+    let folder = workshop.paths.folder("logs")?;
+    Ok(folder.join(format!("host-{}.log", host.name())))
 }
 
 /// One step for each scenario; files of the same name must be the same.

@@ -86,6 +86,16 @@ enum Task {
     Emulated(Vec<(Host, Vec<Scenario>)>),
 }
 
+/// What there is to do.
+struct Plan {
+    /// The svm hosts, one after the other and before everything else. Each keeps two processors busy, so that
+    /// company would save no time; and their emulator, kept from running for long, loses guests (see
+    /// lab/README.md, "Traps").
+    alone: Vec<(Host, Vec<Scenario>)>,
+    /// What runs side by side.
+    shared: VecDeque<Task>,
+}
+
 impl Task {
     /// The estimated time, on two processors.
     fn cost(&self) -> Duration {
@@ -139,8 +149,11 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
     let tally = Tally::new(arguments.deny_skips || in_ci);
     let workshop = Workshop::new(paths, common);
-    let tasks = prepare(&workshop, suites, scenarios, arguments.skip_vmx, &tally)?;
-    work(&workshop, tasks, &tally)?;
+    let plan = prepare(&workshop, suites, scenarios, arguments.skip_vmx, &tally)?;
+    for (host, scenarios) in &plan.alone {
+        emulated::run(&workshop, *host, scenarios, &tally)?;
+    }
+    work(&workshop, plan.shared, &tally)?;
     let counts = tally.counts();
     eprintln!("lab: {:.0} s in all", start.elapsed().as_secs_f64());
     for host in tally.restarts() {
@@ -171,7 +184,7 @@ fn prepare(
     scenarios: Vec<Scenario>,
     skip_vmx: bool,
     tally: &Tally,
-) -> Result<VecDeque<Task>> {
+) -> Result<Plan> {
     let mut native = Vec::new();
     let mut emulated: BTreeMap<Host, Vec<Scenario>> = BTreeMap::new();
     let mut contract = false;
@@ -198,28 +211,28 @@ fn prepare(
             workshop.prepare_contract()?;
         }
     }
-    // The svm hosts have two threads each and are never side by side: their emulator, kept from running
-    // for long, loses guests (see lab/README.md, "Traps").
     let (svm, vmx): (Vec<_>, Vec<_>) = emulated
         .into_iter()
         .partition(|(host, _)| matches!(host, Host::Svm { .. }));
-    let mut tasks: Vec<Task> = [svm, vmx]
-        .into_iter()
-        .filter(|hosts| !hosts.is_empty())
-        .map(Task::Emulated)
-        .collect();
+    let mut shared = Vec::new();
+    if !vmx.is_empty() {
+        shared.push(Task::Emulated(vmx));
+    }
     if !native.is_empty() {
-        tasks.push(Task::Native(native));
+        shared.push(Task::Native(native));
     }
     if !suites.is_empty() {
-        tasks.push(Task::Cargo(suites));
+        shared.push(Task::Cargo(suites));
     }
     // The longest first, so that no worker is left alone with it at the end.
-    tasks.sort_by_key(|task| std::cmp::Reverse(task.cost()));
-    Ok(tasks.into())
+    shared.sort_by_key(|task| std::cmp::Reverse(task.cost()));
+    Ok(Plan {
+        alone: svm,
+        shared: shared.into(),
+    })
 }
 
-/// Has workers do the tasks.
+/// Has workers do the tasks, side by side.
 fn work(workshop: &Workshop, tasks: VecDeque<Task>, tally: &Tally) -> Result<()> {
     let tasks = Mutex::new(tasks);
     let next = || {
