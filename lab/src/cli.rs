@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::paths::Paths;
-use crate::{bench, boot, fuzzing, microscope, test};
+use crate::{bench, boot, fuzzing, microscope, soak, test};
 
 /// Hosts to test Keeptime on, scenarios and benchmarks.
 ///
@@ -44,6 +44,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Run every fuzz target for its share of a budget of time
     Fuzz(fuzzing::Arguments),
+    /// Launch jailed microVMs over and over, end them at random, and account for what they leave behind
+    Soak(soak::Arguments),
     /// Run a command of yours, with files of yours, inside an emulated host with KVM
     Host(microscope::Arguments),
 }
@@ -66,6 +68,7 @@ impl Cli {
             Command::Test(arguments) => test::run(paths, &self.common, &arguments),
             Command::Bench(arguments) => bench::run(paths, &self.common, &arguments),
             Command::Fuzz(arguments) => fuzzing::run(&paths, &arguments),
+            Command::Soak(arguments) => soak::run(&paths, &self.common, &arguments),
             Command::Host(arguments) => microscope::run(&paths, &self.common, arguments),
         }
     }

@@ -5,6 +5,7 @@
 //! (`svm`), and Bochs with Intel's VMX (`vmx`). The emulated ones run Debian's stock kernel, so the KVM
 //! under test is the real one.
 
+mod api;
 mod apt;
 mod bench;
 mod boot;
@@ -22,6 +23,7 @@ mod native;
 mod paths;
 mod process;
 mod scenario;
+mod soak;
 mod test;
 mod workshop;
 

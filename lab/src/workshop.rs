@@ -55,28 +55,28 @@ impl Workshop {
             Some(given) => given
                 .canonicalize()
                 .with_context(|| format!("no {}", given.display()))?,
-            None => {
-                eprintln!("lab: building keeptime's release binary");
-                run_visibly(
-                    Command::new(cargo())
-                        .current_dir(&self.paths.workspace)
-                        .args([
-                            "build",
-                            "--quiet",
-                            "--release",
-                            "--package",
-                            "vmm",
-                            "--bin",
-                            "keeptime",
-                        ]),
-                )?;
-                self.paths.release_binary("keeptime")
-            }
+            None => self.release_binary("vmm", "keeptime")?,
         };
         ensure!(launcher.is_file(), "{} is no file", launcher.display());
         // Another thread can only have stored the same.
         let _ = self.launcher.set(launcher);
         Ok(())
+    }
+
+    /// The jailer's release binary, built.
+    pub(crate) fn jailer(&self) -> Result<PathBuf> {
+        self.release_binary("jailer", "jailer")
+    }
+
+    fn release_binary(&self, package: &str, binary: &str) -> Result<PathBuf> {
+        eprintln!("lab: building {binary}'s release binary");
+        run_visibly(
+            Command::new(cargo())
+                .current_dir(&self.paths.workspace)
+                .args(["build", "--quiet", "--release"])
+                .args(["--package", package, "--bin", binary]),
+        )?;
+        Ok(self.paths.release_binary(binary))
     }
 
     /// The contract suite's program, which [`prepare_contract`](Self::prepare_contract) has made.

@@ -1,7 +1,7 @@
 //! The API's part of `cargo lab bench launch`: from a program's start to its socket's first answer, and
 //! from `InstanceStart` to its answer and to the guest's first line.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::launch::{LINE, MEMORY_MIB};
 use super::statistics::Summary;
+use crate::api::Client;
 use crate::process::Running;
 
 /// What is measured, in the order of the table's rows.
@@ -97,7 +98,7 @@ fn launch(binary: &Path, folder: &Path, kernel: &str) -> Result<[Duration; MEASU
         ensure!(ended.is_none(), "it ended before its socket was there");
         std::thread::yield_now();
     };
-    let mut api = Client(BufReader::new(stream));
+    let mut api = Client::new(stream);
     api.ask("GET", "/", &Value::Null)?;
     let answered = start.elapsed();
     let cpu = cpu_time(running.child().id())?;
@@ -141,48 +142,6 @@ fn cpu_time(process: u32) -> Result<Duration> {
         nanoseconds += word.parse::<u64>().context("no number in schedstat")?;
     }
     Ok(Duration::from_nanos(nanoseconds))
-}
-
-/// A connection that is kept.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    /// Sends a request, and reads the answer, which must be 200 or 204.
-    fn ask(&mut self, method: &str, path: &str, body: &Value) -> Result<()> {
-        let body = match body {
-            Value::Null => String::new(),
-            body => body.to_string(),
-        };
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.0
-            .get_mut()
-            .write_all(request.as_bytes())
-            .context("the request is not taken")?;
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            let read = self.0.read_line(&mut head).context("no answer")?;
-            ensure!(read > 0, "the answer to {method} {path} ends early");
-        }
-        let lower = head.to_lowercase();
-        let length = lower
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length:"))
-            .map_or(Ok(0), |value| value.trim().parse())
-            .context("no number in Content-Length")?;
-        let mut text = Vec::new();
-        let answer = self.0.by_ref().take(length).read_to_end(&mut text);
-        answer.context("the answer ends early")?;
-        ensure!(
-            head.starts_with("HTTP/1.1 20"),
-            "{method} {path}: {} {}",
-            head.lines().next().unwrap_or_default(),
-            String::from_utf8_lossy(&text)
-        );
-        Ok(())
-    }
 }
 
 #[cfg(test)]
