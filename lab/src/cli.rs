@@ -62,6 +62,11 @@ pub(crate) enum Emulated {
 impl Cli {
     /// Does what the user asked for.
     pub(crate) fn run(self) -> Result<ExitCode> {
+        if let Command::Soak(arguments) = &self.command
+            && let Some(result) = soak::within(arguments)
+        {
+            return result;
+        }
         let paths = Paths::discover()?;
         match self.command {
             Command::Boot(arguments) => boot::run(paths, &self.common, &arguments),

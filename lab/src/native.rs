@@ -21,6 +21,10 @@ const KVM: &str = "/dev/kvm";
 pub(crate) fn obstacle(needs: Needs) -> Option<String> {
     match needs {
         Needs::Kvm => kvm_obstacle(),
+        Needs::Root => kvm_obstacle().or_else(|| {
+            let root = rustix::process::geteuid().is_root();
+            (!root).then(|| "jails take root's rights".to_owned())
+        }),
         Needs::MountNamespace => {
             let mut probe = Command::new("unshare");
             probe.args([

@@ -94,7 +94,7 @@ impl Running {
 
     /// Waits for the end until `deadline`; `None` when the child is still running then.
     pub(crate) fn wait_until(&mut self, deadline: Instant) -> Result<Option<ExitStatus>> {
-        if self.end_notice()?.wait_until(Some(deadline)) {
+        if self.reaped || self.end_notice()?.wait_until(Some(deadline)) {
             self.reap().map(Some)
         } else {
             Ok(None)

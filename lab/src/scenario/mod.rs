@@ -8,6 +8,7 @@
 mod block;
 mod clients;
 mod errors;
+mod jails;
 mod keeping;
 mod linux;
 mod network;
@@ -79,6 +80,8 @@ pub(crate) enum Needs {
     Kvm,
     /// The right to mount in a namespace of its own.
     MountNamespace,
+    /// A KVM that may be used, and root's rights.
+    Root,
 }
 
 impl std::fmt::Debug for Scenario {
@@ -227,6 +230,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(errors::all());
     scenarios.extend(time::all());
     scenarios.extend(clients::all());
+    scenarios.extend(jails::all());
     scenarios
 }
 

@@ -2,10 +2,12 @@
 //! an account of everything that could be left behind.
 //!
 //! All of it happens in namespaces of its own (mounts, processes, network) and in cgroups of its own name, so that
-//! the accounts hold what the soak did and nothing else, and nothing of it outlives the soak.
+//! the accounts hold what the soak did and nothing else, and nothing of it outlives the soak. Before the cycles, as
+//! many microVMs as there shall be at once live side by side, and each one's user tries to reach all others.
 
 mod accounts;
 mod cgroups;
+mod neighbours;
 mod tenant;
 
 use std::fs;
@@ -61,6 +63,9 @@ pub(crate) struct Arguments {
     /// The folder of the run: we are in the namespaces
     #[arg(long, hide = true, value_name = "FOLDER")]
     inside: Option<PathBuf>,
+    /// What a neighbour tries to reach: we are its user
+    #[arg(long, hide = true, value_name = "PLACES")]
+    reach: Option<String>,
 }
 
 /// The launcher, the jailer and the kernel in the folder of a run.
@@ -68,11 +73,27 @@ const LAUNCHER: &str = "keeptime";
 const JAILER: &str = "jailer";
 const KERNEL: &str = "kernel";
 
+/// Where, in a mount namespace of our own, a file system of our own is mounted: a folder that every Debian and
+/// Ubuntu has (hier(7)).
+const OPEN: &str = "/mnt";
+
+/// What a soak has this program do in its namespaces and as its users, who see no workspace.
+pub(crate) fn within(arguments: &Arguments) -> Option<Result<ExitCode>> {
+    match arguments {
+        Arguments {
+            reach: Some(places),
+            ..
+        } => Some(neighbours::reach(places)),
+        Arguments {
+            inside: Some(folder),
+            ..
+        } => Some(soak(folder, arguments)),
+        _ => None,
+    }
+}
+
 /// Prepares everything and goes on in namespaces of its own.
 pub(crate) fn run(paths: &Paths, common: &Common, arguments: &Arguments) -> Result<ExitCode> {
-    if let Some(folder) = &arguments.inside {
-        return soak(folder, arguments);
-    }
     if let Some(obstacle) = native::obstacle(Needs::Kvm) {
         bail!("nothing can be launched here: {obstacle}");
     }
@@ -133,6 +154,7 @@ fn soak(folder: &Path, arguments: &Arguments) -> Result<ExitCode> {
         arguments.killed,
         place.cgroups.version(),
     );
+    neighbours::live(&place, seed)?;
     // What the first launches leave in caches for good is no leak: the first cycle of each slot does not count.
     cycles(&place, arguments.vms, arguments, seed)?;
     let before = Accounts::take(&place)?;
@@ -171,13 +193,15 @@ impl Place {
             cgroups: Cgroups::given()?,
             slots,
         };
-        for name in ["jails", "networks"] {
-            fs::create_dir(folder.join(name)).with_context(|| format!("cannot make {name}"))?;
-        }
-        // A jail's binary must be where programs may be executed and devices used.
+        // A file system of our own, where other users can get to, programs may be executed and devices used.
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "mode=755", "none"]);
-        capture(mount.arg(place.jails()))?;
+        mount.args(["-t", "tmpfs", "-o", "mode=755", "none", OPEN]);
+        capture(&mut mount)?;
+        for folder in [place.jails(), place.networks()] {
+            fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let own = std::env::current_exe().context("no program of our own")?;
+        fs::copy(own, place.program()).context("cannot copy our own program")?;
         for slot in 0..slots {
             let file = place.network(slot);
             fs::write(&file, "").with_context(|| format!("cannot make {}", file.display()))?;
@@ -190,12 +214,21 @@ impl Place {
 
     /// The base folder of the jails.
     fn jails(&self) -> PathBuf {
-        self.folder.join("jails")
+        Path::new(OPEN).join("jails")
+    }
+
+    /// Our own program, where every user can execute it.
+    fn program(&self) -> PathBuf {
+        Path::new(OPEN).join("lab")
+    }
+
+    fn networks(&self) -> PathBuf {
+        Path::new(OPEN).join("networks")
     }
 
     /// The network namespace of a slot.
     fn network(&self, slot: u32) -> PathBuf {
-        self.folder.join("networks").join(slot.to_string())
+        self.networks().join(slot.to_string())
     }
 }
 

@@ -21,15 +21,15 @@ use crate::soak::{JAILER, KERNEL, LAUNCHER, Place};
 /// The user of the first slot; the others' follow.
 const FIRST_USER: u32 = 20_000;
 /// A microVM whose end takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 /// A kill comes after at most this time: an undisturbed cycle takes about as long.
 const LATEST_KILL: Duration = Duration::from_millis(120);
 /// The socket of the API, in the jail.
-const API: &str = "run/api.socket";
+pub(super) const API: &str = "run/api.socket";
 /// That of the socket device.
-const VSOCK: &str = "run/vsock";
+pub(super) const VSOCK: &str = "run/vsock";
 /// The disk's image.
-const DISK: &str = "disk";
+pub(super) const DISK: &str = "disk";
 
 /// How a microVM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub(super) struct Tenant<'a> {
 impl Tenant<'_> {
     /// Lives through one cycle, and removes the jail as an operator has to.
     pub(super) fn live(&self, random: &mut fastrand::Rng, killed: bool) -> Result<End> {
-        let words = self.place.folder.join(format!("{}.stderr", self.id));
-        let mut running = self.start(&words)?;
+        let words = self.words();
+        let mut running = self.start()?;
         let process = i32::try_from(running.child().id())
             .ok()
             .and_then(Pid::from_raw);
@@ -93,17 +93,24 @@ impl Tenant<'_> {
             }
             End::Killed
         };
-        fs::remove_file(&words).context("cannot remove its words")?;
+        self.remove()?;
+        Ok(end)
+    }
+
+    /// Removes what an operator has to remove when the microVM has ended.
+    pub(super) fn remove(&self) -> Result<()> {
+        fs::remove_file(self.words()).context("cannot remove its words")?;
         let jail = self.jail();
         if jail.exists() {
             fs::remove_dir_all(&jail)
                 .with_context(|| format!("cannot remove {}", jail.display()))?;
         }
-        self.place.cgroups.remove_jail(&self.id)?;
-        Ok(end)
+        self.place.cgroups.remove_jail(&self.id)
     }
 
-    fn start(&self, words: &Path) -> Result<Running> {
+    /// Starts the jailer, which becomes the launcher.
+    pub(super) fn start(&self) -> Result<Running> {
+        let words = self.words();
         let user = self.user().to_string();
         let mut command = tied(self.place.folder.join(JAILER));
         command
@@ -119,13 +126,24 @@ impl Tenant<'_> {
             .arg(format!("/{API}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(words).context("no file for its words")?);
+            .stderr(File::create(&words).context("no file for its words")?);
         Running::spawn(&mut command)
     }
 
     /// Configures the microVM, starts it, pauses and resumes it, and presses Ctrl+Alt+Del.
     fn drive(&self, running: &mut Running, random: &mut fastrand::Rng) -> Result<()> {
-        let root = self.jail().join("root");
+        let mut api = self.begin(running, random.u8(1..=2))?;
+        for _ in 0..random.u8(..=3) {
+            api.ask("PATCH", "/vm", &json!({"state": "Paused"}))?;
+            api.ask("GET", "/", &Value::Null)?;
+            api.ask("PATCH", "/vm", &json!({"state": "Resumed"}))?;
+        }
+        press_keys(&mut api)
+    }
+
+    /// Configures the microVM and starts it.
+    pub(super) fn begin(&self, running: &mut Running, processors: u8) -> Result<Client> {
+        let root = self.root();
         let deadline = Instant::now() + LIMIT;
         let stream = loop {
             match UnixStream::connect(root.join(API)) {
@@ -133,12 +151,8 @@ impl Tenant<'_> {
                 Err(error) if Instant::now() > deadline => return Err(error).context("no socket"),
                 Err(_) => {}
             }
-            let ended = running
-                .child()
-                .try_wait()
-                .context("cannot ask for its end")?;
+            let ended = running.wait_until(Instant::now() + Duration::from_millis(1))?;
             ensure!(ended.is_none(), "it ended before its socket was there");
-            thread::sleep(Duration::from_millis(1));
         };
         stream
             .set_read_timeout(Some(LIMIT))
@@ -157,7 +171,7 @@ impl Tenant<'_> {
         )?;
         put(
             "/machine-config",
-            json!({"vcpu_count": random.u8(1..=2), "mem_size_mib": 32}),
+            json!({"vcpu_count": processors, "mem_size_mib": 32}),
         )?;
         put(
             "/drives/root",
@@ -166,12 +180,7 @@ impl Tenant<'_> {
         put("/vsock", json!({"guest_cid": 3, "uds_path": VSOCK}))?;
         put("/entropy", json!({}))?;
         put("/actions", json!({"action_type": "InstanceStart"}))?;
-        for _ in 0..random.u8(..=3) {
-            api.ask("PATCH", "/vm", &json!({"state": "Paused"}))?;
-            api.ask("GET", "/", &Value::Null)?;
-            api.ask("PATCH", "/vm", &json!({"state": "Resumed"}))?;
-        }
-        api.ask("PUT", "/actions", &json!({"action_type": "SendCtrlAltDel"}))
+        Ok(api)
     }
 
     /// Makes a file of the jail's user.
@@ -183,19 +192,35 @@ impl Tenant<'_> {
     }
 
     /// A microVM that has ended by itself takes its sockets away.
-    fn expect_clean(&self) -> Result<()> {
+    pub(super) fn expect_clean(&self) -> Result<()> {
         for socket in [API, VSOCK] {
-            let path = self.jail().join("root").join(socket);
+            let path = self.root().join(socket);
             ensure!(!path.exists(), "it has left {}", path.display());
         }
         Ok(())
     }
 
-    fn user(&self) -> u32 {
+    /// The user and group that it runs as.
+    pub(super) fn user(&self) -> u32 {
         FIRST_USER + self.slot
+    }
+
+    /// The root of its jail, seen from outside.
+    pub(super) fn root(&self) -> PathBuf {
+        self.jail().join("root")
+    }
+
+    /// Where its standard error goes.
+    fn words(&self) -> PathBuf {
+        self.place.folder.join(format!("{}.stderr", self.id))
     }
 
     fn jail(&self) -> PathBuf {
         self.place.jails().join(LAUNCHER).join(&self.id)
     }
+}
+
+/// Has the guest reset.
+pub(super) fn press_keys(api: &mut Client) -> Result<()> {
+    api.ask("PUT", "/actions", &json!({"action_type": "SendCtrlAltDel"}))
 }
