@@ -1,9 +1,9 @@
-//! Debian packages: the programs that the hosts need, installed on the machine, and the kernels,
-//! busyboxes and the svm hosts' emulator, which are only downloaded and unpacked.
+//! Debian packages: the programs that the hosts need, installed on the machine, and the kernels and
+//! busyboxes, which are only downloaded and unpacked.
 //!
 //! Downloads use a configuration of their own under `target/lab/apt`, with its own lists and state:
 //! the machine gains no foreign architecture and no source. apt verifies what it fetches against the
-//! Debian archive's keyring. Of bookworm only the `main` suite is asked, not its updates: a point
+//! Debian archive's keyring. Only the release's `main` suite is asked, not its updates: a point
 //! release's files stay in the archive and all of its architectures are in step.
 
 use std::ffi::OsString;
@@ -16,44 +16,8 @@ use anyhow::{Context, Result, ensure};
 use crate::paths::{Paths, write_atomically};
 use crate::process::{capture, run_visibly};
 
-/// A release of Debian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Release {
-    /// 12, with the kernels that the laboratory's recipes were tried with; the last one with a 32-bit kernel
-    /// that needs no PAE.
-    Bookworm,
-    /// 13 with its backports.
-    Trixie,
-}
-
-impl Release {
-    const ALL: [Self; 2] = [Self::Bookworm, Self::Trixie];
-
-    /// Its suite in the archive.
-    fn suite(self) -> &'static str {
-        match self {
-            Self::Bookworm => "bookworm",
-            Self::Trixie => "trixie",
-        }
-    }
-
-    /// The suites that are asked, the wanted one last.
-    fn suites(self) -> &'static [&'static str] {
-        match self {
-            Self::Bookworm => &["bookworm"],
-            Self::Trixie => &["trixie", "trixie-backports"],
-        }
-    }
-
-    /// The architectures that the laboratory takes from it.
-    fn architectures(self) -> &'static [&'static str] {
-        match self {
-            Self::Bookworm => &["amd64", "i386"],
-            Self::Trixie => &["amd64"],
-        }
-    }
-}
-
+/// The release that the laboratory's recipes were tried with.
+const SUITE: &str = "bookworm";
 /// Used when the machine's own sources name no mirror of Debian.
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 /// Installed by the package debian-archive-keyring, which apt on Debian depends on.
@@ -116,32 +80,26 @@ fn as_root(program: &str) -> Command {
 /// Debian's archive, seen through a private apt configuration.
 #[derive(Debug)]
 pub(crate) struct Archive {
-    release: Release,
     configuration: PathBuf,
     lists: PathBuf,
 }
 
 impl Archive {
     /// Writes the private configuration. Nothing is fetched yet.
-    pub(crate) fn open(paths: &Paths, release: Release) -> Result<Self> {
-        let folder = |name: &str| paths.folder(&format!("apt/{}/{name}", release.suite()));
-        let root = folder("")?;
-        let lists = folder("state/lists")?;
-        let empty = folder("empty")?;
-        folder("state/lists/partial")?;
-        folder("cache/archives/partial")?;
+    pub(crate) fn open(paths: &Paths) -> Result<Self> {
+        let root = paths.folder("apt")?;
+        let lists = paths.folder("apt/state/lists")?;
+        let empty = paths.folder("apt/empty")?;
+        paths.folder("apt/state/lists/partial")?;
+        paths.folder("apt/cache/archives/partial")?;
         let mirror = machine_mirror().unwrap_or_else(|| DEFAULT_MIRROR.to_owned());
         ensure!(
             Path::new(KEYRING).exists(),
             "{KEYRING} is missing: install debian-archive-keyring"
         );
         let sources = root.join("sources.list");
-        let architectures = release.architectures().join(",");
-        let source = |suite: &&str| {
-            format!("deb [arch={architectures} signed-by={KEYRING}] {mirror} {suite} main\n")
-        };
-        let text: String = release.suites().iter().map(source).collect();
-        write_atomically(&sources, text.as_bytes())?;
+        let source = format!("deb [arch=amd64,i386 signed-by={KEYRING}] {mirror} {SUITE} main\n");
+        write_atomically(&sources, source.as_bytes())?;
         let status = root.join("state/status");
         write_atomically(&status, b"")?;
         let configuration = root.join("apt.conf");
@@ -151,24 +109,17 @@ impl Archive {
              Dir::Etc::sourcelist \"{sources}\";\nDir::Etc::sourceparts \"{empty}\";\n\
              Dir::Etc::preferences \"{empty}/none\";\nDir::Etc::preferencesparts \"{empty}\";\n\
              Dir::Etc::trustedparts \"{empty}\";\n\
-             APT::Architecture \"amd64\";\nAPT::Architectures {{ {architectures} }};\n\
+             APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; \"i386\"; }};\n\
              APT::Sandbox::User \"\";\nAcquire::Languages \"none\";\n{machine}",
             state = root.join("state").display(),
             status = status.display(),
             cache = root.join("cache").display(),
             empty = empty.display(),
             sources = sources.display(),
-            architectures = release
-                .architectures()
-                .iter()
-                .map(|name| format!("\"{name}\";"))
-                .collect::<Vec<_>>()
-                .join(" "),
             machine = machine_transport(),
         );
         write_atomically(&configuration, text.as_bytes())?;
         Ok(Self {
-            release,
             configuration,
             lists,
         })
@@ -176,11 +127,7 @@ impl Archive {
 
     /// Fetches the package lists.
     pub(crate) fn update(&self) -> Result<()> {
-        eprintln!(
-            "lab: fetching Debian's package lists ({} main, {})",
-            self.release.suites().join(" and "),
-            self.release.architectures().join(" and ")
-        );
+        eprintln!("lab: fetching Debian's package lists ({SUITE} main, amd64 and i386)");
         capture(self.apt("apt-get").args(["--quiet=2", "update"])).map(drop)
     }
 
@@ -213,37 +160,31 @@ impl Archive {
     /// Downloads `package` (with `:architecture`) and unpacks it as the folder `to`.
     pub(crate) fn unpack(&self, package: &str, to: &Path) -> Result<()> {
         eprintln!("lab: fetching {package}");
-        unpacked(to, |work| {
-            capture(
-                self.apt("apt-get")
-                    .args(["--quiet=2", "download", package])
-                    .current_dir(work),
-            )
-        })
-    }
-
-    /// Downloads `packages` and all that they need to run, down to the C library, and unpacks everything as
-    /// the folder `to`. Nothing is set up: no script of a package runs.
-    pub(crate) fn unpack_with_dependencies(&self, packages: &[&str], to: &Path) -> Result<()> {
-        let suites = self.release.suites();
-        let wanted = suites.last().copied().unwrap_or_default();
-        eprintln!(
-            "lab: fetching {} of {wanted} and what they need",
-            packages.join(" and ")
-        );
-        unpacked(to, |work| {
-            fs::create_dir(work.join("partial")).context("cannot make a folder")?;
-            // The private state knows of no installed package, so that every dependency is fetched.
-            capture(
-                self.apt("apt-get")
-                    .arg("-o")
-                    .arg(format!("Dir::Cache::archives={}", work.display()))
-                    .args(["--quiet=2", "--yes", "--download-only"])
-                    .args(["--no-install-recommends", "--target-release", wanted])
-                    .arg("install")
-                    .args(packages),
-            )
-        })
+        let parent = to.parent().context("a folder without a parent")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        let work = tempfile::tempdir_in(parent).context("cannot make a temporary folder")?;
+        capture(
+            self.apt("apt-get")
+                .args(["--quiet=2", "download", package])
+                .current_dir(work.path()),
+        )?;
+        let deb = fs::read_dir(work.path())
+            .context("cannot list the download")?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .with_context(|| format!("apt-get downloaded no {package}"))?;
+        let tree = work.path().join("tree");
+        capture(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(&deb)
+                .arg(&tree),
+        )?;
+        if to.exists() {
+            fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
+        }
+        fs::rename(&tree, to).with_context(|| format!("cannot make {}", to.display()))
     }
 
     fn apt(&self, program: &str) -> Command {
@@ -255,39 +196,7 @@ impl Archive {
     }
 }
 
-/// Has `download` fetch packages into the folder that it is given, and unpacks them as the folder `to`.
-fn unpacked(to: &Path, download: impl FnOnce(&Path) -> Result<String>) -> Result<()> {
-    let parent = to.parent().context("a folder without a parent")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    let work = tempfile::tempdir_in(parent).context("cannot make a temporary folder")?;
-    download(work.path())?;
-    let debs: Vec<PathBuf> = fs::read_dir(work.path())
-        .context("cannot list the download")?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .collect();
-    ensure!(
-        !debs.is_empty(),
-        "apt-get downloaded nothing for {}",
-        to.display()
-    );
-    let tree = work.path().join("tree");
-    for deb in &debs {
-        capture(
-            Command::new("dpkg-deb")
-                .arg("--extract")
-                .arg(deb)
-                .arg(&tree),
-        )?;
-    }
-    if to.exists() {
-        fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
-    }
-    fs::rename(&tree, to).with_context(|| format!("cannot make {}", to.display()))
-}
-
-/// The mirror that the machine itself takes a release of Debian from: it carries the others too.
+/// The mirror that the machine itself takes this Debian release from.
 fn machine_mirror() -> Option<String> {
     let targets = capture(Command::new("apt-get").args([
         OsString::from("indextargets"),
@@ -303,13 +212,8 @@ fn mirror_among(targets: &str) -> Option<String> {
     targets
         .lines()
         .find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
-            // Ubuntu has no suites of these names; a mirror of Debian carries all architectures.
-            [site, suite, "main"]
-                if site.starts_with("http")
-                    && Release::ALL.iter().any(|release| release.suite() == suite) =>
-            {
-                Some(site.to_owned())
-            }
+            // Ubuntu has no suite of this name; a mirror of the release carries both architectures.
+            [site, SUITE, "main"] if site.starts_with("http") => Some(site.to_owned()),
             _ => None,
         })
 }

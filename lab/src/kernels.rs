@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::apt::{Archive, Release};
+use crate::apt::Archive;
 use crate::bzimage::extract_elf;
 use crate::paths::{Paths, write_atomically};
 
@@ -73,7 +73,7 @@ impl Stock {
         let tree = folder.join(kernel.name());
         let busybox_tree = folder.join(format!("busybox-{}", kernel.architecture()));
         if refresh || !tree.exists() || !busybox_tree.exists() {
-            let archive = Archive::open(paths, Release::Bookworm)?;
+            let archive = Archive::open(paths)?;
             if refresh || !archive.has_lists() {
                 archive.update()?;
             }

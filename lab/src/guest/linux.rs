@@ -14,6 +14,9 @@ const INIT: &str = include_str!("init.sh");
 /// when it panics, so that a broken guest ends.
 pub(crate) const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
 
+/// What a guest's first program writes before it powers off.
+pub(crate) const END: &str = "--- power off ---";
+
 /// The guest's memory in MiB. The 686 kernels unpack themselves into some 60 MiB.
 pub(crate) const MEMORY_MIB: u32 = 256;
 
@@ -118,7 +121,7 @@ impl Report {
             .split_once("--- user space ---")
             .context("the guest did not reach user space")?;
         let (report, _) = report
-            .split_once("--- power off ---")
+            .split_once(END)
             .context("the guest reached user space, but not its end")?;
         let pairs = report
             .lines()

@@ -280,8 +280,7 @@ impl Run<'_> {
         let options = self.host.kernel_options(self.options);
         match self.host {
             Host::Svm { .. } => {
-                let emulator = svm::Emulator::fetch(self.paths)?;
-                let mut command = svm::command(&emulator, &self.stock.image, initrd, &options);
+                let mut command = svm::command(&self.stock.image, initrd, &options);
                 let errors = log.try_clone().context("cannot share the log")?;
                 command
                     .stdin(Stdio::null())

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::guest::linux;
 use crate::host::image::{Job, Source, Step};
 use crate::host::protocol::Event;
 use crate::host::{Host, Lost, Run};
@@ -16,18 +17,18 @@ use crate::test::tally::{End, Tally, Verdict};
 use crate::test::verdict;
 use crate::workshop::Workshop;
 
-/// How often a host may be lost: a run of everything beside another emulator lost one host twice.
-const RESTARTS: u32 = 2;
+/// How often a host is booted again. Of a hundred guests some eight are lost, or their host.
+const RESTARTS: u32 = 3;
 
 /// The processors of each emulated host.
 const PROCESSORS: &str = "2";
 
-/// Boots `host` once and has it run `scenarios`; verdicts go to `tally` as they come. When the host
-/// itself fails, so do the scenarios that have none yet.
+/// Boots `host` and has it run `scenarios`; verdicts go to `tally` as they come. When the host itself fails, so do
+/// the scenarios that have none yet.
 ///
-/// A host whose emulator has lost it (lab/README.md, "Traps") is booted again for what is left, [`RESTARTS`]
-/// times at most: that says nothing about any scenario. A scenario that fails, or is late on a host that lives,
-/// has failed.
+/// QEMU loses a host or the Linux guest of one now and then (lab/README.md, "Traps"), which says nothing about any
+/// scenario: the host is booted again for what is left, [`RESTARTS`] times at most, and the tally tells of each. Every
+/// other failure is one.
 pub(super) fn run(
     workshop: &Workshop,
     host: Host,
@@ -37,27 +38,48 @@ pub(super) fn run(
     let mut left: Vec<&Scenario> = scenarios.iter().collect();
     let mut restarts = 0;
     loop {
+        let may_restart = restarts < RESTARTS && matches!(host, Host::Svm { .. });
         let start = Instant::now();
-        let Some((waiting, error)) = boot(workshop, host, &left, tally)? else {
-            return Ok(());
+        let booted = boot(workshop, host, &left, may_restart, tally)?;
+        let lost = match &booted.failure {
+            None if booted.lost_guests.is_empty() => return Ok(()),
+            None => true,
+            Some(error) => error.downcast_ref::<Lost>().is_some(),
         };
-        if restarts < RESTARTS && error.downcast_ref::<Lost>().is_some() {
-            eprintln!(
-                "lab: the emulator lost the host {}, which is started again: {error:#}",
-                host.name()
-            );
-            left.retain(|scenario| waiting.contains(&scenario.name));
+        if may_restart && lost {
             restarts += 1;
-            let log = log(workshop, host)?;
-            let kept = log.with_extension(format!("lost-{restarts}.log"));
-            fs::rename(&log, &kept).with_context(|| format!("cannot keep {}", log.display()))?;
-            tally.restarted(host.name());
+            let again = |name: &str| {
+                let guests = &booted.lost_guests;
+                booted.waiting.iter().any(|other| other == name)
+                    || guests.iter().any(|(other, _)| other == name)
+            };
+            left.retain(|scenario| again(&scenario.name));
+            if let Some(error) = &booted.failure {
+                eprintln!(
+                    "lab: the emulator lost the host {}, which is started again: {error:#}",
+                    host.name()
+                );
+                tally.restarted(host.name());
+                let log = log(workshop, host)?;
+                let kept = log.with_extension(format!("lost-{restarts}.log"));
+                fs::rename(&log, &kept)
+                    .with_context(|| format!("cannot keep {}", log.display()))?;
+            }
+            for (_, verdict) in &booted.lost_guests {
+                tally.restarted(verdict.name.clone());
+            }
             continue;
         }
-        let reason = format!("{error:#}");
-        for scenario in left.iter().filter(|left| waiting.contains(&left.name)) {
+        for (_, verdict) in &booted.lost_guests {
+            tally.add(verdict);
+        }
+        let reason = booted.failure.map(|error| format!("{error:#}"));
+        for scenario in left
+            .iter()
+            .filter(|left| booted.waiting.contains(&left.name))
+        {
             let end = End::Failed {
-                reason: reason.clone(),
+                reason: reason.clone().unwrap_or_default(),
                 logs: Vec::new(),
             };
             tally.add(&Verdict {
@@ -70,13 +92,31 @@ pub(super) fn run(
     }
 }
 
-/// One boot of `host`. Returns the names of the scenarios that have no verdict, and why.
+/// What came of one boot.
+struct Booted {
+    /// Scenarios whose Linux guest the emulator may have lost, and their verdicts, which are not in the tally.
+    lost_guests: Vec<(String, Verdict)>,
+    /// Scenarios that have no verdict.
+    waiting: Vec<String>,
+    /// Why they have none.
+    failure: Option<anyhow::Error>,
+}
+
+/// Whether a failure looks like that of a guest that its emulator has lost: a Linux guest that did not come to its
+/// end, in time or at all.
+fn looks_lost(outcome: &Outcome) -> bool {
+    let output = outcome.stdout_text();
+    outcome.status.is_none() || (output.contains("Linux version") && !output.contains(linux::END))
+}
+
+/// One boot of `host`. Guests that the emulator may have lost are kept apart if they may be tried again.
 fn boot(
     workshop: &Workshop,
     host: Host,
     scenarios: &[&Scenario],
+    may_restart: bool,
     tally: &Tally,
-) -> Result<Option<(Vec<String>, anyhow::Error)>> {
+) -> Result<Booted> {
     let stock = workshop.stock(Kernel::Amd64)?;
     let job = job(workshop, scenarios)?;
     let run = Run {
@@ -91,6 +131,8 @@ fn boot(
         workshop,
         host,
         waiting: BTreeMap::new(),
+        may_restart,
+        lost_guests: Vec::new(),
         current: None,
         fault: None,
         tally,
@@ -100,19 +142,23 @@ fn boot(
         .map(|scenario| (scenario.name.as_str(), *scenario))
         .collect();
     let result = run.run(&mut |event| progress.observe(event));
-    let Progress { waiting, fault, .. } = progress;
-    if waiting.is_empty() {
-        return Ok(None);
-    }
-    let reason = match (result, fault) {
-        (Ok(_), None) => anyhow::anyhow!("the host ended without running it"),
-        (_, Some(fault)) => fault,
-        (Err(error), None) => error,
+    let Progress {
+        waiting,
+        fault,
+        lost_guests,
+        ..
+    } = progress;
+    let failure = match (waiting.is_empty(), result, fault) {
+        (true, ..) => None,
+        (_, Ok(_), None) => Some(anyhow::anyhow!("the host ended without running it")),
+        (_, _, Some(fault)) => Some(fault),
+        (_, Err(error), None) => Some(error),
     };
-    Ok(Some((
-        waiting.into_keys().map(str::to_owned).collect(),
-        reason,
-    )))
+    Ok(Booted {
+        lost_guests,
+        waiting: waiting.into_keys().map(str::to_owned).collect(),
+        failure,
+    })
 }
 
 /// Where the console's output goes.
@@ -154,6 +200,8 @@ struct Progress<'a> {
     workshop: &'a Workshop,
     host: Host,
     waiting: BTreeMap<&'a str, &'a Scenario>,
+    may_restart: bool,
+    lost_guests: Vec<(String, Verdict)>,
     current: Option<(Instant, Outcome)>,
     fault: Option<anyhow::Error>,
     tally: &'a Tally,
@@ -198,12 +246,17 @@ impl Progress<'_> {
                     .remove(step.as_str())
                     .with_context(|| format!("no step {step}"))?;
                 outcome.status = status;
-                self.tally.add(&verdict(
-                    &self.workshop.paths,
-                    scenario,
-                    start.elapsed(),
-                    &outcome,
-                )?);
+                let verdict = verdict(&self.workshop.paths, scenario, start.elapsed(), &outcome)?;
+                match &verdict.end {
+                    End::Failed { reason, .. } if self.may_restart && looks_lost(&outcome) => {
+                        eprintln!(
+                            "lab: {} may have lost its guest, and is tried again later: {reason}",
+                            verdict.name
+                        );
+                        self.lost_guests.push((step, verdict));
+                    }
+                    _ => self.tally.add(&verdict),
+                }
             }
             Event::Problem(problem) => anyhow::bail!("the host says: {problem}"),
             Event::Text(_) | Event::Done => {}

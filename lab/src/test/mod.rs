@@ -157,7 +157,9 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
     let counts = tally.counts();
     eprintln!("lab: {:.0} s in all", start.elapsed().as_secs_f64());
     for host in tally.restarts() {
-        println!("RESTARTED       {host}: its emulator had lost it (lab/README.md, \"Traps\")");
+        println!(
+            "RESTARTED       {host}: its emulator may have lost it (lab/README.md, \"Traps\")"
+        );
     }
     println!("{counts}");
     Ok(if counts.failed == 0 {

@@ -101,13 +101,13 @@ impl Tally {
         }
     }
 
-    /// Notes that the host of this name was started again, since its emulator had lost it.
+    /// Notes that the host or the scenario of this name was started again, since its emulator may have lost it.
     pub(crate) fn restarted(&self, host: String) {
         let mut restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
         restarts.push(host);
     }
 
-    /// The hosts that were started again.
+    /// The hosts and scenarios that were started again.
     pub(crate) fn restarts(&self) -> Vec<String> {
         let restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
         restarts.clone()
