@@ -65,6 +65,9 @@ const NETWORK: &str = include_str!("network.sh");
 /// The first program of a guest with a socket device.
 const SOCKETS: &str = include_str!("sockets.sh");
 
+/// The first program of a tenant's guest.
+const TENANT: &str = include_str!("tenant.sh");
+
 /// An initramfs whose first program loads these modules, uses the disks, and powers off.
 pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
     Ok(archive_with_modules(stock, DISK, wanted)?.finish()?)
@@ -73,6 +76,11 @@ pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> 
 /// The same with the network card.
 pub(crate) fn network_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
     Ok(archive_with_modules(stock, NETWORK, wanted)?.finish()?)
+}
+
+/// The same with a disk and a network card.
+pub(crate) fn tenant_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    Ok(archive_with_modules(stock, TENANT, wanted)?.finish()?)
 }
 
 /// The same with the socket device, and the program that talks over it.

@@ -1,0 +1,23 @@
+#!/bin/busybox sh
+# The first program of a tenant's Linux guest: loads the drivers, uses its disk and its network card, and tells what
+# it saw.
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox dmesg -n 1
+echo "--- user space ---"
+for module in $(/bin/busybox cat /modules/order); do
+    /bin/busybox insmod "/modules/$module.ko" || echo "trouble: no module $module"
+done
+echo "processors online: $(/bin/busybox nproc)"
+/bin/busybox dd if=/dev/urandom of=/data bs=1M count=8 2>/dev/null
+echo "made: $(/bin/busybox sha256sum </data | /bin/busybox cut -d ' ' -f 1)"
+/bin/busybox dd if=/data of=/dev/vda bs=1M conv=fsync 2>/dev/null || echo "trouble: the disk was not written"
+/bin/busybox ip link set eth0 up
+/bin/busybox ip addr add 172.16.0.2/24 dev eth0
+echo "pings: $(/bin/busybox ping -c 1 172.16.0.1 2>&1 | /bin/busybox sed -n 's/ packets received.*//; s/.*, //p')"
+/bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|I/O error|lockup' |
+    /bin/busybox sed 's/^/trouble: /'
+echo "--- power off ---"
+/bin/busybox poweroff -f
