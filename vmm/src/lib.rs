@@ -32,6 +32,7 @@ mod allocator;
 pub mod api;
 mod assessment;
 pub mod cli;
+mod code;
 pub mod config;
 mod console;
 mod controller;

@@ -30,6 +30,7 @@ use crate::api::body::TimePolicy;
 use crate::api::drive::DrivePatch;
 use crate::api::network::NetworkInterfacePatch;
 use crate::api::request::Fault;
+use crate::code;
 use crate::config::{CpuList, MachineConfig, Peripherals, TscDomain, VcpuCount, Watcher};
 use crate::console::{self, ConsoleInput};
 use crate::error::one_line;
@@ -420,6 +421,7 @@ where
                 tracing::warn!("{why}");
             }
         }
+        code::unmap_what_the_start_needed();
         // Last: a thread that it starts would be held to both.
         running.shared.filters.enter(Role::Vmm)?;
         Ok(running)

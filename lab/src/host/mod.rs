@@ -126,7 +126,7 @@ impl Host {
     /// step runs, on a clock that on svm is real time.
     fn silence(self) -> Option<Duration> {
         match self {
-            Self::Svm { .. } => Some(Duration::from_secs(120)),
+            Self::Svm { .. } => Some(Duration::from_secs(60)),
             Self::Vmx => None,
         }
     }

@@ -1,0 +1,89 @@
+//! The program's own code and constants in memory.
+#![expect(
+    unsafe_code,
+    reason = "where the program lies and what the kernel maps of it are asked for by calls without a safe form"
+)]
+
+use std::ffi::c_void;
+use std::ptr;
+
+/// Takes the code and the constants out of this process that have been mapped until now. The most of them belong to
+/// the start: the command line, the configuration, the kernel file, the tables. A jail has a copy of the program of its
+/// own, so that no other microVM shares these pages. What is needed again comes back from the page cache by a minor
+/// fault for each 16 pages (mm/memory.c, `do_fault_around`).
+///
+/// A failure changes nothing but the memory in use.
+pub(crate) fn unmap_what_the_start_needed() {
+    // SAFETY: the callback takes what the C library gives it, and keeps none of it.
+    unsafe { libc::dl_iterate_phdr(Some(unmap), ptr::null_mut()) };
+}
+
+/// Of an object in memory, gives back the pages that nobody writes; a static program is the only object, and comes
+/// first.
+extern "C" fn unmap(
+    info: *mut libc::dl_phdr_info,
+    _size: usize,
+    _data: *mut c_void,
+) -> libc::c_int {
+    // SAFETY: dl_iterate_phdr(3) gives an object that lives as long as the program.
+    let info = unsafe { &*info };
+    for index in 0..usize::from(info.dlpi_phnum) {
+        // SAFETY: there are so many headers there.
+        let header = unsafe { &*info.dlpi_phdr.add(index) };
+        // What is written once, by relocations, is in a segment that can be written (PT_GNU_RELRO).
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        let page = 4096;
+        let begin = info.dlpi_addr.wrapping_add(header.p_vaddr);
+        // Only pages that hold nothing else: the segments beside may have been written.
+        let first = begin.next_multiple_of(page);
+        let end = begin.wrapping_add(header.p_memsz) / page * page;
+        let (Ok(address), Ok(length)) = (
+            usize::try_from(first),
+            usize::try_from(end.saturating_sub(first)),
+        ) else {
+            continue;
+        };
+        // SAFETY: nobody writes these pages, so that they come back from the file as they were, also under a thread
+        // that executes or reads them.
+        unsafe { libc::madvise(address as *mut c_void, length, libc::MADV_DONTNEED) };
+    }
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// KiB of this program's code that are mapped now: of mappings that can be executed and are a file's.
+    fn mapped() -> u64 {
+        let text = std::fs::read_to_string("/proc/self/smaps").expect("mounted");
+        let mut counts = false;
+        let mut sum = 0;
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                // address perms offset dev inode pathname: proc_pid_smaps(5)
+                [_, flags, _, _, _, path] => counts = flags.contains('x') && path.starts_with('/'),
+                ["Rss:", value, "kB"] if counts => sum += value.parse::<u64>().expect("a number"),
+                _ => {}
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn code_is_unmapped_and_comes_back() {
+        let before = mapped();
+        unmap_what_the_start_needed();
+        let after = mapped();
+        // What reads the mappings is mapped again by then.
+        assert!(
+            after < before / 4 * 3,
+            "{before} KiB before, {after} KiB after"
+        );
+        // It goes on.
+        assert_eq!(format!("{:?}", Some(1.5)), "Some(1.5)");
+    }
+}
