@@ -1,5 +1,6 @@
-//! The crate fctools: hyper over the Unix socket, with its own process supervision.
+//! The crate fctools: hyper over the Unix socket, with its own process supervision, and its own use of the jailer.
 
+use std::path::Path;
 use std::time::Duration;
 
 use fctools::process_spawner::DirectProcessSpawner;
@@ -9,7 +10,10 @@ use fctools::vm::configuration::{InitMethod, VmConfiguration, VmConfigurationDat
 use fctools::vm::models::{BootSource, MachineConfiguration};
 use fctools::vm::shutdown::{VmShutdownAction, VmShutdownMethod};
 use fctools::vm::{Vm, VmState};
+use fctools::vmm::arguments::jailer::JailerArguments;
 use fctools::vmm::arguments::{VmmApiSocket, VmmArguments};
+use fctools::vmm::executor::VmmExecutor;
+use fctools::vmm::executor::jailed::{FlatVirtualPathResolver, JailedVmmExecutor};
 use fctools::vmm::executor::unrestricted::UnrestrictedVmmExecutor;
 use fctools::vmm::installation::VmmInstallation;
 use fctools::vmm::ownership::VmmOwnershipModel;
@@ -21,12 +25,65 @@ use crate::{Failure, Given, done, expect};
 /// How long the client waits for the socket, and for the end.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// The name of the microVM.
+const ID: &str = "fctools-guest";
+
+/// The user and group of the jailed one.
+const USER: u32 = 10_001;
+
 pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
-    let mut resources = ResourceSystem::new(
-        DirectProcessSpawner,
-        TokioRuntime,
-        VmmOwnershipModel::Shared,
+    let socket = VmmApiSocket::Enabled(given.socket.clone());
+    let executor =
+        UnrestrictedVmmExecutor::new(VmmArguments::new(socket)).id(ID.to_owned().try_into()?);
+    // Neither the jailer nor the snapshot editor is used.
+    let installation = VmmInstallation::new(
+        given.firecracker.clone(),
+        given.firecracker.clone(),
+        given.firecracker.clone(),
     );
+    live(given, executor, installation, VmmOwnershipModel::Shared).await
+}
+
+/// The same in a jail, where the launcher runs as another user.
+pub(crate) async fn run_jailed(given: &Given) -> Result<(), Failure> {
+    let jailer = given.jailer.clone().ok_or("no jailer is given")?;
+    // The jailer takes a program of one name alone.
+    let firecracker = std::path::absolute("jailed/firecracker")?;
+    std::fs::create_dir("jailed")?;
+    std::fs::copy(&given.firecracker, &firecracker)?;
+    let base = std::path::absolute("jails")?;
+    std::fs::create_dir(&base)?;
+    let arguments = JailerArguments::new(ID.to_owned().try_into()?).chroot_base_dir(base.clone());
+    let socket = VmmApiSocket::Enabled("/run/api.socket".into());
+    let executor = JailedVmmExecutor::new(
+        VmmArguments::new(socket),
+        arguments,
+        FlatVirtualPathResolver,
+    );
+    let installation = VmmInstallation::new(firecracker.clone(), jailer, firecracker);
+    let owner = VmmOwnershipModel::Downgraded {
+        uid: USER,
+        gid: USER,
+    };
+    live(given, executor, installation, owner).await?;
+    expect(
+        "the jail",
+        &holds_nothing(&base.join("firecracker"))?,
+        &true,
+    )
+}
+
+fn holds_nothing(folder: &Path) -> Result<bool, Failure> {
+    Ok(std::fs::read_dir(folder)?.next().is_none())
+}
+
+async fn live(
+    given: &Given,
+    executor: impl VmmExecutor,
+    installation: VmmInstallation,
+    ownership: VmmOwnershipModel,
+) -> Result<(), Failure> {
+    let mut resources = ResourceSystem::new(DirectProcessSpawner, TokioRuntime, ownership);
     let kernel_image = resources.create_resource(
         &given.kernel,
         ResourceType::Moved(MovedResourceType::Copied),
@@ -56,16 +113,6 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
         mmds_configuration: None,
         entropy_device: None,
     };
-    let executor = UnrestrictedVmmExecutor::new(VmmArguments::new(VmmApiSocket::Enabled(
-        given.socket.clone(),
-    )))
-    .id("fctools-guest".to_owned().try_into()?);
-    // Neither the jailer nor the snapshot editor is used.
-    let installation = VmmInstallation::new(
-        given.firecracker.clone(),
-        given.firecracker.clone(),
-        given.firecracker.clone(),
-    );
     let configuration = VmConfiguration::New {
         init_method: InitMethod::ViaApiCalls,
         data,
@@ -75,7 +122,7 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     done("configured and started");
 
     let info = vm.get_info().await?;
-    expect("the identifier", &&*info.id, &"fctools-guest")?;
+    expect("the identifier", &&*info.id, &ID)?;
     expect("paused", &info.is_paused, &false)?;
     let machine = vm.get_machine_configuration().await?;
     expect("vcpu_count", &machine.vcpu_count, &1)?;

@@ -133,8 +133,13 @@ fn cpu_time(process: u32) -> Result<Duration> {
     let mut nanoseconds = 0;
     for task in std::fs::read_dir(&folder).context(folder)? {
         let path = task.context("a thread's folder")?.path().join("schedstat");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = match std::fs::read_to_string(&path) {
+            // The thread has ended since, before the file was opened or after.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                continue;
+            }
+            text => text.with_context(|| format!("cannot read {}", path.display()))?,
+        };
         let word = text
             .split_whitespace()
             .next()

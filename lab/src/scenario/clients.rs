@@ -3,7 +3,7 @@
 use crate::clients;
 use crate::guest::{FOR_EVER, KEYBOARD, Small};
 use crate::host::image::{Files, Source};
-use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
+use crate::scenario::{LAUNCHER, Needs, Outcome, Place, Scenario, file};
 use crate::workshop::Workshop;
 
 use anyhow::Result;
@@ -33,6 +33,20 @@ pub(super) fn all() -> Vec<Scenario> {
                 .check(check),
         );
     }
+    let script = format!("exec ./clients fctools-jailed {FIRECRACKER} kernel ./jailer\n");
+    scenarios.push(
+        Scenario::new(Place::Native, "client-fctools-jailed", script)
+            .seconds(5, 120)
+            .needs(Needs::Root)
+            .files(|workshop| {
+                let mut files = named(workshop, KEYBOARD)?;
+                let program = clients::program(&workshop.paths)?;
+                files.insert("clients".to_owned(), file(&program));
+                files.insert("jailer".to_owned(), file(&workshop.jailer()?));
+                Ok(files)
+            })
+            .check(check),
+    );
     scenarios.push(python(
         "client-python",
         "life.py",
