@@ -40,9 +40,12 @@ for key in Uid Gid Groups CapEff CapBnd NoNewPrivs Seccomp; do
     echo "host $key: $(sed -n "s/^$key:[[:space:]]*//p" "/proc/$launcher/status" | tr '\t' ' ')"
 done
 for thread in "/proc/$launcher/task"/*; do
+    # A thread that has ended since is none.
+    name=$(cat "$thread/comm" 2>/dev/null) || continue
+    filter=$(sed -n 's/^Seccomp:[[:space:]]*//p' "$thread/status" 2>/dev/null) || continue
     # KVM's own workers, which the kernel lists among a process's threads, have no filter.
-    case $(cat "$thread/comm") in kvm-*) continue ;; esac
-    grep -q '^Seccomp:[[:space:]]*2$' "$thread/status" || echo "host without a filter: $(cat "$thread/comm")"
+    case $name in kvm-*) continue ;; esac
+    case $filter in 2 | '') ;; *) echo "host without a filter: $name ($filter)" ;; esac
 done
 echo "host cgroup: $(cat "/proc/$launcher/cgroup")"
 echo "host pids.max: $(cat /sys/fs/cgroup/keeptime/tenant/pids.max)"
