@@ -34,7 +34,13 @@ cat >"$jail/vm.json"
     --cgroup-version 2 --cgroup pids.max=64 --cgroup memory.max=536870912 \
     -- --no-api --config-file vm.json >/console &
 launcher=$!
-while ! grep -q -e '--- user space ---' /console; do kill -0 "$launcher"; done
+while ! grep -q -e '--- user space ---' /console; do
+    if ! kill -0 "$launcher" 2>/dev/null; then
+        cat /console
+        wait "$launcher"
+        exit 1
+    fi
+done
 # Uid, Gid, CapEff, CapBnd, NoNewPrivs, Seccomp: proc_pid_status(5)
 for key in Uid Gid Groups CapEff CapBnd NoNewPrivs Seccomp; do
     echo "host $key: $(sed -n "s/^$key:[[:space:]]*//p" "/proc/$launcher/status" | tr '\t' ' ')"

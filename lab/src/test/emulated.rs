@@ -103,10 +103,12 @@ struct Booted {
 }
 
 /// Whether a failure looks like that of a guest that its emulator has lost: a Linux guest that did not come to its
-/// end, in time or at all.
+/// end, in time or at all. One that falls over in its first second has written nothing.
 fn looks_lost(outcome: &Outcome) -> bool {
     let output = outcome.stdout_text();
-    outcome.status.is_none() || (output.contains("Linux version") && !output.contains(linux::END))
+    outcome.status.is_none()
+        || outcome.stderr_text().contains("the guest triple-faulted")
+        || (output.contains("Linux version") && !output.contains(linux::END))
 }
 
 /// One boot of `host`. Guests that the emulator may have lost are kept apart if they may be tried again.
