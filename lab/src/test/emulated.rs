@@ -102,12 +102,15 @@ struct Booted {
     failure: Option<anyhow::Error>,
 }
 
-/// Whether a failure looks like that of a guest that its emulator has lost: a Linux guest that did not come to its
-/// end, in time or at all. One that falls over in its first second has written nothing.
+/// What the launcher says of a guest that fell over. In its first second a Linux guest has written nothing by then.
+const FALLEN: [&str; 2] = ["the guest triple-faulted", "KVM internal error"];
+
+/// Whether a failure looks like that of a guest that its emulator has lost: one that did not come to its end, in time
+/// or at all.
 fn looks_lost(outcome: &Outcome) -> bool {
-    let output = outcome.stdout_text();
+    let (output, log) = (outcome.stdout_text(), outcome.stderr_text());
     outcome.status.is_none()
-        || outcome.stderr_text().contains("the guest triple-faulted")
+        || FALLEN.iter().any(|words| log.contains(words))
         || (output.contains("Linux version") && !output.contains(linux::END))
 }
 
