@@ -24,6 +24,7 @@ pub(crate) struct Workshop {
     given_launcher: Option<PathBuf>,
     refresh: bool,
     launcher: OnceLock<PathBuf>,
+    jailer: OnceLock<PathBuf>,
     contract: OnceLock<PathBuf>,
     stocks: Mutex<BTreeMap<Kernel, Stock>>,
 }
@@ -36,6 +37,7 @@ impl Workshop {
             given_launcher: common.launcher.clone(),
             refresh: common.refresh,
             launcher: OnceLock::new(),
+            jailer: OnceLock::new(),
             contract: OnceLock::new(),
             stocks: Mutex::default(),
         }
@@ -63,9 +65,14 @@ impl Workshop {
         Ok(())
     }
 
-    /// The jailer's release binary, built.
-    pub(crate) fn jailer(&self) -> Result<PathBuf> {
-        self.release_binary("jailer", "jailer")
+    /// The jailer's release binary, built when it is first asked for.
+    pub(crate) fn jailer(&self) -> Result<&Path> {
+        if let Some(jailer) = self.jailer.get() {
+            return Ok(jailer);
+        }
+        let jailer = self.release_binary("jailer", "jailer")?;
+        // Another thread can only have stored the same.
+        Ok(self.jailer.get_or_init(|| jailer))
     }
 
     fn release_binary(&self, package: &str, binary: &str) -> Result<PathBuf> {

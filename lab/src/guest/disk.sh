@@ -1,15 +1,5 @@
-#!/bin/busybox sh
-# The first program of a Linux guest with two disks and a source of entropy: loads the drivers, writes,
+# The first program of a Linux guest with two disks and a source of entropy: writes,
 # flushes, reads back, and tells what it saw.
-/bin/busybox mkdir -p /proc /sys /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sysfs /sys
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox dmesg -n 1
-echo "--- user space ---"
-for module in $(/bin/busybox cat /modules/order); do
-    /bin/busybox insmod "/modules/$module.ko" || echo "trouble: no module $module"
-done
 echo "command line: $(/bin/busybox cat /proc/cmdline)"
 for disk in vda vdb; do
     echo "$disk: $(/bin/busybox cat /sys/block/$disk/size) sectors, ro $(/bin/busybox cat /sys/block/$disk/ro), $(/bin/busybox cat /sys/block/$disk/serial), $(/bin/busybox cat /sys/block/$disk/queue/write_cache)"

@@ -56,6 +56,9 @@ fn archive(stock: &Stock) -> Result<Archive> {
     Ok(archive)
 }
 
+/// What all first programs of guests with modules begin with: file systems, and the modules.
+const BEGIN: &str = include_str!("begin.sh");
+
 /// The first program of a guest with disks.
 const DISK: &str = include_str!("disk.sh");
 
@@ -100,7 +103,7 @@ fn archive_with_modules(stock: &Stock, init: &str, wanted: &[&str]) -> Result<Ar
     }
     archive.device("dev/console", 5, 1)?;
     archive.executable("bin/busybox", &stock.read_busybox()?)?;
-    archive.executable("init", init.as_bytes())?;
+    archive.executable("init", [BEGIN, init].concat().as_bytes())?;
     let mut order = String::new();
     for module in modules::in_load_order(&stock.modules, wanted)? {
         let path = format!("modules/{}.ko", module.name);

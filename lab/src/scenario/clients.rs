@@ -42,7 +42,7 @@ pub(super) fn all() -> Vec<Scenario> {
                 let mut files = named(workshop, KEYBOARD)?;
                 let program = clients::program(&workshop.paths)?;
                 files.insert("clients".to_owned(), file(&program));
-                files.insert("jailer".to_owned(), file(&workshop.jailer()?));
+                files.insert("jailer".to_owned(), file(workshop.jailer()?));
                 Ok(files)
             })
             .check(check),

@@ -37,7 +37,7 @@ fn soak() -> Scenario {
             let own = std::env::current_exe().context("no program of our own")?;
             Ok(Files::from([
                 ("lab".to_owned(), file(&own)),
-                ("jailer".to_owned(), file(&workshop.jailer()?)),
+                ("jailer".to_owned(), file(workshop.jailer()?)),
             ]))
         })
         // The soak judges itself; that it came to its end is ours to see.
@@ -77,7 +77,7 @@ fn files(workshop: &Workshop) -> Result<Files> {
     Ok(Files::from([
         ("kernel".to_owned(), file(&stock.image)),
         ("initrd-tenant".to_owned(), Source::Bytes(initramfs)),
-        ("jailer".to_owned(), file(&workshop.jailer()?)),
+        ("jailer".to_owned(), file(workshop.jailer()?)),
     ]))
 }
 

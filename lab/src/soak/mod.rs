@@ -104,13 +104,13 @@ pub(crate) fn run(paths: &Paths, common: &Common, arguments: &Arguments) -> Resu
     let workshop = Workshop::new(paths.clone(), common);
     workshop.prepare_launcher()?;
     let jailer = match &arguments.jailer {
-        Some(given) => given.clone(),
+        Some(given) => given,
         None => workshop.jailer()?,
     };
     let folder = paths.run_folder("soak")?;
     let place = folder.path();
     // Copies, since the jailer takes no binary that could be reached by another name.
-    for (from, name) in [(workshop.launcher()?, LAUNCHER), (&*jailer, JAILER)] {
+    for (from, name) in [(workshop.launcher()?, LAUNCHER), (jailer, JAILER)] {
         fs::copy(from, place.join(name))
             .with_context(|| format!("cannot copy {}", from.display()))?;
     }

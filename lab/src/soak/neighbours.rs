@@ -1,4 +1,4 @@
-//! Microvms side by side: none reaches another, and the end of one leaves the others alone.
+//! MicroVMs side by side: none reaches another, and the end of one leaves the others alone.
 //!
 //! What is tried is tried with the user and group of a microVM, but outside of its jail: whoever gets out of a jail
 //! can do no more than that, and whoever does not cannot even name the others.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -26,8 +26,8 @@ const PROCESSORS: &str = "2";
 /// Boots `host` and has it run `scenarios`; verdicts go to `tally` as they come. When the host itself fails, so do
 /// the scenarios that have none yet.
 ///
-/// QEMU loses a host or the Linux guest of one now and then (lab/README.md, "Traps"), which says nothing about any
-/// scenario: the host is booted again for what is left, [`RESTARTS`] times at most, and the tally tells of each. Every
+/// QEMU loses a host or a guest in it now and then (lab/README.md, "Traps"), which says nothing about any scenario:
+/// the host is booted again for what is left, [`RESTARTS`] times at most, and the tally tells of each. Every
 /// other failure is one.
 pub(super) fn run(
     workshop: &Workshop,
@@ -60,13 +60,13 @@ pub(super) fn run(
                     host.name()
                 );
                 tally.restarted(host.name());
-                let log = log(workshop, host)?;
-                let kept = log.with_extension(format!("lost-{restarts}.log"));
-                fs::rename(&log, &kept)
-                    .with_context(|| format!("cannot keep {}", log.display()))?;
+                keep(&log(workshop, host)?, restarts)?;
             }
             for (_, verdict) in &booted.lost_guests {
                 tally.restarted(verdict.name.clone());
+                if let End::Failed { logs, .. } = &verdict.end {
+                    logs.iter().try_for_each(|log| keep(log, restarts))?;
+                }
             }
             continue;
         }
@@ -92,9 +92,16 @@ pub(super) fn run(
     }
 }
 
+/// Keeps a log of the boot that was lost as the `number`-th from being written again.
+fn keep(log: &Path, number: u32) -> Result<()> {
+    let kind = log.extension().unwrap_or_default().to_string_lossy();
+    let kept = log.with_extension(format!("lost-{number}.{kind}"));
+    fs::rename(log, kept).with_context(|| format!("cannot keep {}", log.display()))
+}
+
 /// What came of one boot.
 struct Booted {
-    /// Scenarios whose Linux guest the emulator may have lost, and their verdicts, which are not in the tally.
+    /// Scenarios whose guest the emulator may have lost, and their verdicts, which are not in the tally.
     lost_guests: Vec<(String, Verdict)>,
     /// Scenarios that have no verdict.
     waiting: Vec<String>,
