@@ -23,7 +23,7 @@ pub(crate) fn obstacle(needs: Needs) -> Option<String> {
         Needs::Kvm => kvm_obstacle(),
         Needs::Root => kvm_obstacle().or_else(|| {
             let root = rustix::process::geteuid().is_root();
-            (!root).then(|| "jails take root's rights".to_owned())
+            (!root).then(|| "jails take root's rights (sudo -E cargo lab …)".to_owned())
         }),
         Needs::MountNamespace => {
             let mut probe = Command::new("unshare");

@@ -111,10 +111,12 @@ impl Cgroups {
         text.trim().parse().ok()
     }
 
-    /// Removes ours.
+    /// Removes ours, and those of jails that a soak that failed has left: their processes have ended with its
+    /// namespace.
     pub(super) fn remove(&self) -> Result<()> {
-        for path in &self.paths {
-            fs::remove_dir(path)
+        let left = self.below()?.into_iter().map(PathBuf::from);
+        for path in left.chain(self.paths.iter().cloned()) {
+            fs::remove_dir(&path)
                 .with_context(|| format!("the cgroup {} cannot be removed", path.display()))?;
         }
         Ok(())
