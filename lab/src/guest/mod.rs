@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::process::capture;
 
-/// A guest in assembly, under `lab/guests`.
+/// A guest without an operating system, under `lab/guests`: in assembly, or one file in C.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Small {
     source: &'static str,
@@ -27,6 +27,8 @@ enum Bits {
     Protected,
     /// An ELF64, which the launcher enters in long mode.
     Long,
+    /// The same, from C.
+    LongFromC,
 }
 
 /// A multiboot 1 kernel that writes down all that it was given, then ends through the debug port with
@@ -82,26 +84,60 @@ pub(crate) const LOOP: Small = Small {
 /// The loop of [`LOOP`]: two instructions, 20 million times.
 pub(crate) const LOOP_INSTRUCTIONS: u32 = 40_000_000;
 
+/// Breaks the virtio protocol on each virtio device, writes a line for each violation that the device survived, and
+/// their number, and resets.
+pub(crate) const HOSTILE_DRIVER: Small = Small {
+    source: include_str!("../../guests/hostile-driver.c"),
+    bits: Bits::LongFromC,
+};
+
 impl Small {
-    /// The guest as an ELF file, loaded at 1 MiB. Needs GNU binutils, which Rust's linker needs too.
+    /// The guest as an ELF file, loaded at 1 MiB. Needs GNU binutils, which Rust's linker needs too, and the C compiler
+    /// that calls it.
     pub(crate) fn build(self) -> Result<Vec<u8>> {
-        let (assembler_mode, linker_mode) = match self.bits {
-            Bits::Protected => ("--32", "elf_i386"),
-            Bits::Long => ("--64", "elf_x86_64"),
+        let linker_mode = match self.bits {
+            Bits::Protected => "elf_i386",
+            Bits::Long | Bits::LongFromC => "elf_x86_64",
         };
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let file = |name: &str| folder.path().join(name);
-        for (name, source) in [("guest.S", self.source), ("say.inc", SAY)] {
-            fs::write(file(name), source).context("cannot write the guest's source")?;
+        for name in ["guest.S", "guest.c"] {
+            fs::write(file(name), self.source).context("cannot write the guest's source")?;
         }
-        let mut assembler = Command::new("as");
-        assembler
-            .args([assembler_mode, "-I"])
-            .arg(folder.path())
-            .arg("-o")
-            .arg(file("guest.o"))
-            .arg(file("guest.S"));
-        capture(&mut assembler).context("install binutils, or mend the guest")?;
+        fs::write(file("say.inc"), SAY).context("cannot write the guest's source")?;
+        let mut translator = match self.bits {
+            Bits::Protected | Bits::Long => Command::new("as"),
+            Bits::LongFromC => Command::new("cc"),
+        };
+        match self.bits {
+            Bits::Protected => translator.args(["--32", "-I"]).arg(folder.path()),
+            Bits::Long => translator.args(["--64", "-I"]).arg(folder.path()),
+            // No red zone and no vector registers: nobody has set the processor up for either.
+            Bits::LongFromC => translator
+                .args([
+                    "-c",
+                    "-m64",
+                    "-std=gnu11",
+                    "-O2",
+                    "-Wall",
+                    "-Wextra",
+                    "-Werror",
+                ])
+                .args([
+                    "-ffreestanding",
+                    "-fno-stack-protector",
+                    "-fno-pic",
+                    "-mno-red-zone",
+                ])
+                .args(["-mgeneral-regs-only", "-fno-asynchronous-unwind-tables"])
+                .args(["-fcf-protection=none"]),
+        };
+        let source = match self.bits {
+            Bits::Protected | Bits::Long => "guest.S",
+            Bits::LongFromC => "guest.c",
+        };
+        translator.arg("-o").arg(file("guest.o")).arg(file(source));
+        capture(&mut translator).context("install binutils and gcc, or mend the guest")?;
         let mut linker = Command::new("ld");
         // Segments aligned to 4 KiB keep a multiboot header within the file's first 8 KiB.
         linker
@@ -139,10 +175,11 @@ mod tests {
             KEYBOARD,
             FOR_EVER,
             LOOP,
+            HOSTILE_DRIVER,
         ] {
             let bytes = small.build().unwrap();
             let file = object::File::parse(bytes.as_slice()).unwrap();
-            assert_eq!(file.is_64(), matches!(small.bits, Bits::Long));
+            assert_eq!(file.is_64(), !matches!(small.bits, Bits::Protected));
             let first = file.segments().map(|segment| segment.address()).min();
             assert_eq!(first, Some(0x10_0000));
             assert!(file.segments().any(|segment| {

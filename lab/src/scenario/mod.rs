@@ -8,6 +8,7 @@
 mod block;
 mod clients;
 mod errors;
+mod hostile;
 mod jails;
 mod keeping;
 mod linux;
@@ -228,6 +229,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(keeping::all());
     scenarios.extend(small::all());
     scenarios.extend(errors::all());
+    scenarios.extend(hostile::all());
     scenarios.extend(time::all());
     scenarios.extend(clients::all());
     scenarios.extend(jails::all());

@@ -1,0 +1,585 @@
+// A 64-bit guest without an operating system that breaks the virtio protocol (version 1.2; section numbers are
+// the specification's) on every virtio-mmio device that it finds. After each violation it looks whether the device
+// did what is due (ask for a reset, answer with an error, or take no notice), resets it, and has it serve an honest
+// request. For each violation it writes a line. What never comes true is waited for without end.
+
+#include <stdint.h>
+
+// Places: registers as in arch/src/layout.rs; the rest is memory of ours. The guest has 128 MiB.
+enum {
+    REGISTERS = 0xc0001000u,
+    REGISTERS_SIZE = 0x1000,
+    SLOTS = 15,
+    TABLE = 0x1000000,
+    AVAILABLE = 0x1001000,
+    USED = 0x1002000,
+    HEADER = 0x1003000,
+    STATUS_BYTE = 0x1003100,
+    INDIRECT = 0x1004000,
+    ROOM = 0x1100000,
+    ROOM_SIZE = 0x40000,
+    CANARY = 0x2000000,
+    CANARY_SIZE = 0x100000,
+    MEMORY_END = 128 << 20,
+    QUEUE_SIZE = 16,
+};
+static const uint64_t HOLE = 0xc0000000, LOCAL_APIC = 0xfee00000, ABOVE = 1ull << 40;
+
+// Registers (4.2.2), device status (2.1), descriptor flags (2.7.5).
+enum {
+    MAGIC = 0x00, DEVICE_ID = 0x08, DEVICE_FEATURES = 0x10, DEVICE_FEATURES_SEL = 0x14, DRIVER_FEATURES = 0x20,
+    DRIVER_FEATURES_SEL = 0x24, QUEUE_SEL = 0x30, QUEUE_NUM_MAX = 0x34, QUEUE_NUM = 0x38, QUEUE_READY = 0x44,
+    QUEUE_NOTIFY = 0x50, INTERRUPT_ACK = 0x64, STATUS = 0x70, QUEUE_DESC = 0x80, QUEUE_DRIVER = 0x90,
+    QUEUE_DEVICE = 0xa0, CONFIG = 0x100,
+};
+enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 0x40 };
+enum { NEXT = 1, WRITE = 2, TABLE_OF_MORE = 4 };
+enum { NET = 1, BLOCK = 2, ENTROPY = 4, SOCKET = 19 };
+enum { INDIRECT_DESCRIPTORS = 1 << 28, VERSION_1 = 1, DISCARD = 1 << 13 };
+
+struct descriptor {
+    uint64_t address;
+    uint32_t len;
+    uint16_t flags, next;
+};
+
+static uint64_t device;
+static uint32_t kind, offered;
+static uint16_t queue, made, seen;
+static unsigned violations;
+
+// ------------------------------------------------------------------------------------------------ the machine
+
+static void out(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
+
+static void text(const char *letters) {
+    while (*letters)
+        out(0x3f8, *letters++);
+}
+
+static void number(uint64_t value) {
+    char digits[21];
+    char *first = digits + 20;
+    *first = 0;
+    do
+        *--first = '0' + value % 10;
+    while (value /= 10);
+    text(first);
+}
+
+_Noreturn static void end(void) {
+    out(0x64, 0xfe);
+    for (;;)
+        __asm__ volatile("hlt");
+}
+
+_Noreturn static void fail(const char *what, const char *why) {
+    text("FAILED: device ");
+    number(kind);
+    text(", ");
+    text(what);
+    text(": ");
+    text(why);
+    text("\n");
+    end();
+}
+
+static uint32_t get(unsigned offset) { return *(volatile uint32_t *)(device + offset); }
+static void set(unsigned offset, uint32_t value) { *(volatile uint32_t *)(device + offset) = value; }
+
+static void set_address(unsigned offset, uint64_t value) {
+    set(offset, value);
+    set(offset + 4, value >> 32);
+}
+
+static volatile uint16_t *ring16(uint64_t address) { return (volatile uint16_t *)address; }
+
+// Compilers make calls of these.
+void *memset(void *to, int value, uint64_t len) {
+    void *at = to;
+    __asm__ volatile("rep stosb" : "+D"(at), "+c"(len) : "a"(value) : "memory");
+    return to;
+}
+void *memcpy(void *to, const void *from, uint64_t len) {
+    void *at = to;
+    __asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(len) : : "memory");
+    return to;
+}
+
+static void clear(uint64_t at, uint64_t len, uint8_t value) { memset((void *)at, value, len); }
+
+// ------------------------------------------------------------------------------------------------- the driver
+
+static void reset(void) {
+    set(STATUS, 0);
+    while (get(STATUS))
+        ;
+}
+
+// Up to FEATURES_OK, with a queue that is there and not ready.
+static void negotiate(void) {
+    reset();
+    set(STATUS, ACKNOWLEDGE);
+    set(STATUS, ACKNOWLEDGE | DRIVER);
+    set(DEVICE_FEATURES_SEL, 0);
+    set(DRIVER_FEATURES_SEL, 0);
+    offered = get(DEVICE_FEATURES);
+    set(DRIVER_FEATURES, offered & (INDIRECT_DESCRIPTORS | (kind == BLOCK ? DISCARD : 0)));
+    set(DRIVER_FEATURES_SEL, 1);
+    set(DRIVER_FEATURES, VERSION_1);
+    set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    if (!(get(STATUS) & FEATURES_OK))
+        fail("negotiation", "what is on offer is refused");
+    clear(TABLE, 0x3000, 0);
+    made = seen = 0;
+    // Network cards and socket devices send on their second queue (5.1.2, 5.10.2).
+    queue = kind == NET || kind == SOCKET;
+    set(QUEUE_SEL, queue);
+    set(QUEUE_NUM, QUEUE_SIZE);
+    set_address(QUEUE_DESC, TABLE);
+    set_address(QUEUE_DRIVER, AVAILABLE);
+    set_address(QUEUE_DEVICE, USED);
+}
+
+static void ready(void) { set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK); }
+
+static void start(void) {
+    negotiate();
+    set(QUEUE_READY, 1);
+    ready();
+}
+
+static void describe(uint64_t table, uint16_t index, struct descriptor descriptor) {
+    ((volatile struct descriptor *)table)[index] = descriptor;
+}
+
+static void offer(uint16_t head) {
+    ring16(AVAILABLE)[2 + made % QUEUE_SIZE] = head;
+    made++;
+    __asm__ volatile("mfence" ::: "memory");
+    ring16(AVAILABLE)[1] = made;
+    __asm__ volatile("mfence" ::: "memory");
+    set(QUEUE_NOTIFY, queue);
+}
+
+// Whether there is another used chain; its number of bytes then.
+static int used(uint32_t *written) {
+    if (ring16(USED)[1] == seen)
+        return 0;
+    *written = ((volatile uint32_t *)(USED + 4))[2 * (seen % QUEUE_SIZE) + 1];
+    seen++;
+    return 1;
+}
+
+static void header(uint32_t type, uint64_t sector) {
+    ((volatile uint32_t *)HEADER)[0] = type;
+    ((volatile uint32_t *)HEADER)[1] = 0;
+    ((volatile uint64_t *)HEADER)[1] = sector;
+}
+
+// An honest request; returns the number of bytes that came.
+static uint32_t request(void) {
+    *(volatile uint8_t *)STATUS_BYTE = 0xff;
+    clear(ROOM, 512, 0);
+    switch (kind) {
+    case BLOCK: // reads the first sector
+        header(0, 0);
+        describe(TABLE, 0, (struct descriptor){HEADER, 16, NEXT, 1});
+        describe(TABLE, 1, (struct descriptor){ROOM, 512, WRITE | NEXT, 2});
+        describe(TABLE, 2, (struct descriptor){STATUS_BYTE, 1, WRITE, 0});
+        break;
+    case ENTROPY:
+        describe(TABLE, 0, (struct descriptor){ROOM, 64, WRITE, 0});
+        break;
+    default: // Sends zeros: an empty frame for nobody, or a packet from nowhere.
+        describe(TABLE, 0, (struct descriptor){ROOM, 12 + 60, 0, 0});
+        break;
+    }
+    offer(0);
+    uint32_t written;
+    while (!used(&written))
+        if (get(STATUS) & NEEDS_RESET)
+            fail("honest request", "a reset is asked for");
+    return written;
+}
+
+// The device is reset, and lives.
+static void lives(const char *what) {
+    if (get(MAGIC) != 0x74726976)
+        fail(what, "the registers are gone");
+    start();
+    uint32_t written = request();
+    if (kind == BLOCK) {
+        // The image begins with sectors that say so.
+        if (written != 513 || *(volatile uint8_t *)STATUS_BYTE != 0 || *(volatile uint64_t *)ROOM != 0x726f746365732061)
+            fail(what, "the disk does not read after a reset");
+    } else if (kind == ENTROPY && written != 64) {
+        fail(what, "no entropy after a reset");
+    }
+    violations++;
+    text("device ");
+    number(kind);
+    text(": ");
+    text(what);
+    text("\n");
+}
+
+static void wants_reset(const char *what) {
+    while (!(get(STATUS) & NEEDS_RESET))
+        ;
+    if (ring16(USED)[1] != 0)
+        fail(what, "it was served");
+    lives(what);
+}
+
+// ------------------------------------------------------------------------- violations that are each device's
+
+struct place {
+    const char *what;
+    uint64_t table, available, used;
+    uint32_t size;
+};
+
+static const struct place PLACES[] = {
+    {"descriptor table in the hole", HOLE, AVAILABLE, USED, 16},
+    {"descriptor table on registers", REGISTERS, AVAILABLE, USED, 16},
+    {"available ring in the hole", TABLE, HOLE, USED, 16},
+    {"used ring on the local APIC", TABLE, AVAILABLE, LOCAL_APIC, 16},
+    {"used ring across the end of memory", TABLE, AVAILABLE, MEMORY_END - 16, 16},
+    {"descriptor table across the end of memory", MEMORY_END - 240, AVAILABLE, USED, 16},
+    {"descriptor table that wraps around", ~15ull, AVAILABLE, USED, 16},
+    {"available ring at the end of all", TABLE, ~1ull, USED, 16},
+    {"descriptor table far above memory", ABOVE, AVAILABLE, USED, 16},
+    {"descriptor table not aligned", TABLE + 8, AVAILABLE, USED, 16},
+    {"available ring not aligned", TABLE, AVAILABLE + 1, USED, 16},
+    {"used ring not aligned", TABLE, AVAILABLE, USED + 2, 16},
+    {"queue of no size", TABLE, AVAILABLE, USED, 0},
+    {"queue of 3", TABLE, AVAILABLE, USED, 3},
+    {"queue of 32,768", TABLE, AVAILABLE, USED, 0x8000},
+    {"queue of 65,552", TABLE, AVAILABLE, USED, 0x10010},
+};
+
+struct chain {
+    const char *what;
+    uint16_t head;
+    struct descriptor descriptors[2];
+};
+
+static const struct chain CHAINS[] = {
+    {"chain that loops to itself", 0, {{ROOM, 4, NEXT, 0}}},
+    {"chain that loops over two", 0, {{ROOM, 4, NEXT, 1}, {ROOM, 4, NEXT, 0}}},
+    {"chain of empty buffers that loops", 0, {{ROOM, 0, NEXT, 0}}},
+    {"head past the table", 16, {{0}}},
+    {"head far past the table", 0xffff, {{0}}},
+    {"next past the table", 0, {{ROOM, 4, NEXT, 16}}},
+    {"buffer in the hole", 0, {{HOLE, 4, WRITE, 0}}},
+    {"buffer on the device's own registers", 0, {{REGISTERS + STATUS, 4, WRITE, 0}}},
+    {"buffer on the local APIC", 0, {{LOCAL_APIC, 4, WRITE, 0}}},
+    {"buffer across the end of memory", 0, {{MEMORY_END - 2, 4, WRITE, 0}}},
+    {"buffer at the end of all", 0, {{~0ull, 4, WRITE, 0}}},
+    {"buffer longer than memory", 0, {{0, ~0u, WRITE, 0}}},
+    {"buffer to read after one to write", 0, {{ROOM, 4, WRITE | NEXT, 1}, {ROOM, 4, 0, 0}}},
+    {"second buffer in the hole", 0, {{ROOM, 4, NEXT, 1}, {HOLE, 4, 0, 0}}},
+};
+
+// The outer descriptor, and the first of its table.
+static const struct chain INDIRECT_CHAINS[] = {
+    {"indirect table of a part", 0, {{INDIRECT, 17, TABLE_OF_MORE, 0}, {ROOM, 4, WRITE, 0}}},
+    {"indirect table of nothing", 0, {{INDIRECT, 0, TABLE_OF_MORE, 0}, {ROOM, 4, WRITE, 0}}},
+    {"indirect table in the hole", 0, {{HOLE, 16, TABLE_OF_MORE, 0}, {ROOM, 4, WRITE, 0}}},
+    {"indirect table that is too long", 0, {{INDIRECT, 16 << 20, TABLE_OF_MORE, 0}, {ROOM, 4, WRITE, 0}}},
+    {"indirect table that wraps around", 0, {{~15ull, 32, TABLE_OF_MORE, 0}, {ROOM, 4, WRITE, 0}}},
+    {"indirect table in itself", 0, {{INDIRECT, 16, TABLE_OF_MORE, 0}, {INDIRECT, 16, TABLE_OF_MORE, 0}}},
+    {"indirect table that loops", 0, {{INDIRECT, 32, TABLE_OF_MORE, 0}, {ROOM, 4, NEXT, 0}}},
+    {"indirect table's next past its end", 0, {{INDIRECT, 16, TABLE_OF_MORE, 0}, {ROOM, 4, NEXT, 1}}},
+};
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static void queues(void) {
+    for (unsigned row = 0; row < COUNT(PLACES); row++) {
+        const struct place *place = &PLACES[row];
+        negotiate();
+        set(QUEUE_NUM, place->size);
+        set_address(QUEUE_DESC, place->table);
+        set_address(QUEUE_DRIVER, place->available);
+        set_address(QUEUE_DEVICE, place->used);
+        set(QUEUE_READY, 1);
+        ready();
+        wants_reset(place->what);
+    }
+    for (unsigned row = 0; row < COUNT(CHAINS); row++) {
+        start();
+        describe(TABLE, 0, CHAINS[row].descriptors[0]);
+        describe(TABLE, 1, CHAINS[row].descriptors[1]);
+        offer(CHAINS[row].head);
+        wants_reset(CHAINS[row].what);
+    }
+    for (unsigned row = 0; row < COUNT(INDIRECT_CHAINS); row++) {
+        start();
+        describe(TABLE, 0, INDIRECT_CHAINS[row].descriptors[0]);
+        describe(INDIRECT, 0, INDIRECT_CHAINS[row].descriptors[1]);
+        offer(0);
+        wants_reset(INDIRECT_CHAINS[row].what);
+    }
+    static const uint16_t LEAPS[] = {17, 0x8000, 0xffff};
+    for (unsigned row = 0; row < COUNT(LEAPS); row++) {
+        start();
+        made = LEAPS[row] - 1;
+        offer(0);
+        wants_reset("available index that leaps");
+    }
+}
+
+static void registers(void) {
+    // A driver of the legacy kind, and one that takes what is not on offer (2.2.2, 6.1).
+    static const uint32_t REFUSED[][2] = {{0, 0}, {0xffffffff, 0xffffffff}};
+    for (unsigned row = 0; row < COUNT(REFUSED); row++) {
+        reset();
+        set(STATUS, ACKNOWLEDGE | DRIVER);
+        for (unsigned half = 0; half < 2; half++) {
+            set(DRIVER_FEATURES_SEL, half);
+            set(DRIVER_FEATURES, REFUSED[row][half]);
+        }
+        set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        if (get(STATUS) & FEATURES_OK)
+            fail("features that are not on offer", "taken");
+        ready();
+        if (get(STATUS) & DRIVER_OK)
+            fail("DRIVER_OK without FEATURES_OK", "taken");
+        lives("features that are not on offer");
+    }
+
+    // Features after FEATURES_OK: frozen.
+    start();
+    set(DRIVER_FEATURES_SEL, 0);
+    set(DRIVER_FEATURES, 0xffffffff);
+    request();
+    lives("features written after FEATURES_OK");
+
+    // A queue's place while it is in use (4.2.2.2): the request is served where it was.
+    start();
+    for (unsigned offset = QUEUE_DESC; offset <= QUEUE_DEVICE; offset += 0x10)
+        set_address(offset, HOLE);
+    set(QUEUE_NUM, 3);
+    set(QUEUE_READY, 0);
+    request();
+    lives("queue moved while in use");
+
+    // Status bits that go, or come in no order (2.1.1).
+    start();
+    set(STATUS, ACKNOWLEDGE);
+    if (!(get(STATUS) & DRIVER_OK))
+        fail("status bits taken away", "gone");
+    request();
+    lives("status bits taken away");
+    reset();
+    ready();
+    lives("all status bits at once");
+
+    // Notifications of nothing, and of queues that there are none of.
+    reset();
+    set(QUEUE_NOTIFY, 0);
+    start();
+    set(QUEUE_NOTIFY, 0xffff);
+    set(QUEUE_NOTIFY, ~0u);
+    set(QUEUE_SEL, ~0u);
+    if (get(QUEUE_NUM_MAX) || get(QUEUE_READY))
+        fail("queue that is none", "there");
+    set(QUEUE_NUM, 16);
+    set(QUEUE_READY, 1);
+    request();
+    lives("notifications and queues that are none");
+
+    // Every register, the configuration space, and what lies between, in every width.
+    start();
+    static const uint32_t VALUES[] = {1, 0x7fffffff, ~0u};
+    for (unsigned offset = 0; offset < REGISTERS_SIZE; offset += offset < 0x200 ? 4 : 0x3fc)
+        for (unsigned row = 0; row < COUNT(VALUES); row++) {
+            volatile uint8_t *at = (volatile uint8_t *)(device + offset);
+            *at = VALUES[row];
+            *(volatile uint16_t *)(at + 1) = VALUES[row];
+            *(volatile uint32_t *)(at + 2) = VALUES[row];
+            *(volatile uint64_t *)at = ~(uint64_t)VALUES[row];
+            if (offset != STATUS)
+                *(volatile uint32_t *)at = VALUES[row];
+            (void)*at, (void)*(volatile uint16_t *)(at + 1), (void)*(volatile uint64_t *)at;
+        }
+    lives("every register in every width");
+}
+
+// Whatever is in the queue, some of it good. Rings and buffers are in our memory or nowhere.
+static uint64_t state = 0x9e3779b97f4a7c15;
+static uint64_t any(uint64_t below) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state % below;
+}
+
+static void at_random(void) {
+    static const uint64_t NOWHERE[] = {0xbfffffff, 0xc0000000, 0xc0001050, 0xfee00300, 0xffffffff, ~0ull, MEMORY_END - 1};
+    for (unsigned round = 0; round < 100; round++) {
+        start();
+        for (unsigned index = 0; index < QUEUE_SIZE; index++) {
+            uint64_t address = any(8) ? ROOM + any(ROOM_SIZE / 2) : NOWHERE[any(COUNT(NOWHERE))];
+            uint32_t len = any(16) ? any(0x2000) : ~any(4);
+            uint16_t flags = any(4) ? any(4) : any(8);
+            struct descriptor descriptor = {address, len, flags, any(QUEUE_SIZE + 1)};
+            describe(TABLE, index, descriptor);
+        }
+        // Of no type that could write the first sector, which honest requests read.
+        header(any(2) ? 0 : any(11), 1 + (any(2) ? any(16) : ~any(16)));
+        describe(TABLE, 0, (struct descriptor){HEADER, 16, any(8) ? NEXT : 0, 1});
+        for (unsigned heads = any(QUEUE_SIZE); heads; heads--)
+            offer(any(4) ? 0 : any(QUEUE_SIZE));
+    }
+    lives("queues at random");
+}
+
+// After a reset nothing of our memory is touched (2.4.1, and 4.2.3.1).
+static void reset_in_a_request(void) {
+    for (unsigned round = 0; round < 5; round++) {
+        start();
+        unsigned buffers = kind == BLOCK ? 14 : 1;
+        header(0, 0);
+        describe(TABLE, 0, (struct descriptor){HEADER, 16, NEXT, 1});
+        for (unsigned index = 1; index <= buffers; index++)
+            describe(TABLE, index, (struct descriptor){ROOM + index * 0x4000, 0x4000, WRITE | NEXT, index + 1});
+        describe(TABLE, buffers + 1, (struct descriptor){STATUS_BYTE, 1, WRITE, 0});
+        if (kind == ENTROPY)
+            describe(TABLE, 0, (struct descriptor){ROOM, ROOM_SIZE, WRITE, 0});
+        if (kind == NET || kind == SOCKET)
+            describe(TABLE, 0, (struct descriptor){ROOM, 1500, 0, 0});
+        offer(0);
+        reset();
+        clear(ROOM, ROOM_SIZE, 0xa5);
+        clear(USED, 0x1000, 0xa5);
+        for (volatile unsigned turn = 0; turn < 20000; turn++)
+            ;
+        for (uint64_t at = ROOM; at < ROOM + ROOM_SIZE; at += 8)
+            if (*(volatile uint64_t *)at != 0xa5a5a5a5a5a5a5a5)
+                fail("reset in a request", "a buffer was written after the reset");
+        for (uint64_t at = USED; at < USED + 0x1000; at += 8)
+            if (*(volatile uint64_t *)at != 0xa5a5a5a5a5a5a5a5)
+                fail("reset in a request", "the ring was written after the reset");
+    }
+    lives("reset in a request");
+}
+
+// -------------------------------------------------------------------------------------- requests that are bad
+
+struct disk {
+    const char *what;
+    uint32_t type;
+    uint64_t sector;
+    struct descriptor buffers[3];
+    uint8_t status;
+};
+
+// The disks have 2,048 sectors. Status 1 is an error and 2 "unsupported" (5.2.6); 0xff: the device wants a reset.
+static const struct disk DISK[] = {
+    {"read past the end", 0, 2048, {{HEADER, 16, 0, 0}, {ROOM, 512, WRITE, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"read across the end", 0, 2047, {{HEADER, 16, 0, 0}, {ROOM, 1024, WRITE, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"read at a sector that wraps around", 0, ~0ull,
+     {{HEADER, 16, 0, 0}, {ROOM, 512, WRITE, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"read at a byte that wraps around", 0, 1ull << 55,
+     {{HEADER, 16, 0, 0}, {ROOM, 512, WRITE, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"read of a part of a sector", 0, 0, {{HEADER, 16, 0, 0}, {ROOM, 511, WRITE, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"write past the end", 1, 2048, {{HEADER, 16, 0, 0}, {ROOM, 512, 0, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"discard of a part of a range", 11, 0, {{HEADER, 16, 0, 0}, {ROOM, 15, 0, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"request of no known type", 0xdeadbeef, 0,
+     {{HEADER, 16, 0, 0}, {ROOM, 512, WRITE, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 2},
+    {"header that is too short", 0, 0, {{HEADER, 15, 0, 0}, {ROOM, 512, WRITE, 0}, {STATUS_BYTE, 1, WRITE, 0}}, 1},
+    {"no room for a status", 0, 0, {{HEADER, 16, 0, 0}, {HEADER, 16, 0, 0}, {HEADER, 16, 0, 0}}, 0xff},
+};
+
+static void disk(void) {
+    for (unsigned row = 0; row < COUNT(DISK); row++) {
+        const struct disk *bad = &DISK[row];
+        start();
+        *(volatile uint8_t *)STATUS_BYTE = 0xff;
+        header(bad->type, bad->sector);
+        for (unsigned index = 0; index < 3; index++) {
+            struct descriptor descriptor = bad->buffers[index];
+            descriptor.flags |= index < 2 ? NEXT : 0;
+            descriptor.next = index + 1;
+            describe(TABLE, index, descriptor);
+        }
+        offer(0);
+        if (bad->status == 0xff) {
+            wants_reset(bad->what);
+            continue;
+        }
+        uint32_t written;
+        while (!used(&written))
+            ;
+        // A disk that is read-only knows no discard.
+        uint8_t due = bad->type == 11 && !(offered & DISCARD) ? 2 : bad->status;
+        if (*(volatile uint8_t *)STATUS_BYTE != due)
+            fail(bad->what, "another status than is due");
+        lives(bad->what);
+    }
+}
+
+// Frames and packets of every length up to more than there is, without a header that makes sense: they are dropped, or
+// the device wants a reset. It lives in either case.
+static void packets(void) {
+    static const uint32_t LENGTHS[] = {0, 1, 11, 12, 13, 25, 26, 43, 44, 45, 1526, 0x10000, 0x10100, ROOM_SIZE};
+    for (unsigned row = 0; row < COUNT(LENGTHS); row++) {
+        start();
+        clear(ROOM, ROOM_SIZE, 0xff);
+        describe(TABLE, 0, (struct descriptor){ROOM, LENGTHS[row], 0, 0});
+        offer(0);
+        uint32_t written;
+        while (!used(&written) && !(get(STATUS) & NEEDS_RESET))
+            ;
+        lives("packet of nonsense");
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------- in turn
+
+static uint64_t canary(void) {
+    uint64_t sum = 0;
+    for (uint64_t at = CANARY; at < CANARY + CANARY_SIZE; at += 8)
+        sum = sum * 31 + *(volatile uint64_t *)at;
+    return sum;
+}
+
+__attribute__((used)) static void all(void) {
+    for (uint64_t at = CANARY; at < CANARY + CANARY_SIZE; at += 8)
+        *(volatile uint64_t *)at = at * 0x9e3779b97f4a7c15;
+    uint64_t before = canary();
+    unsigned devices = 0;
+    for (unsigned slot = 0; slot < SLOTS; slot++) {
+        device = REGISTERS + slot * (uint64_t)REGISTERS_SIZE;
+        kind = get(DEVICE_ID);
+        if (get(MAGIC) != 0x74726976 || !kind)
+            continue;
+        devices++;
+        queues();
+        registers();
+        at_random();
+        reset_in_a_request();
+        if (kind == BLOCK)
+            disk();
+        if (kind == NET || kind == SOCKET)
+            packets();
+        reset();
+    }
+    if (canary() != before)
+        fail("all", "memory that no request named has changed");
+    text("violations survived: ");
+    number(violations);
+    text(", devices: ");
+    number(devices);
+    text("\n");
+    end();
+}
+
+__attribute__((naked, used)) void _start(void) {
+    __asm__ volatile("mov $0x800000, %rsp\n"
+                     "cld\n"
+                     "call all\n");
+}
