@@ -3,204 +3,20 @@
 // did what is due (ask for a reset, answer with an error, or take no notice), resets it, and has it serve an honest
 // request. For each violation it writes a line. What never comes true is waited for without end.
 
-#include <stdint.h>
+#include "virtio-driver.h"
 
-// Places: registers as in arch/src/layout.rs; the rest is memory of ours. The guest has 128 MiB.
-enum {
-    REGISTERS = 0xc0001000u,
-    REGISTERS_SIZE = 0x1000,
-    SLOTS = 15,
-    TABLE = 0x1000000,
-    AVAILABLE = 0x1001000,
-    USED = 0x1002000,
-    HEADER = 0x1003000,
-    STATUS_BYTE = 0x1003100,
-    INDIRECT = 0x1004000,
-    ROOM = 0x1100000,
-    ROOM_SIZE = 0x40000,
-    CANARY = 0x2000000,
-    CANARY_SIZE = 0x100000,
-    MEMORY_END = 128 << 20,
-    QUEUE_SIZE = 16,
-};
+enum { INDIRECT = 0x1004000, CANARY = 0x2000000, CANARY_SIZE = 0x100000, MEMORY_END = 128 << 20 };
 static const uint64_t HOLE = 0xc0000000, LOCAL_APIC = 0xfee00000, ABOVE = 1ull << 40;
 
-// Registers (4.2.2), device status (2.1), descriptor flags (2.7.5).
-enum {
-    MAGIC = 0x00, DEVICE_ID = 0x08, DEVICE_FEATURES = 0x10, DEVICE_FEATURES_SEL = 0x14, DRIVER_FEATURES = 0x20,
-    DRIVER_FEATURES_SEL = 0x24, QUEUE_SEL = 0x30, QUEUE_NUM_MAX = 0x34, QUEUE_NUM = 0x38, QUEUE_READY = 0x44,
-    QUEUE_NOTIFY = 0x50, INTERRUPT_ACK = 0x64, STATUS = 0x70, QUEUE_DESC = 0x80, QUEUE_DRIVER = 0x90,
-    QUEUE_DEVICE = 0xa0, CONFIG = 0x100,
-};
-enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 0x40 };
-enum { NEXT = 1, WRITE = 2, TABLE_OF_MORE = 4 };
-enum { NET = 1, BLOCK = 2, ENTROPY = 4, SOCKET = 19 };
-enum { INDIRECT_DESCRIPTORS = 1 << 28, VERSION_1 = 1, DISCARD = 1 << 13 };
-
-struct descriptor {
-    uint64_t address;
-    uint32_t len;
-    uint16_t flags, next;
-};
-
-static uint64_t device;
-static uint32_t kind, offered;
-static uint16_t queue, made, seen;
 static unsigned violations;
 
-// ------------------------------------------------------------------------------------------------ the machine
-
-static void out(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
-
-static void text(const char *letters) {
-    while (*letters)
-        out(0x3f8, *letters++);
-}
-
-static void number(uint64_t value) {
-    char digits[21];
-    char *first = digits + 20;
-    *first = 0;
-    do
-        *--first = '0' + value % 10;
-    while (value /= 10);
-    text(first);
-}
-
-_Noreturn static void end(void) {
-    out(0x64, 0xfe);
-    for (;;)
-        __asm__ volatile("hlt");
-}
-
-_Noreturn static void fail(const char *what, const char *why) {
-    text("FAILED: device ");
+// Before each violation, so that one that is never survived is known by its name.
+static void announce(const char *what) {
+    text("device ");
     number(kind);
-    text(", ");
+    text(": ");
     text(what);
     text(": ");
-    text(why);
-    text("\n");
-    end();
-}
-
-static uint32_t get(unsigned offset) { return *(volatile uint32_t *)(device + offset); }
-static void set(unsigned offset, uint32_t value) { *(volatile uint32_t *)(device + offset) = value; }
-
-static void set_address(unsigned offset, uint64_t value) {
-    set(offset, value);
-    set(offset + 4, value >> 32);
-}
-
-static volatile uint16_t *ring16(uint64_t address) { return (volatile uint16_t *)address; }
-
-// Compilers make calls of these.
-void *memset(void *to, int value, uint64_t len) {
-    void *at = to;
-    __asm__ volatile("rep stosb" : "+D"(at), "+c"(len) : "a"(value) : "memory");
-    return to;
-}
-void *memcpy(void *to, const void *from, uint64_t len) {
-    void *at = to;
-    __asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(len) : : "memory");
-    return to;
-}
-
-static void clear(uint64_t at, uint64_t len, uint8_t value) { memset((void *)at, value, len); }
-
-// ------------------------------------------------------------------------------------------------- the driver
-
-static void reset(void) {
-    set(STATUS, 0);
-    while (get(STATUS))
-        ;
-}
-
-// Up to FEATURES_OK, with a queue that is there and not ready.
-static void negotiate(void) {
-    reset();
-    set(STATUS, ACKNOWLEDGE);
-    set(STATUS, ACKNOWLEDGE | DRIVER);
-    set(DEVICE_FEATURES_SEL, 0);
-    set(DRIVER_FEATURES_SEL, 0);
-    offered = get(DEVICE_FEATURES);
-    set(DRIVER_FEATURES, offered & (INDIRECT_DESCRIPTORS | (kind == BLOCK ? DISCARD : 0)));
-    set(DRIVER_FEATURES_SEL, 1);
-    set(DRIVER_FEATURES, VERSION_1);
-    set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
-    if (!(get(STATUS) & FEATURES_OK))
-        fail("negotiation", "what is on offer is refused");
-    clear(TABLE, 0x3000, 0);
-    made = seen = 0;
-    // Network cards and socket devices send on their second queue (5.1.2, 5.10.2).
-    queue = kind == NET || kind == SOCKET;
-    set(QUEUE_SEL, queue);
-    set(QUEUE_NUM, QUEUE_SIZE);
-    set_address(QUEUE_DESC, TABLE);
-    set_address(QUEUE_DRIVER, AVAILABLE);
-    set_address(QUEUE_DEVICE, USED);
-}
-
-static void ready(void) { set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK); }
-
-static void start(void) {
-    negotiate();
-    set(QUEUE_READY, 1);
-    ready();
-}
-
-static void describe(uint64_t table, uint16_t index, struct descriptor descriptor) {
-    ((volatile struct descriptor *)table)[index] = descriptor;
-}
-
-static void offer(uint16_t head) {
-    ring16(AVAILABLE)[2 + made % QUEUE_SIZE] = head;
-    made++;
-    __asm__ volatile("mfence" ::: "memory");
-    ring16(AVAILABLE)[1] = made;
-    __asm__ volatile("mfence" ::: "memory");
-    set(QUEUE_NOTIFY, queue);
-}
-
-// Whether there is another used chain; its number of bytes then.
-static int used(uint32_t *written) {
-    if (ring16(USED)[1] == seen)
-        return 0;
-    *written = ((volatile uint32_t *)(USED + 4))[2 * (seen % QUEUE_SIZE) + 1];
-    seen++;
-    return 1;
-}
-
-static void header(uint32_t type, uint64_t sector) {
-    ((volatile uint32_t *)HEADER)[0] = type;
-    ((volatile uint32_t *)HEADER)[1] = 0;
-    ((volatile uint64_t *)HEADER)[1] = sector;
-}
-
-// An honest request; returns the number of bytes that came.
-static uint32_t request(void) {
-    *(volatile uint8_t *)STATUS_BYTE = 0xff;
-    clear(ROOM, 512, 0);
-    switch (kind) {
-    case BLOCK: // reads the first sector
-        header(0, 0);
-        describe(TABLE, 0, (struct descriptor){HEADER, 16, NEXT, 1});
-        describe(TABLE, 1, (struct descriptor){ROOM, 512, WRITE | NEXT, 2});
-        describe(TABLE, 2, (struct descriptor){STATUS_BYTE, 1, WRITE, 0});
-        break;
-    case ENTROPY:
-        describe(TABLE, 0, (struct descriptor){ROOM, 64, WRITE, 0});
-        break;
-    default: // Sends zeros: an empty frame for nobody, or a packet from nowhere.
-        describe(TABLE, 0, (struct descriptor){ROOM, 12 + 60, 0, 0});
-        break;
-    }
-    offer(0);
-    uint32_t written;
-    while (!used(&written))
-        if (get(STATUS) & NEEDS_RESET)
-            fail("honest request", "a reset is asked for");
-    return written;
 }
 
 // The device is reset, and lives.
@@ -210,18 +26,13 @@ static void lives(const char *what) {
     start();
     uint32_t written = request();
     if (kind == BLOCK) {
-        // The image begins with sectors that say so.
-        if (written != 513 || *(volatile uint8_t *)STATUS_BYTE != 0 || *(volatile uint64_t *)ROOM != 0x726f746365732061)
+        if (written != 513 || *(volatile uint8_t *)STATUS_BYTE != 0 || *(volatile uint64_t *)ROOM != FILLING)
             fail(what, "the disk does not read after a reset");
     } else if (kind == ENTROPY && written != 64) {
         fail(what, "no entropy after a reset");
     }
     violations++;
-    text("device ");
-    number(kind);
-    text(": ");
-    text(what);
-    text("\n");
+    text("survived\n");
 }
 
 static void wants_reset(const char *what) {
@@ -299,6 +110,7 @@ static const struct chain INDIRECT_CHAINS[] = {
 static void queues(void) {
     for (unsigned row = 0; row < COUNT(PLACES); row++) {
         const struct place *place = &PLACES[row];
+        announce(place->what);
         negotiate();
         set(QUEUE_NUM, place->size);
         set_address(QUEUE_DESC, place->table);
@@ -309,6 +121,7 @@ static void queues(void) {
         wants_reset(place->what);
     }
     for (unsigned row = 0; row < COUNT(CHAINS); row++) {
+        announce(CHAINS[row].what);
         start();
         describe(TABLE, 0, CHAINS[row].descriptors[0]);
         describe(TABLE, 1, CHAINS[row].descriptors[1]);
@@ -316,6 +129,7 @@ static void queues(void) {
         wants_reset(CHAINS[row].what);
     }
     for (unsigned row = 0; row < COUNT(INDIRECT_CHAINS); row++) {
+        announce(INDIRECT_CHAINS[row].what);
         start();
         describe(TABLE, 0, INDIRECT_CHAINS[row].descriptors[0]);
         describe(INDIRECT, 0, INDIRECT_CHAINS[row].descriptors[1]);
@@ -324,6 +138,7 @@ static void queues(void) {
     }
     static const uint16_t LEAPS[] = {17, 0x8000, 0xffff};
     for (unsigned row = 0; row < COUNT(LEAPS); row++) {
+        announce("available index that leaps");
         start();
         made = LEAPS[row] - 1;
         offer(0);
@@ -335,6 +150,7 @@ static void registers(void) {
     // A driver of the legacy kind, and one that takes what is not on offer (2.2.2, 6.1).
     static const uint32_t REFUSED[][2] = {{0, 0}, {0xffffffff, 0xffffffff}};
     for (unsigned row = 0; row < COUNT(REFUSED); row++) {
+        announce("features that are not on offer");
         reset();
         set(STATUS, ACKNOWLEDGE | DRIVER);
         for (unsigned half = 0; half < 2; half++) {
@@ -351,6 +167,7 @@ static void registers(void) {
     }
 
     // Features after FEATURES_OK: frozen.
+    announce("features written after FEATURES_OK");
     start();
     set(DRIVER_FEATURES_SEL, 0);
     set(DRIVER_FEATURES, 0xffffffff);
@@ -358,6 +175,7 @@ static void registers(void) {
     lives("features written after FEATURES_OK");
 
     // A queue's place while it is in use (4.2.2.2): the request is served where it was.
+    announce("queue moved while in use");
     start();
     for (unsigned offset = QUEUE_DESC; offset <= QUEUE_DEVICE; offset += 0x10)
         set_address(offset, HOLE);
@@ -367,17 +185,20 @@ static void registers(void) {
     lives("queue moved while in use");
 
     // Status bits that go, or come in no order (2.1.1).
+    announce("status bits taken away");
     start();
     set(STATUS, ACKNOWLEDGE);
     if (!(get(STATUS) & DRIVER_OK))
         fail("status bits taken away", "gone");
     request();
     lives("status bits taken away");
+    announce("all status bits at once");
     reset();
     ready();
     lives("all status bits at once");
 
     // Notifications of nothing, and of queues that there are none of.
+    announce("notifications and queues that are none");
     reset();
     set(QUEUE_NOTIFY, 0);
     start();
@@ -392,6 +213,7 @@ static void registers(void) {
     lives("notifications and queues that are none");
 
     // Every register, the configuration space, and what lies between, in every width.
+    announce("every register in every width");
     start();
     static const uint32_t VALUES[] = {1, 0x7fffffff, ~0u};
     for (unsigned offset = 0; offset < REGISTERS_SIZE; offset += offset < 0x200 ? 4 : 0x3fc)
@@ -419,6 +241,7 @@ static uint64_t any(uint64_t below) {
 
 static void at_random(void) {
     static const uint64_t NOWHERE[] = {0xbfffffff, 0xc0000000, 0xc0001050, 0xfee00300, 0xffffffff, ~0ull, MEMORY_END - 1};
+    announce("queues at random");
     for (unsigned round = 0; round < 100; round++) {
         start();
         for (unsigned index = 0; index < QUEUE_SIZE; index++) {
@@ -439,6 +262,7 @@ static void at_random(void) {
 
 // After a reset nothing of our memory is touched (2.4.1, and 4.2.3.1).
 static void reset_in_a_request(void) {
+    announce("reset in a request");
     for (unsigned round = 0; round < 5; round++) {
         start();
         unsigned buffers = kind == BLOCK ? 14 : 1;
@@ -497,6 +321,7 @@ static const struct disk DISK[] = {
 static void disk(void) {
     for (unsigned row = 0; row < COUNT(DISK); row++) {
         const struct disk *bad = &DISK[row];
+        announce(bad->what);
         start();
         *(volatile uint8_t *)STATUS_BYTE = 0xff;
         header(bad->type, bad->sector);
@@ -527,6 +352,7 @@ static void disk(void) {
 static void packets(void) {
     static const uint32_t LENGTHS[] = {0, 1, 11, 12, 13, 25, 26, 43, 44, 45, 1526, 0x10000, 0x10100, ROOM_SIZE};
     for (unsigned row = 0; row < COUNT(LENGTHS); row++) {
+        announce("packet of nonsense");
         start();
         clear(ROOM, ROOM_SIZE, 0xff);
         describe(TABLE, 0, (struct descriptor){ROOM, LENGTHS[row], 0, 0});
@@ -576,10 +402,4 @@ __attribute__((used)) static void all(void) {
     number(devices);
     text("\n");
     end();
-}
-
-__attribute__((naked, used)) void _start(void) {
-    __asm__ volatile("mov $0x800000, %rsp\n"
-                     "cld\n"
-                     "call all\n");
 }

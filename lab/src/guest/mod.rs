@@ -20,6 +20,8 @@ pub(crate) struct Small {
 
 /// What the 64-bit guests include.
 const SAY: &str = include_str!("../../guests/say.inc");
+/// What those in C do.
+const VIRTIO_DRIVER: &str = include_str!("../../guests/virtio-driver.h");
 
 #[derive(Debug, Clone, Copy)]
 enum Bits {
@@ -91,6 +93,12 @@ pub(crate) const HOSTILE_DRIVER: Small = Small {
     bits: Bits::LongFromC,
 };
 
+/// Uses all virtio devices while the host takes away what is behind them; has its disks flushed, and waits.
+pub(crate) const HOST_FAULTS: Small = Small {
+    source: include_str!("../../guests/host-faults.c"),
+    bits: Bits::LongFromC,
+};
+
 impl Small {
     /// The guest as an ELF file, loaded at 1 MiB. Needs GNU binutils, which Rust's linker needs too, and the C compiler
     /// that calls it.
@@ -104,7 +112,9 @@ impl Small {
         for name in ["guest.S", "guest.c"] {
             fs::write(file(name), self.source).context("cannot write the guest's source")?;
         }
-        fs::write(file("say.inc"), SAY).context("cannot write the guest's source")?;
+        for (name, source) in [("say.inc", SAY), ("virtio-driver.h", VIRTIO_DRIVER)] {
+            fs::write(file(name), source).context("cannot write the guest's source")?;
+        }
         let mut translator = match self.bits {
             Bits::Protected | Bits::Long => Command::new("as"),
             Bits::LongFromC => Command::new("cc"),
@@ -176,6 +186,7 @@ mod tests {
             FOR_EVER,
             LOOP,
             HOSTILE_DRIVER,
+            HOST_FAULTS,
         ] {
             let bytes = small.build().unwrap();
             let file = object::File::parse(bytes.as_slice()).unwrap();

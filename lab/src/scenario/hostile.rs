@@ -30,7 +30,7 @@ const SOCKET: u32 = 19;
 pub(super) fn all() -> Vec<Scenario> {
     // A file beside the images, and one behind: what is nobody's stays as it is.
     let common = "cp image-1 image-2; cp image-1 beside; size() { wc -c <$1; }\n\
-         launch() { ./keeptime run --kernel guest --cpus 1 --memory 128 --entropy --vsock 3,$PWD/socket \
+         launch() { ./keeptime run --kernel guest-hostile --cpus 1 --memory 128 --entropy --vsock 3,$PWD/socket \
          --disk image-1 --disk image-2,readonly \"$@\"; }\n";
     let after = "status=$?\ncmp image-2 beside && echo 'the read-only disk is as it was'\n\
          echo \"size: $(size image-1)\"\nexit $status\n";
@@ -42,7 +42,7 @@ pub(super) fn all() -> Vec<Scenario> {
         (Place::Native, "launch\n", None),
         (
             Place::Emulated(svm),
-            "tunctl -t tap0 >/dev/null\nip link set tap0 up\nlaunch --net tap0\n",
+            "tunctl -t tap-hostile >/dev/null\nip link set tap-hostile up\nlaunch --net tap-hostile\n",
             Some(NET),
         ),
     ];
@@ -57,7 +57,10 @@ pub(super) fn all() -> Vec<Scenario> {
             .files(|_| {
                 let image = FILLING.iter().copied().cycle().take(IMAGE_LEN).collect();
                 Ok(Files::from([
-                    ("guest".to_owned(), Source::Bytes(HOSTILE_DRIVER.build()?)),
+                    (
+                        "guest-hostile".to_owned(),
+                        Source::Bytes(HOSTILE_DRIVER.build()?),
+                    ),
                     ("image-1".to_owned(), Source::Bytes(image)),
                 ]))
             })

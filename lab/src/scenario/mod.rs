@@ -8,6 +8,7 @@
 mod block;
 mod clients;
 mod errors;
+mod faults;
 mod hostile;
 mod jails;
 mod keeping;
@@ -229,6 +230,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(keeping::all());
     scenarios.extend(small::all());
     scenarios.extend(errors::all());
+    scenarios.extend(faults::all());
     scenarios.extend(hostile::all());
     scenarios.extend(time::all());
     scenarios.extend(clients::all());
