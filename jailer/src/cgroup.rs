@@ -15,6 +15,7 @@ use rustix::io::{Errno, write};
 
 use crate::folder::{Folder, FolderError, make_shared};
 use crate::settings::CgroupSetting;
+use crate::tsc_domains::{TscDomainError, TscDomains};
 use crate::undo::Undo;
 
 /// Which interface the cgroups have.
@@ -96,6 +97,8 @@ pub(crate) enum CgroupError {
     NoFile(String, PathBuf),
     #[error("--parent-cgroup")]
     Parent(#[source] FolderError),
+    #[error(transparent)]
+    TscDomain(#[from] TscDomainError),
     #[error("cannot enter the cgroup {}: choose another parent, or see cgroup.type and cpuset.cpus there", .0.display())]
     Enter(PathBuf, #[source] Errno),
 }
@@ -158,7 +161,12 @@ pub(crate) struct Plan {
     parent: PathBuf,
     /// Without settings, a parent that was named is itself entered.
     enter_parent: bool,
+    /// What the cgroup's CPUs are to be within one of.
+    domains: Option<TscDomains>,
 }
+
+/// The CPUs of a cpuset, in either version.
+const CPUS: &str = "cpuset.cpus";
 
 /// The jail's cgroups, to be entered.
 #[derive(Debug, Default)]
@@ -169,19 +177,35 @@ pub(crate) struct Cgroups {
 }
 
 impl Plan {
-    /// Finds the hierarchies and looks whether they have the controllers.
+    /// Finds the hierarchies and looks whether they have the controllers. With `domains`, the cgroup's CPUs will
+    /// be within one of them: those of the settings, or else some that are chosen.
     pub(crate) fn new(
         version: CgroupVersion,
         settings: &[CgroupSetting],
         parent: Option<&Path>,
         default_parent: &OsStr,
+        domains: Option<TscDomains>,
     ) -> Result<Self, CgroupError> {
+        let mut settings = settings.to_vec();
+        if let Some(domains) = &domains {
+            let mut given = settings.iter().filter(|setting| setting.file == CPUS);
+            given.try_for_each(|setting| domains.check(&setting.value))?;
+            if !settings.iter().any(|setting| setting.file == CPUS) {
+                // Its value is chosen when it is known what the cgroup above allows.
+                settings.push(CgroupSetting {
+                    file: CPUS.to_owned(),
+                    value: String::new(),
+                });
+            }
+        }
+        let settings = settings.as_slice();
         let enter_parent = version == CgroupVersion::V2 && settings.is_empty() && parent.is_some();
         let mut plan = Self {
             version,
             hierarchies: Vec::new(),
             parent: parent.map_or_else(|| default_parent.into(), Path::to_owned),
             enter_parent,
+            domains,
         };
         if settings.is_empty() && !enter_parent {
             return Ok(plan);
@@ -314,6 +338,7 @@ impl Plan {
         let Some(folder) = chain.pop() else {
             return Err(FolderError::Missing(self.parent.clone()).into());
         };
+        let above = chain.last().unwrap_or(root);
         if !folder.read("cgroup.procs")?.trim().is_empty() {
             return Err(CgroupError::Occupied(folder.path().to_owned()));
         }
@@ -324,14 +349,35 @@ impl Plan {
                     FolderError::Missing(path) => CgroupError::NoFile(setting.file.clone(), path),
                     error => error.into(),
                 })?;
-            write(&file, setting.value.as_bytes()).map_err(|errno| CgroupError::Value {
+            let value = match &self.domains {
+                Some(domains) if setting.value.is_empty() => {
+                    domains.choose(id, &self.effective_cpus(above)?, above.path())?
+                }
+                _ => setting.value.clone(),
+            };
+            write(&file, value.as_bytes()).map_err(|errno| CgroupError::Value {
                 file: setting.file.clone(),
-                value: setting.value.clone(),
+                value,
                 folder: folder.path().to_owned(),
                 errno,
             })?;
         }
+        if let Some(domains) = &self.domains
+            && settings.iter().any(|setting| setting.file == CPUS)
+        {
+            // A cgroup of version 2 that is to have CPUs of which the one above has none gets all of the latter's.
+            domains.verify(folder.path(), &self.effective_cpus(&folder)?)?;
+        }
         Ok(folder)
+    }
+
+    /// The CPUs that a cpuset has, after all that those above it and the kernel allow.
+    fn effective_cpus(&self, folder: &Folder) -> Result<String, CgroupError> {
+        let name = match self.version {
+            CgroupVersion::V1 => "cpuset.effective_cpus",
+            CgroupVersion::V2 => "cpuset.cpus.effective",
+        };
+        Ok(folder.read(name)?)
     }
 }
 

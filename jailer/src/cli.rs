@@ -12,6 +12,7 @@ use crate::cgroup::CgroupVersion;
 use crate::jail::{Jail, Times};
 use crate::process;
 use crate::settings::{CgroupSetting, JailId, ResourceLimit, parse_parent_cgroup, parse_user};
+use crate::tsc_domains::DEFAULT_FILE;
 
 /// The version of Firecracker's jailer that is spoken, as clients look for it.
 const COMPATIBLE_VERSION: &str = "Jailer v1.16.0";
@@ -63,6 +64,16 @@ struct Cli {
     /// The cgroup that the jail's is made in [default: the program's name]
     #[arg(long, value_name = "PATH", value_parser = parse_parent_cgroup)]
     parent_cgroup: Option<PathBuf>,
+    /// Keep the jail's cgroup on CPUs whose TSCs agree, as FILE tells them (keeptime doctor --tsc-domains FILE),
+    /// so that no move to another CPU breaks the guest's clock. Without FILE: /run/keeptime/tsc-domains
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = DEFAULT_FILE
+    )]
+    cpuset_tsc_domain: Option<PathBuf>,
     /// A limit of the program: fsize=BYTES, no-file=COUNT [default: no-file=2048]
     #[arg(long, value_name = "LIMIT=VALUE")]
     resource_limit: Vec<ResourceLimit>,
@@ -96,6 +107,7 @@ impl From<Cli> for Jail {
             cgroups: cli.cgroup,
             cgroup_version: cli.cgroup_version,
             parent_cgroup: cli.parent_cgroup,
+            tsc_domains: cli.cpuset_tsc_domain,
             limits,
             arguments: cli.arguments,
         }

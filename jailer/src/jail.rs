@@ -28,6 +28,7 @@ use crate::hardening::{self, HardeningError};
 use crate::namespaces::{self, NamespaceError, Network};
 use crate::process::{self, Fork};
 use crate::settings::{CgroupSetting, JailId, ResourceLimit};
+use crate::tsc_domains::{TscDomainError, TscDomains};
 use crate::undo::Undo;
 
 /// More descriptors than the steps hold at once, but for one for each component of the paths that are made.
@@ -47,6 +48,8 @@ pub(crate) struct Jail {
     pub(crate) cgroups: Vec<CgroupSetting>,
     pub(crate) cgroup_version: CgroupVersion,
     pub(crate) parent_cgroup: Option<PathBuf>,
+    /// The file of TSC domains within one of which the CPUs are.
+    pub(crate) tsc_domains: Option<PathBuf>,
     pub(crate) limits: Vec<ResourceLimit>,
     pub(crate) arguments: Vec<OsString>,
 }
@@ -64,6 +67,8 @@ pub(crate) enum JailError {
     MountOptions(PathBuf),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    TscDomain(#[from] TscDomainError),
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
@@ -152,11 +157,13 @@ impl Jail {
         let exec_file = ExecFile::open(&self.exec_file)?;
         let name = exec_file.name().to_owned();
         let network = self.netns.as_deref().map(Network::open).transpose()?;
+        let domains = self.tsc_domains.as_deref().map(TscDomains::read);
         let plan = Plan::new(
             self.cgroup_version,
             &self.cgroups,
             self.parent_cgroup.as_deref(),
             &name,
+            domains.transpose()?,
         )?;
         let (devices, missing) = devices::known()?;
         let null = openat(
@@ -208,7 +215,12 @@ impl Jail {
         // One to take it back with, and one while those below it are made.
         let parent = self.parent_cgroup.iter().flatten().count();
         let each = parent.saturating_mul(2).saturating_add(8);
-        let cgroups = self.cgroups.len().saturating_mul(each);
+        let chosen = usize::from(self.tsc_domains.is_some());
+        let cgroups = self
+            .cgroups
+            .len()
+            .saturating_add(chosen)
+            .saturating_mul(each);
         let paths = self.base.iter().count().saturating_add(cgroups);
         u64::try_from(DESCRIPTORS.saturating_add(paths)).unwrap_or(u64::MAX)
     }

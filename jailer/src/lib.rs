@@ -16,6 +16,7 @@
 pub mod cli;
 
 mod cgroup;
+mod cpus;
 mod devices;
 mod exec_file;
 mod folder;
@@ -24,4 +25,5 @@ mod jail;
 mod namespaces;
 mod process;
 mod settings;
+mod tsc_domains;
 mod undo;

@@ -142,6 +142,11 @@ impl Place {
         Self::enter_with(name, own_cgroups)
     }
 
+    /// The same, with a hierarchy that has cpusets, of whichever version this machine has.
+    pub(crate) fn enter_with_cpuset(name: &str) -> Option<Self> {
+        Self::enter_with(name, own_cpuset)
+    }
+
     fn enter_with(name: &str, cgroups: fn() -> Vec<(u8, PathBuf)>) -> Option<Self> {
         if let Some(folder) = env::var_os(FOLDER) {
             let cgroups = env::var(CGROUPS).expect("ours");
@@ -163,6 +168,7 @@ impl Place {
         let mut enter = String::new();
         for (_, path) in &cgroups {
             fs::create_dir(path).expect("a cgroup of the test's own");
+            inherit_cpuset(path);
             enter += &format!("echo 0 > {}/cgroup.procs && ", path.display());
         }
         let folder = tempfile::tempdir().expect("a folder");
@@ -428,6 +434,47 @@ fn own_cgroups() -> Vec<(u8, PathBuf)> {
         kind.starts_with("cgroup2 ")
     });
     first.into_iter().chain(second).collect()
+}
+
+/// Where this process is in the hierarchy of `cpuset`.
+fn own_cpuset() -> Vec<(u8, PathBuf)> {
+    let text = fs::read_to_string("/proc/self/cgroup").expect("mounted");
+    let own = |mark: &str| {
+        let line = text.lines().find(|line| line.contains(mark))?;
+        Some(
+            line.splitn(3, ':')
+                .nth(2)?
+                .trim_start_matches('/')
+                .to_owned(),
+        )
+    };
+    let found = cgroup_mounts().into_iter().find_map(|(point, kind)| {
+        let (version, own) = match kind.split(' ').next()? {
+            "cgroup" => (1, own(":cpuset:")?),
+            _ => (2, own("0::")?),
+        };
+        let path = point.join(own);
+        let has_cpuset = match version {
+            1 => path.join("cpuset.cpus").exists(),
+            _ => fs::read_to_string(path.join("cgroup.subtree_control"))
+                .is_ok_and(|text| text.split_whitespace().any(|name| name == "cpuset")),
+        };
+        has_cpuset.then_some((version, path))
+    });
+    found.into_iter().collect()
+}
+
+/// Gives a new cpuset of version 1 what the one above has: it begins empty, and nobody can enter it.
+fn inherit_cpuset(folder: &Path) {
+    let above = folder.parent().expect("a cgroup");
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let own = folder.join(name);
+        if fs::read_to_string(&own).is_ok_and(|text| text.trim().is_empty())
+            && let Ok(value) = fs::read_to_string(above.join(name))
+        {
+            fs::write(own, value.trim()).expect("ours");
+        }
+    }
 }
 
 /// Unmounts the machine's hierarchies here, so that nothing can be made in them.
