@@ -139,6 +139,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// The command line's definition, for its manual page.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 fn refuse(line: &str) -> ExitCode {
     eprintln!("jailer: {line}");
     ExitCode::from(1)

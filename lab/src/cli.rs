@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::paths::Paths;
-use crate::{bench, boot, fuzzing, microscope, soak, test};
+use crate::{bench, boot, fuzzing, microscope, packaging, soak, test};
 
 /// Hosts to test Keeptime on, scenarios and benchmarks.
 ///
@@ -48,6 +48,10 @@ enum Command {
     Soak(soak::Arguments),
     /// Run a command of yours, with files of yours, inside an emulated host with KVM
     Host(microscope::Arguments),
+    /// Make the manual pages
+    Man(packaging::Pages),
+    /// Make the Debian package
+    Package(packaging::Package),
 }
 
 /// Which emulated host.
@@ -75,6 +79,8 @@ impl Cli {
             Command::Fuzz(arguments) => fuzzing::run(&paths, &arguments),
             Command::Soak(arguments) => soak::run(&paths, &self.common, &arguments),
             Command::Host(arguments) => microscope::run(&paths, &self.common, arguments),
+            Command::Man(arguments) => packaging::man(&paths, &arguments),
+            Command::Package(arguments) => packaging::package(&paths, &arguments),
         }
     }
 }

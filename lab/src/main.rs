@@ -20,6 +20,7 @@ mod kernels;
 mod microscope;
 mod modules;
 mod native;
+mod packaging;
 mod paths;
 mod process;
 mod scenario;

@@ -317,6 +317,12 @@ enum CommandError {
     Ctl(#[from] CtlError),
 }
 
+/// The command line's definition, for its manual pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the program with `arguments`, the first of which is its own name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = Instant::now();

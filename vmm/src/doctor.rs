@@ -30,6 +30,7 @@
 //! | `required`, `missing` | names given to `--require`, and those that are not met |
 //! | `took_ns` | how long it took |
 
+mod domains;
 mod effects;
 mod guest;
 mod json;
@@ -41,7 +42,7 @@ mod require;
 mod text;
 mod trial;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
@@ -53,6 +54,7 @@ use tsc::{CpuId, Nanos, Ppm};
 use crate::assessment::{cpus, exchange, platform, rate, skew};
 use crate::error::one_line;
 use crate::output::{self, OutputError};
+use domains::DomainsError;
 use effects::Effects;
 use kvm::{KvmClaims, KvmError};
 use platform::{Platform, Sources};
@@ -76,6 +78,9 @@ pub(crate) struct Doctor {
     /// End with status 1 unless the host has all of these; see below
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = require::parse)]
     require: Vec<Requirement>,
+    /// Write the sets of CPUs whose TSCs agree into a file, for the jailer's --cpuset-tsc-domain
+    #[arg(long, value_name = "FILE")]
+    tsc_domains: Option<PathBuf>,
 }
 
 /// The report could not be given.
@@ -84,6 +89,9 @@ pub(crate) enum DoctorError {
     /// It could not be printed.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// The TSC domains could not be written.
+    #[error(transparent)]
+    Domains(#[from] DomainsError),
     /// The host lacks what was required.
     #[error("this host lacks what --require names: {}", names(.0))]
     Missing(Vec<&'static str>),
@@ -102,6 +110,9 @@ impl Doctor {
         } else {
             text::render(&report, &self.require)
         })?;
+        if let Some(path) = &self.tsc_domains {
+            domains::write(&report, path)?;
+        }
         let missing = report.missing(&self.require);
         if missing.is_empty() {
             Ok(())

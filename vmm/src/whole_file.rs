@@ -1,8 +1,9 @@
 //! Files that are there as a whole or not at all.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Writes `contents` beside `path` and puts them there, so that no half of them is ever seen.
@@ -50,10 +51,15 @@ fn partial(path: &Path) -> PathBuf {
 
 /// A new file, and never one that somebody has put or linked there.
 fn create(path: &Path) -> io::Result<File> {
-    match File::create_new(path) {
+    let create = || {
+        // Nobody but the owner writes to it, whatever the umask says.
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o644).open(path)
+    };
+    match create() {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             fs::remove_file(path)?;
-            File::create_new(path)
+            create()
         }
         created => created,
     }

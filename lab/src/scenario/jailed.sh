@@ -30,9 +30,28 @@ dd if=/dev/zero of="$jail/disk" bs=1M count=0 seek=16 2>/dev/null
 chown 10001:10001 "$jail/disk"
 chmod 600 "$jail/disk"
 cat >"$jail/vm.json"
+# What keeptime doctor writes, with domains that are the same each time.
+tsc_domains() {
+    boot=$(cat /proc/sys/kernel/random/boot_id)
+    printf 'tsc-domains 1\nboot %s\nslept-ns 0\n' "$boot"
+    printf '%s\n' "$@"
+}
+mkdir /run/keeptime
+tsc_domains 0 1 >/run/apart
+for id in vm-1 vm-2; do
+    /lab/jailer --id "$id" --exec-file /lab/keeptime --uid 10002 --gid 10002 --cgroup-version 2 \
+        --cpuset-tsc-domain=/run/apart -- --version >/dev/null
+    echo "host cpuset.cpus.effective of $id: $(cat "/sys/fs/cgroup/keeptime/$id/cpuset.cpus.effective")"
+    rmdir "/sys/fs/cgroup/keeptime/$id"
+done
+if /lab/jailer --id vm-3 --exec-file /lab/keeptime --uid 10002 --gid 10002 --cgroup-version 2 \
+    --cgroup cpuset.cpus=0-1 --cpuset-tsc-domain=/run/apart -- --version; then
+    echo "host: CPUs of two TSC domains are taken"
+fi
+tsc_domains 0-1 >/run/keeptime/tsc-domains
 /lab/jailer --id tenant --exec-file /lab/keeptime --uid 10001 --gid 10001 --netns "$network" \
     --cgroup-version 2 --cgroup pids.max=64 --cgroup memory.max=536870912 \
-    -- --no-api --config-file vm.json >/console &
+    --cpuset-tsc-domain -- --no-api --config-file vm.json >/console &
 launcher=$!
 while ! grep -q -e '--- user space ---' /console; do
     if ! kill -0 "$launcher" 2>/dev/null; then
@@ -54,7 +73,9 @@ for thread in "/proc/$launcher/task"/*; do
     case $filter in 2 | '') ;; *) echo "host without a filter: $name ($filter)" ;; esac
 done
 echo "host cgroup: $(cat "/proc/$launcher/cgroup")"
-echo "host pids.max: $(cat /sys/fs/cgroup/keeptime/tenant/pids.max)"
+for key in pids.max cpuset.cpus cpuset.cpus.effective; do
+    echo "host $key: $(cat "/sys/fs/cgroup/keeptime/tenant/$key")"
+done
 status=0
 wait "$launcher" || status=$?
 cat /console

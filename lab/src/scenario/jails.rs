@@ -102,11 +102,20 @@ fn check(outcome: &Outcome) -> Result<()> {
         ("Seccomp", "2"),
         ("cgroup", "0::/keeptime/tenant"),
         ("pids.max", "64"),
+        ("cpuset.cpus", "0-1"),
+        ("cpuset.cpus.effective", "0-1"),
+        // "vm-1" and "vm-2" take turns among domains of one CPU each.
+        ("cpuset.cpus.effective of vm-1", "1"),
+        ("cpuset.cpus.effective of vm-2", "0"),
         ("disk", report.value("made")?),
     ] {
         outcome.expect_line(&format!("host {key}: {wanted}"))?;
     }
     let output = outcome.stdout_text();
+    ensure!(
+        !output.contains("host: CPUs of two TSC domains are taken"),
+        "a cpuset of two TSC domains was not refused"
+    );
     let bare = output
         .lines()
         .find(|line| line.starts_with("host without a filter"));

@@ -14,6 +14,7 @@ mod jails;
 mod keeping;
 mod linux;
 mod network;
+mod packaging;
 mod rate;
 mod small;
 mod sockets;
@@ -235,6 +236,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(time::all());
     scenarios.extend(clients::all());
     scenarios.extend(jails::all());
+    scenarios.extend(packaging::all());
     scenarios
 }
 
