@@ -91,7 +91,8 @@ pub(crate) fn package(paths: &Paths, _: &Package) -> Result<ExitCode> {
     let told = capture(
         Command::new(cargo())
             .current_dir(&paths.workspace)
-            .args(["deb", "--quiet", "--no-build", "--package", "vmm"])
+            // A jail has a copy of the launcher: 4 MB instead of 17.
+            .args(["deb", "--quiet", "--no-build", "--strip", "--package", "vmm"])
             .args(["--target", "x86_64-unknown-linux-gnu", "--output"])
             .arg(&folder),
     )?;

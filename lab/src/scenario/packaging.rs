@@ -16,8 +16,8 @@ const SOURCES: [(&str, &str); 4] = [
         "keeptime-tsc-domains.service",
         "systemd/keeptime-tsc-domains.service",
     ),
-    ("sysusers.conf", "sysusers.conf"),
-    ("tmpfiles.conf", "tmpfiles.conf"),
+    ("sysusers.conf", "sysusers.d/keeptime.conf"),
+    ("tmpfiles.conf", "tmpfiles.d/keeptime.conf"),
 ];
 
 /// The scenarios.
