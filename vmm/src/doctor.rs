@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | `format` | 1 |
 //! | `processor` | `vendor`, `model`, `hypervisor` (null when this host is no guest), `invariant_tsc`, `rdtscp` |
-//! | `kernel` | `clocksource`, `available_clocksources`, `kvm_tsc_tolerance_ppm` |
+//! | `kernel` | `clocksource`, `available_clocksources`, `kvm_tsc_tolerance_ppm`, `landlock_abi` (null without) |
 //! | `tsc_rate.measured` | `at_least_hz`, `at_most_hz`, `over_ns` |
 //! | `tsc_rate.claims[]` | `source`, `khz`, `measured_deviation_at_least_ppb`, `…_at_most_ppb` |
 //! | `cpus` | `measured[]`, `not_measured_count`, `exchanged_pairs`, `not_reached_pairs`, `rounds`, `domain_bound_ns`, `domain_bound_ticks`, `domains[][]`, `agree` (`proven`, `refuted`, `unproven`), `problem` |
@@ -54,6 +54,7 @@ use tsc::{CpuId, Nanos, Ppm};
 use crate::assessment::{cpus, exchange, platform, rate, skew};
 use crate::error::one_line;
 use crate::output::{self, OutputError};
+use crate::seccomp;
 use domains::DomainsError;
 use effects::Effects;
 use kvm::{KvmClaims, KvmError};
@@ -180,6 +181,7 @@ fn examine() -> Report {
     };
     Report::new(Parts {
         platform,
+        landlock_abi: seccomp::landlock::kernels_abi(),
         rate,
         skew,
         kvm,

@@ -37,6 +37,7 @@ pub(super) fn render(report: &Report, required: &[Requirement]) -> String {
             "clocksource": report.platform.clocksource,
             "available_clocksources": report.platform.clocksources,
             "kvm_tsc_tolerance_ppm": report.platform.tolerance.map(|ppm| ppm.get()),
+            "landlock_abi": report.landlock_abi,
         },
         "tsc_rate": rate(report),
         "cpus": or_error(report.skew.as_ref(), |skew| cpus(skew, report.facts.khz)),

@@ -17,6 +17,8 @@ use super::skew::Skew;
 pub(super) struct Report {
     /// What it says of itself.
     pub(super) platform: Platform,
+    /// Which Landlock its kernel has for the launcher's threads.
+    pub(super) landlock_abi: Option<i32>,
     /// Its TSC's rate, by measurement, or why there is none.
     pub(super) rate: Result<Measured, String>,
     /// Who claims which rate.
@@ -37,6 +39,7 @@ pub(super) struct Report {
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) platform: Platform,
+    pub(super) landlock_abi: Option<i32>,
     pub(super) rate: Result<Measured, String>,
     pub(super) skew: Result<Skew, String>,
     pub(super) kvm: Result<KvmClaims, String>,
@@ -57,6 +60,7 @@ impl Report {
         }));
         Self {
             platform: parts.platform,
+            landlock_abi: parts.landlock_abi,
             rate: parts.rate,
             claims,
             skew: parts.skew,

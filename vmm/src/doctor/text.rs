@@ -85,6 +85,13 @@ fn processor(page: &mut Page, report: &Report) {
             |ppm| format!("{ppm}: rates this close to the host's are not scaled"),
         ),
     );
+    page.line(
+        "Landlock",
+        match report.landlock_abi {
+            Some(abi) => format!("ABI {abi}: bounds what the launcher's threads open"),
+            None => "none: seccomp and the jail bound the launcher's threads".to_owned(),
+        },
+    );
 }
 
 fn rate(page: &mut Page, report: &Report) {

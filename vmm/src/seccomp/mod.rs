@@ -9,7 +9,11 @@
 //!
 //! Threads that start others have a second filter, `refused`, which answers `ENOSYS` where the C library has
 //! another way that can be checked.
+//!
+//! What a filter cannot look at, names of files and addresses of sockets, is bounded by Landlock, which each thread
+//! takes on with its filter where the kernel has it: see [`landlock`].
 
+pub(crate) mod landlock;
 mod report;
 
 use std::collections::BTreeMap;
@@ -19,6 +23,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::landlock::Fences;
 use seccompiler::{BpfProgram, TargetArch, apply_filter, compile_from_json, sock_filter};
 
 /// `struct sock_filter`: code, jump if true, jump if false, constant.
@@ -151,14 +156,32 @@ pub enum FilterError {
         /// Why.
         source: seccompiler::Error,
     },
+    /// No rules for Landlock.
+    #[error("the kernel makes no Landlock rules, and says that it can; --no-seccomp goes without")]
+    Fences(#[source] ::landlock::RulesetError),
+    /// The kernel refuses them.
+    #[error(
+        "the kernel does not take the Landlock rules of the thread kind {name:?}; --no-seccomp goes without"
+    )]
+    Fence {
+        /// Which kind.
+        name: &'static str,
+        /// Why.
+        source: landlock::FenceError,
+    },
     /// The handler of `SIGSYS`.
     #[error("calls that a filter does not allow cannot be reported")]
     Handler(#[source] io::Error),
 }
 
-/// The filters of a process's threads. A copy is as cheap as a pointer.
+/// The filters of a process's threads, with Landlock's rules. A copy is as cheap as a pointer.
 #[derive(Clone, Default)]
-pub struct Filters(Option<Arc<BTreeMap<String, BpfProgram>>>);
+pub struct Filters(Option<Arc<Confinement>>);
+
+struct Confinement {
+    programs: BTreeMap<String, BpfProgram>,
+    fences: Fences,
+}
 
 impl Filters {
     /// None at all.
@@ -185,7 +208,12 @@ impl Filters {
                 .map(|&(code, jt, jf, k)| sock_filter { code, jt, jf, k });
             ((*name).to_owned(), program.collect())
         });
-        Ok(Self(Some(Arc::new(programs.collect()))))
+        Self::with(programs.collect())
+    }
+
+    fn with(programs: BTreeMap<String, BpfProgram>) -> Result<Self, FilterError> {
+        let fences = Fences::new().map_err(FilterError::Fences)?;
+        Ok(Self(Some(Arc::new(Confinement { programs, fences }))))
     }
 
     /// The user's: rules in seccompiler's JSON format, for each [`Role`] by its name, and `refused` if they
@@ -227,7 +255,7 @@ impl Filters {
                 name: name.clone(),
             });
         }
-        Ok(Self(Some(Arc::new(programs))))
+        Self::with(programs)
     }
 
     /// Has the calling thread do what `role` does, and nothing else from now on. It cannot get privileges
@@ -236,9 +264,14 @@ impl Filters {
     /// # Errors
     /// The kernel refuses; the thread may be without a filter.
     pub fn enter(&self, role: Role) -> Result<(), FilterError> {
-        let Some(programs) = &self.0 else {
+        let Some(Confinement { programs, fences }) = self.0.as_deref() else {
             return Ok(());
         };
+        // Before the filter, which does not allow it.
+        fences.enter(role).map_err(|source| FilterError::Fence {
+            name: role.name(),
+            source,
+        })?;
         report::note(role);
         // That one first: the other does not allow any more. A second one costs at each call, such as each entry
         // of a guest.
