@@ -118,6 +118,14 @@ impl Folder {
         Ok(folder)
     }
 
+    /// The current folder, to be called `path`.
+    pub(crate) fn current(path: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(CWD, ".", flags, Mode::empty())?;
+        let path = path.to_owned();
+        Ok(Self { fd, path })
+    }
+
     /// What the folder was called.
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -184,7 +184,7 @@ impl Jail {
             network.join()?;
         }
         let cgroups = plan.make(self.id.as_ref(), &mut undo)?;
-        namespaces::confine(&root)?;
+        let root = namespaces::confine(&root)?;
         self.furnish(&root, &devices, &mut undo)?;
         for name in missing {
             eprintln!(

@@ -89,7 +89,10 @@ fn empty_file_system() -> Result<OwnedFd, Errno> {
 /// The folder is not the namespace's own root, since whoever has another root may make no user namespace
 /// (`create_user_ns` of `kernel/user_namespace.c`), in which he would have every capability: over namespaces,
 /// mounts and networks of his own, and so over much more of the kernel.
-pub(crate) fn confine(root: &Folder) -> Result<(), NamespaceError> {
+///
+/// Returns the folder as it is there, with what is mounted in it. Descriptors from before may not lead to that any
+/// more: where this process was the last in the old namespace, that is gone, and its mounts with it.
+pub(crate) fn confine(root: &Folder) -> Result<Folder, NamespaceError> {
     process::unshare(UnshareFlags::NEWNS).map_err(NamespaceError::Unshare)?;
     let failed = |step| move |error| NamespaceError::Root(root.path().to_owned(), step, error);
     // What is mounted outside from now on may arrive until the old root is gone; nothing goes back.
@@ -132,5 +135,6 @@ pub(crate) fn confine(root: &Folder) -> Result<(), NamespaceError> {
     fchdir(&tree)
         .and_then(|()| chroot("."))
         .and_then(|()| chdir("/"))
+        .and_then(|()| Folder::current(root.path()))
         .map_err(failed("it cannot be entered"))
 }

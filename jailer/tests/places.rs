@@ -5,7 +5,7 @@ mod support;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use std::thread;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use support::{Place, mount, os, processes_called, reap};
+use support::{Place, USER, mount, os, processes_called, reap};
 
 /// The folders of a jail, the base `a/b/c` included.
 const COMPONENTS: [&str; 9] = [
@@ -425,4 +425,46 @@ fn start_beside_others_that_fail_succeeds() {
             assert_eq!(names, 1, "{version:?} {round}");
         }
     }
+}
+
+/// As a supervisor starts a jailer: in a mount namespace that nobody else is in, with folders bound into the jail.
+#[test]
+fn what_is_mounted_in_a_jail_beforehand_is_the_jails() {
+    let Some(place) = Place::enter("what_is_mounted_in_a_jail_beforehand_is_the_jails") else {
+        return;
+    };
+    let root = place.path("base/pause/vm/root");
+    let run = place.path("outside/run");
+    fs::create_dir_all(root.join("run")).expect("ours");
+    fs::create_dir(&run).expect("ours");
+    let pause = place.path("bin/pause");
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--mount",
+            "sh",
+            "-ec",
+            "mount --bind \"$0\" \"$1\"; shift; exec \"$@\"",
+        ])
+        .args([&run, &root.join("run")])
+        .arg(env!("CARGO_BIN_EXE_jailer"))
+        .args(place.arguments(&[("--exec-file", pause.as_os_str())]))
+        .args(["--daemonize", "--new-pid-ns"]);
+    place.succeeds("bound", &mut command);
+    let facts = fs::metadata(&run).expect("ours");
+    assert_eq!((facts.uid(), facts.mode() & 0o777), (USER, 0o700));
+    // What lies below the mount is not what the jail has.
+    let below = fs::metadata(root.join("run")).expect("ours");
+    assert_eq!(below.uid(), 0);
+    let running = processes_called("pause");
+    assert!(!running.is_empty());
+    for id in &running {
+        let mounts = fs::read_to_string(format!("/proc/{id}/mountinfo")).expect("running");
+        assert!(
+            mounts.lines().any(|line| line.contains(" /run ")),
+            "{mounts}"
+        );
+    }
+    let killed = Command::new("kill").arg("-KILL").args(&running).status();
+    assert!(killed.is_ok_and(|status| status.success()));
 }
