@@ -90,10 +90,10 @@ fn names_lead_nowhere_and_what_nobody_needs_is_refused() {
     std::fs::write(folder.path().join("file"), "there").expect("room");
     std::fs::create_dir(folder.path().join("folder")).expect("room");
     let held = std::fs::File::open(folder.path().join("file")).expect("ours");
-    let names: Vec<CString> = ["new", "link", "device", "pipe", "socket", "folder"]
+    let names: Vec<CString> = ["new", "old", "link", "device", "pipe", "socket", "folder"]
         .map(|name| path(folder.path(), name))
         .into();
-    let [new, link, device, pipe, socket, directory] = &names[..] else {
+    let [new, old, link, device, pipe, socket, directory] = &names[..] else {
         unreachable!()
     };
     let open = |path: &CStr, flags| {
@@ -129,6 +129,11 @@ fn names_lead_nowhere_and_what_nobody_needs_is_refused() {
         // SAFETY: of here on, paths that end with a zero.
         try_it("rename", for_files, &|| unsafe {
             i64::from(libc::rename(file.as_ptr(), file.as_ptr()))
+        });
+        let for_removal = if role == Role::Api { 0 } else { for_files };
+        std::fs::write(folder.path().join("old"), "").expect("room");
+        try_it("remove", for_removal, &|| unsafe {
+            i64::from(libc::unlink(old.as_ptr()))
         });
         try_it("link", libc::EACCES, &|| unsafe {
             i64::from(libc::symlink(file.as_ptr(), link.as_ptr()))

@@ -6,7 +6,8 @@
 //!
 //! | threads | files | the rest |
 //! | --- | --- | --- |
-//! | a vCPU's, a device's, the API's | none can be opened, made, renamed or removed by name; those that are open stay so | no TCP; no abstract Unix socket and no signal to another process |
+//! | a vCPU's, a device's | none can be opened, made, renamed or removed by name; those that are open stay so | no TCP; no abstract Unix socket and no signal to another process |
+//! | the API's | the same, but that it removes: its own socket at the end | the same |
 //! | main, time, report, assess | none is executed, and no device, socket, pipe, link or directory made or taken away, but directories of the cache of TSC domains | the same |
 //!
 //! What an older kernel does not know is left out: Linux 5.13 (ABI 1) has the most of the files, 6.7 (4) TCP, 6.12 (6)
@@ -37,6 +38,8 @@ pub enum FenceError {
 pub(super) struct Fences {
     /// Nothing by name.
     closed: RulesetCreated,
+    /// Nothing but to remove a file.
+    removing: RulesetCreated,
     /// Files, but nothing that a launcher has no use for.
     open: RulesetCreated,
 }
@@ -75,6 +78,7 @@ impl Fences {
     pub(super) fn new() -> Result<Self, RulesetError> {
         Ok(Self {
             closed: rules(everything())?,
+            removing: rules(everything() & !AccessFs::RemoveFile)?,
             open: rules(useless())?,
         })
     }
@@ -82,7 +86,8 @@ impl Fences {
     /// Fences the calling thread in, and what it starts from now on.
     pub(super) fn enter(&self, role: Role) -> Result<(), FenceError> {
         let rules = match role {
-            Role::Vcpu | Role::Device | Role::Vsock | Role::Api => &self.closed,
+            Role::Vcpu | Role::Device | Role::Vsock => &self.closed,
+            Role::Api => &self.removing,
             Role::Vmm | Role::Time | Role::Report | Role::Assess => &self.open,
         };
         let status = rules.try_clone()?.restrict_self()?;
