@@ -92,7 +92,14 @@ pub(crate) fn package(paths: &Paths, _: &Package) -> Result<ExitCode> {
         Command::new(cargo())
             .current_dir(&paths.workspace)
             // A jail has a copy of the launcher: 4 MB instead of 17.
-            .args(["deb", "--quiet", "--no-build", "--strip", "--package", "vmm"])
+            .args([
+                "deb",
+                "--quiet",
+                "--no-build",
+                "--strip",
+                "--package",
+                "vmm",
+            ])
             .args(["--target", "x86_64-unknown-linux-gnu", "--output"])
             .arg(&folder),
     )?;

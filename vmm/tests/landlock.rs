@@ -5,17 +5,25 @@
     reason = "children of a fork call the kernel as a guest that took a thread over would"
 )]
 
-use std::ffi::{CStr, CString};
-use std::io::{self, Write};
-use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::ffi::CString;
+use std::io::Write;
+use std::net::{SocketAddrV4, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, makedev, mknodat, open, rename, rmdir, symlink, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+use rustix::process::{getpid, getppid, test_kill_process};
 use serde_json::{Value, json};
 use vmm::seccomp::{Filters, Role};
+
+/// What a child tries.
+type Try<'a> = &'a dyn Fn() -> Result<(), Errno>;
 
 /// Filters that allow every call to each kind of thread.
 fn permissive() -> Filters {
@@ -33,15 +41,14 @@ fn permissive() -> Filters {
     Filters::from_file(file.path()).expect("rules")
 }
 
-/// The error number of `call` in a child that does what `role` does; 0 when it succeeds.
-fn errno(filters: &Filters, role: Role, call: &dyn Fn() -> libc::c_long) -> i32 {
+/// What becomes of `call` in a child that does what `role` does.
+fn outcome(filters: &Filters, role: Role, call: Try<'_>) -> Result<(), Errno> {
     // SAFETY: the child calls only what needs no lock that another thread might hold: the kernel, and what takes
     // filters on, which allocates nothing.
     match unsafe { libc::fork() } {
         0 => {
             let status = match filters.enter(role) {
-                Ok(()) if call() >= 0 => 0,
-                Ok(()) => io::Error::last_os_error().raw_os_error().unwrap_or(255),
+                Ok(()) => call().map_or_else(Errno::raw_os_error, |()| 0),
                 Err(_) => 254,
             };
             // SAFETY: as above.
@@ -53,7 +60,10 @@ fn errno(filters: &Filters, role: Role, call: &dyn Fn() -> libc::c_long) -> i32 
             let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
             assert_eq!(waited, child);
             assert!(libc::WIFEXITED(status), "status {status:#x}");
-            libc::WEXITSTATUS(status)
+            match libc::WEXITSTATUS(status) {
+                0 => Ok(()),
+                errno => Err(Errno::from_raw_os_error(errno)),
+            }
         }
     }
 }
@@ -77,8 +87,8 @@ fn path(folder: &Path, name: &str) -> CString {
     CString::new(path).expect("no zero")
 }
 
+/// Those that open nothing by a name.
 const CLOSED: [Role; 4] = [Role::Vcpu, Role::Device, Role::Vsock, Role::Api];
-const OPEN: [Role; 4] = [Role::Vmm, Role::Time, Role::Report, Role::Assess];
 
 #[test]
 fn names_lead_nowhere_and_what_nobody_needs_is_refused() {
@@ -96,60 +106,56 @@ fn names_lead_nowhere_and_what_nobody_needs_is_refused() {
     let [new, old, link, device, pipe, socket, directory] = &names[..] else {
         unreachable!()
     };
-    let open = |path: &CStr, flags| {
-        // SAFETY: a path that ends with a zero.
-        i64::from(unsafe { libc::open(path.as_ptr(), flags, 0o600) })
-    };
-    let make = |path: &CStr, kind| {
-        // SAFETY: a path that ends with a zero; the null device's number.
-        i64::from(unsafe { libc::mknod(path.as_ptr(), kind | 0o600, libc::makedev(1, 3)) })
+    let opened = |path: &CString, flags| open(path.as_c_str(), flags, Mode::RUSR).map(drop);
+    let make = |path: &CString, kind| {
+        // The null device's number.
+        mknodat(CWD, path.as_c_str(), kind, Mode::RUSR, makedev(1, 3))
     };
     let root = rustix::process::geteuid().is_root();
-    let devices = [libc::S_IFCHR, libc::S_IFBLK];
+    let devices = [FileType::CharacterDevice, FileType::BlockDevice];
     let filters = permissive();
     for role in Role::ALL {
-        let closed = CLOSED.contains(&role);
-        let for_files = if closed { libc::EACCES } else { 0 };
-        let try_it = |what: &str, expected: i32, call: &dyn Fn() -> libc::c_long| {
-            assert_eq!(errno(&filters, role, call), expected, "{role:?}: {what}");
+        let denied = Err(Errno::ACCESS);
+        let for_files = if CLOSED.contains(&role) {
+            denied
+        } else {
+            Ok(())
+        };
+        let for_removal = if role == Role::Api { Ok(()) } else { for_files };
+        let check = |what: &str, expected: Result<(), Errno>, call: Try<'_>| {
+            assert_eq!(outcome(&filters, role, call), expected, "{role:?}: {what}");
         };
         // What is open stays open.
-        try_it("read on", 0, &|| {
-            let mut byte = 0_u8;
-            // SAFETY: a byte of ours.
-            let read = unsafe { libc::pread(held.as_raw_fd(), (&raw mut byte).cast(), 1, 0) };
-            i64::try_from(read).unwrap_or(-1)
+        check("read on", Ok(()), &|| {
+            rustix::io::pread(&held, &mut [0], 0).map(drop)
         });
-        try_it("read", for_files, &|| open(&file, libc::O_RDONLY));
-        try_it("write", for_files, &|| open(&file, libc::O_WRONLY));
-        try_it("list", for_files, &|| open(directory, libc::O_RDONLY));
-        try_it("make", for_files, &|| {
-            open(new, libc::O_WRONLY | libc::O_CREAT)
+        check("read", for_files, &|| opened(&file, OFlags::RDONLY));
+        check("write", for_files, &|| opened(&file, OFlags::WRONLY));
+        check("list", for_files, &|| opened(directory, OFlags::RDONLY));
+        check("make", for_files, &|| {
+            opened(new, OFlags::WRONLY | OFlags::CREATE)
         });
-        // SAFETY: of here on, paths that end with a zero.
-        try_it("rename", for_files, &|| unsafe {
-            i64::from(libc::rename(file.as_ptr(), file.as_ptr()))
+        check("rename", for_files, &|| {
+            rename(file.as_c_str(), file.as_c_str())
         });
-        let for_removal = if role == Role::Api { 0 } else { for_files };
         std::fs::write(folder.path().join("old"), "").expect("room");
-        try_it("remove", for_removal, &|| unsafe {
-            i64::from(libc::unlink(old.as_ptr()))
+        check("remove", for_removal, &|| {
+            unlinkat(CWD, old.as_c_str(), AtFlags::empty())
         });
-        try_it("link", libc::EACCES, &|| unsafe {
-            i64::from(libc::symlink(file.as_ptr(), link.as_ptr()))
-        });
-        try_it("remove a folder", libc::EACCES, &|| unsafe {
-            i64::from(libc::rmdir(directory.as_ptr()))
-        });
-        try_it("pipe", libc::EACCES, &|| make(pipe, libc::S_IFIFO));
-        try_it("socket", libc::EACCES, &|| make(socket, libc::S_IFSOCK));
+        check("link", denied, &|| symlink(c"file", link.as_c_str()));
+        check("remove a folder", denied, &|| rmdir(directory.as_c_str()));
+        check("pipe", denied, &|| make(pipe, FileType::Fifo));
+        check("socket", denied, &|| make(socket, FileType::Socket));
         for kind in devices.into_iter().filter(|_| root) {
-            try_it("device", libc::EACCES, &|| make(device, kind));
+            check("device", denied, &|| make(device, kind));
         }
-        try_it("execute", libc::EACCES, &|| unsafe {
+        check("execute", denied, &|| {
             let shell = c"/bin/sh".as_ptr();
             let arguments = [shell, c"-c".as_ptr(), c"exit 0".as_ptr(), std::ptr::null()];
-            i64::from(libc::execv(shell, arguments.as_ptr()))
+            // SAFETY: strings that end with a zero, and a list of them that ends with a null pointer.
+            unsafe { libc::execv(shell, arguments.as_ptr()) };
+            // Here only when it fails.
+            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
         });
     }
     assert!(folder.path().join("folder").is_dir());
@@ -168,59 +174,40 @@ fn neither_sockets_nor_signals_lead_to_others() {
     let folder = tempfile::tempdir().expect("a folder");
     let named = folder.path().join("socket");
     let _named = UnixListener::bind(&named).expect("a socket");
+    let abstract_name = SocketAddrUnix::new_abstract_name(name.as_bytes()).expect("short");
+    let with_a_name = SocketAddrUnix::new(&named).expect("short");
     let filters = permissive();
-    for role in CLOSED.into_iter().chain(OPEN) {
-        let tried = |call: &dyn Fn() -> libc::c_long| errno(&filters, role, call);
+    for role in Role::ALL {
+        let check = |what: &str, expected: Result<(), Errno>, call: Try<'_>| {
+            assert_eq!(outcome(&filters, role, call), expected, "{role:?}: {what}");
+        };
         if abi >= 4 {
-            let refused = tried(&|| connect_tcp(port));
-            assert_eq!(refused, libc::EACCES, "{role:?}: TCP");
+            check("TCP", Err(Errno::ACCESS), &|| {
+                let address = SocketAddrV4::new([127, 0, 0, 1].into(), port);
+                let tcp = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+                connect(tcp, &address)
+            });
         }
+        let unix = |address: &SocketAddrUnix| {
+            let stream = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+            connect(stream, address)
+        };
         if abi >= 6 {
-            let refused = tried(&|| connect_unix(b"\0", name.as_bytes()));
-            assert_eq!(refused, libc::EPERM, "{role:?}: an abstract socket");
+            check("an abstract socket", Err(Errno::PERM), &|| {
+                unix(&abstract_name)
+            });
         }
         if abi >= 7 {
-            // SAFETY: signal 0 only looks whether one may be sent.
-            let refused = tried(&|| i64::from(unsafe { libc::kill(libc::getppid(), 0) }));
-            assert_eq!(refused, libc::EPERM, "{role:?}: a signal");
-            // SAFETY: as above.
-            let own = tried(&|| i64::from(unsafe { libc::kill(libc::getpid(), 0) }));
-            assert_eq!(own, 0, "{role:?}: a signal to itself");
+            check("a signal", Err(Errno::PERM), &|| {
+                test_kill_process(getppid().ok_or(Errno::SRCH)?)
+            });
+            check(
+                "a signal to itself",
+                Ok(()),
+                &|| test_kill_process(getpid()),
+            );
         }
         // What the socket device's thread is there for.
-        let path = named.as_os_str().as_encoded_bytes();
-        let connected = tried(&|| connect_unix(b"", path));
-        assert_eq!(connected, 0, "{role:?}: a socket with a name");
-    }
-}
-
-fn connect_tcp(port: u16) -> libc::c_long {
-    // SAFETY: all fields may be zero.
-    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-    address.sin_family = libc::AF_INET as libc::sa_family_t;
-    address.sin_port = port.to_be();
-    address.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: an address of that length.
-    unsafe {
-        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
-        i64::from(libc::connect(socket, (&raw const address).cast(), length))
-    }
-}
-
-fn connect_unix(prefix: &[u8], name: &[u8]) -> libc::c_long {
-    // SAFETY: all fields may be zero.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let bytes = prefix.iter().chain(name);
-    for (place, byte) in address.sun_path.iter_mut().zip(bytes) {
-        *place = byte.cast_signed();
-    }
-    let length = size_of::<libc::sa_family_t>() + prefix.len() + name.len();
-    // SAFETY: an address of that length.
-    unsafe {
-        let socket = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
-        let address = (&raw const address).cast();
-        i64::from(libc::connect(socket, address, length as libc::socklen_t))
+        check("a socket with a name", Ok(()), &|| unix(&with_a_name));
     }
 }
