@@ -155,9 +155,9 @@ fn check_implied(scale: TimeScale) {
 }
 
 /// What a guest makes of a VMClock page when its TSC reads `tsc`, in units of 2^-64 s; `None` under
-/// change.
+/// change, and without a counter.
 fn vmclock_read(page: &[u8; 112], tsc: u64) -> Option<BigUint> {
-    if number(page, 12, 4) % 2 == 1 {
+    if number(page, 12, 4) % 2 == 1 || page[10] == 0xff {
         return None;
     }
     let delta = tsc.wrapping_sub(number(page, 40, 8));
@@ -199,15 +199,19 @@ pub fn vmclock(data: &[u8]) {
     if input.repair {
         input.hostile[..4].copy_from_slice(b"VCLK");
         let time_type = input.hostile[11] % 3;
-        input.hostile[8..12].copy_from_slice(&[1, 0, 1, time_type]);
+        let counter = if input.hostile[10] == 0xff { 0xff } else { 1 };
+        input.hostile[8..12].copy_from_slice(&[1, 0, counter, time_type]);
         input.hostile[34] %= 5;
+        input.hostile[38] %= 6;
         input.hostile[39] %= 64;
     }
     let bytes = &input.hostile;
     let known = &bytes[..4] == b"VCLK"
-        && bytes[8..11] == [1, 0, 1]
+        && bytes[8..10] == [1, 0]
+        && matches!(bytes[10], 1 | 0xff)
         && bytes[11] < 3
         && bytes[34] < 5
+        && bytes[38] < 6
         && bytes[39] < 64;
     let found = VmClock::from_bytes(bytes);
     assert_eq!(found.is_ok(), known, "{found:?}");
@@ -235,6 +239,8 @@ fn check_vmclock_fields(page: &VmClock, bytes: &[u8; 112]) {
     assert_eq!(u64::from(page.sequence()), number(bytes, 12, 4));
     assert_eq!(page.disruption_marker, number(bytes, 16, 8));
     assert_eq!(page.time_type as u8, bytes[11]);
+    assert_eq!(page.counter_id as u8, bytes[10]);
+    assert_eq!(page.leap as u8, bytes[38]);
     assert_eq!(page.status as u8, bytes[34]);
     assert_eq!(page.status == ClockStatus::Synchronized, bytes[34] == 2);
     let tai = flag(0).then(|| i16::from_le_bytes([bytes[36], bytes[37]]));

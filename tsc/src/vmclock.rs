@@ -3,12 +3,18 @@
 //! Layout and meanings are those of include/uapi/linux/vmclock-abi.h (`struct vmclock_abi`, version
 //! 1), which follows the virtio-rtc proposal. All fields are little-endian. Constant fields come
 //! first; the rest is protected by a sequence count whose low bit says "under change".
+//!
+//! [`Follower`] makes the pages of a guest that runs, from what is read of its host's clocks.
+
+mod follower;
 
 use core::fmt;
 use core::num::NonZeroU128;
 
 use crate::units::{GuestTsc, Hz, Nanos, Ppb};
 use crate::wide;
+
+pub use follower::{Adjtimex, Follower, HostClock, RealSample};
 
 /// "VCLK" (`VMCLOCK_MAGIC`).
 pub const MAGIC: u32 = 0x4b4c_4356;
@@ -19,9 +25,6 @@ pub const SIZE: usize = 112;
 /// The size of the region that holds it (`struct vmclock_abi`, `size`): one page, the least that can be mapped to
 /// user space.
 pub const REGION_SIZE: u32 = 4096;
-/// The counter is the TSC (`VMCLOCK_COUNTER_X86_TSC`).
-const COUNTER_X86_TSC: u8 = 1;
-
 /// `VMCLOCK_FLAG_*` (vmclock-abi.h).
 mod flag {
     pub(super) const TAI_OFFSET_VALID: u64 = 1 << 0;
@@ -59,6 +62,34 @@ pub enum ClockStatus {
     FreeRunning = 3,
     /// Not to be relied on.
     Unreliable = 4,
+}
+
+/// Which counter the page is about (`VMCLOCK_COUNTER_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Counter {
+    /// The time stamp counter.
+    Tsc = 1,
+    /// None: the page tells of disruptions alone, and never of a time.
+    Invalid = 0xff,
+}
+
+/// A leap second nearby (`VMCLOCK_LEAP_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Leap {
+    /// None that is known.
+    None = 0,
+    /// One is inserted at the end of the month.
+    BeforePositive = 1,
+    /// One is left out at the end of the month.
+    BeforeNegative = 2,
+    /// It is 23:59:60.
+    Positive = 3,
+    /// One was inserted.
+    AfterPositive = 4,
+    /// One was left out.
+    AfterNegative = 5,
 }
 
 /// The period of a counter: `fraction / 2^(64 + shift)` seconds, 64 significant bits.
@@ -196,6 +227,8 @@ impl FractionalTime {
 pub struct VmClock {
     /// Even when the page is consistent.
     sequence: u32,
+    /// What ticks.
+    pub counter_id: Counter,
     /// Changes whenever the counter was disrupted: a guest then discards its calibration.
     pub disruption_marker: u64,
     /// What time it is that the page tells.
@@ -206,6 +239,8 @@ pub struct VmClock {
     pub monotonic: bool,
     /// TAI less UTC, in seconds.
     pub tai_offset: Option<i16>,
+    /// Which leap second is near.
+    pub leap: Leap,
     /// The counter at the instant that the page describes.
     pub counter: GuestTsc,
     /// The counter's period.
@@ -236,11 +271,13 @@ impl VmClock {
     ) -> Self {
         Self {
             sequence: 0,
+            counter_id: Counter::Tsc,
             disruption_marker: 0,
             time_type,
             status: ClockStatus::Unknown,
             monotonic: false,
             tai_offset: None,
+            leap: Leap::None,
             counter,
             period: CounterPeriod::nearest(rate),
             period_estimated_error: None,
@@ -274,10 +311,10 @@ impl VmClock {
     }
 
     /// What a guest that reads `counter` takes the time to be, rounded down; `None` while the page
-    /// changes, or past 2^64 s.
+    /// changes, without a counter, or past 2^64 s.
     #[must_use]
     pub const fn time_at(&self, counter: GuestTsc) -> Option<FractionalTime> {
-        if self.sequence & 1 != 0 {
+        if self.sequence & 1 != 0 || matches!(self.counter_id, Counter::Invalid) {
             return None;
         }
         let ticks = counter.wrapping_elapsed(self.counter).get();
@@ -323,15 +360,14 @@ impl VmClock {
         put(0, &MAGIC.to_le_bytes());
         put(4, &REGION_SIZE.to_le_bytes());
         put(8, &VERSION.to_le_bytes());
-        put(10, &[COUNTER_X86_TSC, self.time_type as u8]);
+        put(10, &[self.counter_id as u8, self.time_type as u8]);
         put(12, &self.sequence.to_le_bytes());
         put(16, &self.disruption_marker.to_le_bytes());
         put(24, &self.flags().to_le_bytes());
         // 32 and 33 are padding, 35 hints at no smearing (VMCLOCK_SMEARING_STRICT).
         put(34, &[self.status as u8]);
         put(36, &self.tai_offset.unwrap_or(0).to_le_bytes());
-        // 38 announces no leap second (VMCLOCK_LEAP_NONE).
-        put(39, &[self.period.shift]);
+        put(38, &[self.leap as u8, self.period.shift]);
         put(40, &self.counter.get().to_le_bytes());
         put(48, &self.period.fraction.to_le_bytes());
         put(
@@ -369,7 +405,7 @@ impl VmClock {
     /// this version does not know are ignored.
     ///
     /// # Errors
-    /// A page of another kind, version, counter, time or status, or a shift of 64 and more.
+    /// A page of another kind, version, counter, time, status or leap second, or a shift of 64 and more.
     pub fn from_bytes(bytes: &[u8; SIZE]) -> Result<Self, VmClockError> {
         let long = |at: usize| {
             let mut long = [0; 8];
@@ -389,9 +425,11 @@ impl VmClock {
         if version != VERSION {
             return Err(VmClockError::Version { version });
         }
-        if bytes[10] != COUNTER_X86_TSC {
-            return Err(VmClockError::Counter { counter: bytes[10] });
-        }
+        let counter_id = match bytes[10] {
+            1 => Counter::Tsc,
+            0xff => Counter::Invalid,
+            other => return Err(VmClockError::Counter { counter: other }),
+        };
         let time_type = match bytes[11] {
             0 => TimeType::Utc,
             1 => TimeType::Tai,
@@ -406,6 +444,15 @@ impl VmClock {
             4 => ClockStatus::Unreliable,
             other => return Err(VmClockError::Status { status: other }),
         };
+        let leap = match bytes[38] {
+            0 => Leap::None,
+            1 => Leap::BeforePositive,
+            2 => Leap::BeforeNegative,
+            3 => Leap::Positive,
+            4 => Leap::AfterPositive,
+            5 => Leap::AfterNegative,
+            other => return Err(VmClockError::Leap { leap: other }),
+        };
         if bytes[39] >= 64 {
             return Err(VmClockError::Shift { shift: bytes[39] });
         }
@@ -413,11 +460,13 @@ impl VmClock {
         let has = |flag: u64| flags & flag != 0;
         Ok(Self {
             sequence: word(12),
+            counter_id,
             disruption_marker: long(16),
             time_type,
             status,
             monotonic: has(flag::TIME_MONOTONIC),
             tai_offset: has(flag::TAI_OFFSET_VALID).then(|| i16::from_le_bytes(half(36))),
+            leap,
             counter: GuestTsc::new(long(40)),
             period: CounterPeriod {
                 shift: bytes[39],
@@ -453,6 +502,8 @@ pub enum VmClockError {
     TimeType { time_type: u8 },
     /// An unknown status.
     Status { status: u8 },
+    /// An unknown kind of leap second.
+    Leap { leap: u8 },
     /// A shift by more than a product has.
     Shift { shift: u8 },
 }
@@ -465,6 +516,7 @@ impl fmt::Display for VmClockError {
             Self::Counter { counter } => write!(f, "VMClock counter {counter} is not a TSC"),
             Self::TimeType { time_type } => write!(f, "VMClock time type {time_type} is unusable"),
             Self::Status { status } => write!(f, "VMClock status {status} is unknown"),
+            Self::Leap { leap } => write!(f, "VMClock leap second {leap} is unknown"),
             Self::Shift { shift } => write!(f, "VMClock period shift {shift} is 64 or more"),
         }
     }
@@ -491,6 +543,7 @@ mod tests {
             status: ClockStatus::Synchronized,
             monotonic: true,
             tai_offset: Some(-37),
+            leap: Leap::AfterNegative,
             period: CounterPeriod {
                 shift: 31,
                 fraction: 0x4142_4344_4546_4748,
@@ -521,7 +574,7 @@ mod tests {
         expected[24..26].copy_from_slice(&[0b1101_0001, 1]);
         expected[34] = 2;
         expected[36..38].copy_from_slice(&[0xDB, 0xFF]);
-        expected[39] = 31;
+        expected[38..40].copy_from_slice(&[5, 31]);
         expected[40..48].copy_from_slice(&[0x38, 0x37, 0x36, 0x35, 0x34, 0x33, 0x32, 0x31]);
         expected[48..56].copy_from_slice(&[0x48, 0x47, 0x46, 0x45, 0x44, 0x43, 0x42, 0x41]);
         expected[64..72].copy_from_slice(&[0x58, 0x57, 0x56, 0x55, 0x54, 0x53, 0x52, 0x51]);
@@ -546,6 +599,7 @@ mod tests {
         assert_eq!(with(10, 0), Err(VmClockError::Counter { counter: 0 }));
         assert_eq!(with(11, 3), Err(VmClockError::TimeType { time_type: 3 }));
         assert_eq!(with(34, 5), Err(VmClockError::Status { status: 5 }));
+        assert_eq!(with(38, 6), Err(VmClockError::Leap { leap: 6 }));
         assert_eq!(with(39, 64), Err(VmClockError::Shift { shift: 64 }));
     }
 
@@ -598,6 +652,16 @@ mod tests {
             ..page()
         };
         assert_eq!(changing.time_at(GuestTsc::new(0)), None);
+        let without_counter = VmClock {
+            counter_id: Counter::Invalid,
+            ..page()
+        };
+        assert_eq!(without_counter.time_at(GuestTsc::new(0)), None);
+        assert_eq!(without_counter.to_bytes()[10], 0xff);
+        assert_eq!(
+            VmClock::from_bytes(&without_counter.to_bytes()),
+            Ok(without_counter)
+        );
         assert_eq!(changing.sequence_under_change(), 1);
         assert_eq!(changing.succeeded_by(page()).sequence(), 2);
     }

@@ -140,6 +140,7 @@ proptest! {
         let time_type = bytes[11] % 3;
         bytes[8..12].copy_from_slice(&[1, 0, 1, time_type]);
         bytes[34] %= 5;
+        bytes[38] %= 6;
         bytes[39] %= 64;
         let page = VmClock::from_bytes(&bytes).unwrap();
         prop_assert_eq!(VmClock::from_bytes(&page.to_bytes()), Ok(page));
