@@ -7,7 +7,8 @@
 //! FADT's reset register; the values are in [`crate::layout`].
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Return, Scope,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -17,14 +18,15 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use thiserror::Error;
+use tsc::vmclock::REGION_SIZE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::cpuid::CpuCount;
 use crate::layout::{
     ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, CMOS_CENTURY_REGISTER, CMOS_INDEX_PORT, COM1_IRQ,
-    COM1_PORT, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_KEYBOARD_IRQ, IOAPIC, LOCAL_APIC,
-    PM1A_CONTROL_PORT, PM1A_CONTROL_SIZE, PM1A_EVENT_PORT, PM1A_EVENT_SIZE, RSDP, SCI_IRQ,
-    SLEEP_TYPE_S5,
+    COM1_PORT, GENERIC_EVENT_GSI, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_KEYBOARD_IRQ, IOAPIC,
+    LOCAL_APIC, PM1A_CONTROL_PORT, PM1A_CONTROL_SIZE, PM1A_EVENT_PORT, PM1A_EVENT_SIZE, RSDP,
+    SCI_IRQ, SLEEP_TYPE_S5, VMCLOCK, VMGENID,
 };
 
 const OEM_ID: [u8; 6] = *b"KEEPTM";
@@ -37,7 +39,10 @@ const ALIGNMENT: u64 = 64;
 /// DSDT revision from which integers have 64 bits (5.2.11.1).
 const DSDT_REVISION: u8 = 2;
 
-/// Devices are named by a letter and three hexadecimal digits.
+/// What a device is notified of whose state changed (5.6.6, of a device's own: 80h and up).
+const CHANGED: u8 = 0x80;
+
+/// Virtio devices are named by a letter and three hexadecimal digits.
 const MAX_DEVICES: usize = 0x1000;
 
 /// A virtio-mmio device.
@@ -309,6 +314,7 @@ fn dsdt(config: &AcpiConfig) -> Result<Sdt, AcpiError> {
         &[(CMOS_INDEX_PORT, 2)],
         None,
     ));
+    devices.add(&machine_wide_devices());
     for (index, device) in config.virtio_mmio.iter().enumerate() {
         let VirtioMmio { base, size, gsi } = *device;
         let start = match u32::try_from(base.0) {
@@ -332,6 +338,58 @@ fn dsdt(config: &AcpiConfig) -> Result<Sdt, AcpiError> {
     }
     dsdt.append_slice(&bytes(&Scope::new(Path::new("_SB_"), vec![&devices])));
     Ok(dsdt)
+}
+
+/// The devices that are of the machine as a whole: its generation, its VMClock, and the generic event device
+/// (5.6.9.3), by which the guest is notified that its generation is another. A machine that is not of the
+/// hardware-reduced kind may have one, too, and needs no GPE block then.
+fn machine_wide_devices() -> Raw {
+    let mut devices = Raw::default();
+    // Found by _CID, read by ADDR, a package of the address's halves ("Virtual Machine Generation ID",
+    // Microsoft, 2012). Linux knows the _HID, too (drivers/virt/vmgenid.c).
+    let (low, high) = (address_32(VMGENID), 0u8);
+    let address = Package::new(vec![&low, &high]);
+    devices.add(&Device::new(
+        Path::new("VGEN"),
+        vec![
+            &Name::new(Path::new("_HID"), &"VMGENCTR"),
+            &Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Method::new(Path::new("ADDR"), 0, false, vec![&Return::new(&address)]),
+        ],
+    ));
+    // drivers/ptp/ptp_vmclock.c. The guest reads.
+    let page = Memory32Fixed::new(false, address_32(VMCLOCK), REGION_SIZE);
+    devices.add(&Device::new(
+        Path::new("VCLK"),
+        vec![
+            &Name::new(Path::new("_HID"), &"AMZNC10C"),
+            &Name::new(Path::new("_CID"), &"VMCLOCK"),
+            &Name::new(Path::new("_DDN"), &"VMCLOCK"),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&page])),
+        ],
+    ));
+    let interrupt = Interrupt::new(true, true, false, false, GENERIC_EVENT_GSI);
+    let generation = Path::new("\\_SB_.VGEN");
+    let notify = Notify::new(&generation, &CHANGED);
+    let is_ours = Equal::new(&Arg(0), &GENERIC_EVENT_GSI);
+    devices.add(&Device::new(
+        Path::new("GED_"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![&If::new(&is_ours, vec![&notify])],
+            ),
+        ],
+    ));
+    devices
 }
 
 /// Objects already encoded, one after the other.

@@ -9,7 +9,9 @@
 //! 0x0_0001_0000  multiboot information                           (64 KiB)
 //! 0x0_0002_0000  kernel command line                             (64 KiB)
 //! 0x0_0009_FC00  end of conventional memory; reserved up to 640 KiB
-//! 0x0_000E_0000  ACPI: RSDP first, then the tables               (128 KiB)
+//! 0x0_000E_0000  ACPI: RSDP first, then the tables               (120 KiB)
+//! 0x0_000F_E000  VMClock                                         (one page)
+//! 0x0_000F_F000  the machine's generation                        (one page)
 //! 0x0_0010_0000  kernel, modules, RAM, up to 3 GiB
 //! 0x0_C000_0000  MMIO hole: boot timer, virtio-mmio, IOAPIC, local APIC
 //! 0x1_0000_0000  the RAM that did not fit below 3 GiB
@@ -62,7 +64,17 @@ pub const EBDA_END: GuestAddress = GuestAddress(0xA_0000);
 /// it on 16-byte boundaries (ACPI 6.5, 5.2.5.1), so it comes first.
 pub const RSDP: GuestAddress = GuestAddress(0xE_0000);
 /// End of the room for ACPI tables.
-pub const ACPI_END: GuestAddress = GuestAddress(0x10_0000);
+pub const ACPI_END: GuestAddress = GuestAddress(0xF_E000);
+
+/// What the guest's TSC has to do with real time: one page, so that a guest can map it into its programs
+/// (include/uapi/linux/vmclock-abi.h).
+pub const VMCLOCK: GuestAddress = GuestAddress(0xF_E000);
+/// Which generation of itself the machine is: sixteen bytes in a page of their own, which a guest has no reason to map
+/// otherwise than cached, as the specification wants it ("Virtual Machine Generation ID", Microsoft, 2012).
+pub const VMGENID: GuestAddress = GuestAddress(0xF_F000);
+
+/// End of what firmware has of conventional memory, and a guest does not use as RAM.
+pub const FIRMWARE_END: GuestAddress = GuestAddress(0x10_0000);
 
 /// Start of extended memory, 1 MiB: kernels and modules are loaded at or above it.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
@@ -84,6 +96,10 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// These are the IOAPIC's 24 pins less those with a fixed meaning on a PC: 0 timer, 1 keyboard,
 /// 2 cascade, 3 and 4 serial ports, 8 clock, 9 ACPI, 12 mouse, 13 numeric coprocessor.
 pub const VIRTIO_MMIO_GSIS: [u32; 15] = [5, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// The interrupt of what happens to the machine as a whole, edge-triggered: a second serial port's on a PC, which
+/// this machine does not have.
+pub const GENERIC_EVENT_GSI: u32 = 3;
 
 /// I/O APIC registers (82093AA datasheet, 3.0; the address is the PC's convention).
 pub const IOAPIC: GuestAddress = GuestAddress(0xFEC0_0000);

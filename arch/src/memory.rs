@@ -5,7 +5,7 @@ use std::fmt;
 use thiserror::Error;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestUsize};
 
-use crate::layout::{ACPI_END, EBDA, EBDA_END, HIGH_RAM, MMIO_HOLE, MMIO_HOLE_END, RSDP};
+use crate::layout::{EBDA, EBDA_END, FIRMWARE_END, HIGH_RAM, MMIO_HOLE, MMIO_HOLE_END, RSDP};
 
 const MIB: u64 = 1 << 20;
 
@@ -146,7 +146,7 @@ pub(crate) fn memory_map<M: GuestMemoryBackend>(memory: &M) -> Vec<MapEntry> {
     };
     push(GuestAddress(0), EBDA.min(low_end), RangeKind::Ram);
     push(EBDA, EBDA_END, RangeKind::Reserved);
-    push(RSDP, ACPI_END, RangeKind::Reserved);
+    push(RSDP, FIRMWARE_END, RangeKind::Reserved);
     push(HIGH_RAM, low_end, RangeKind::Ram);
     for region in memory.iter() {
         let start = region.start_addr();
@@ -155,4 +155,26 @@ pub(crate) fn memory_map<M: GuestMemoryBackend>(memory: &M) -> Vec<MapEntry> {
         }
     }
     map
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestMemoryMmap;
+
+    use super::*;
+    use crate::layout::{VMCLOCK, VMGENID};
+
+    #[test]
+    fn map_reserves_what_acpi_tells_of() {
+        let regions = ram_regions(MemorySize::from_mib(1).unwrap());
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&regions).unwrap();
+        let map = memory_map(&memory);
+        for page in [RSDP, VMCLOCK, VMGENID, FIRMWARE_END.unchecked_sub(1)] {
+            let mut holds = map.iter().filter(|entry| {
+                entry.start <= page && page.raw_value() - entry.start.0 < entry.size
+            });
+            assert_eq!(holds.next().unwrap().kind, RangeKind::Reserved);
+            assert_eq!(holds.next(), None);
+        }
+    }
 }

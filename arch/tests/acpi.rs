@@ -196,6 +196,108 @@ fn dsdt_has_power_off_and_devices() {
     assert_eq!((count(b"ACPI0007"), count(b"LNRO0005")), (2, 2));
 }
 
+/// A device's object of this name, up to the next one.
+fn object<'a>(dsdt: &'a [u8], device: &[u8; 4], name: &[u8; 4]) -> &'a [u8] {
+    let find = |table: &[u8], name: &[u8; 4]| {
+        let mut windows = table.windows(4);
+        windows.position(|window| window == name).unwrap()
+    };
+    // DeviceOp is before the name and its length.
+    let device = &dsdt[find(dsdt, device)..];
+    &device[find(device, name)..]
+}
+
+fn begins_with(object: &[u8], parts: &[&[u8]]) {
+    let wanted = parts.concat();
+    assert_eq!(object[..wanted.len()], wanted);
+}
+
+#[test]
+fn dsdt_tells_where_the_machines_generation_is() {
+    let memory = memory();
+    let rsdp = write_tables(&memory, &config(1, 0)).unwrap();
+    let (_, _, dsdt) = tables(&memory, rsdp);
+    // Linux looks for one of these (drivers/virt/vmgenid.c), Windows for the second.
+    for (name, id) in [(b"_HID", "VMGENCTR"), (b"_CID", "VM_Gen_Counter")] {
+        let object = object(&dsdt, b"VGEN", name);
+        begins_with(object, &[name, &[0x0D], id.as_bytes(), &[0]]);
+    }
+    // Method (ADDR) { Return (Package (2) { 0x000FF000, 0 }) }: MethodOp's flags, ReturnOp, PackageOp,
+    // DWordPrefix, ZeroOp.
+    let address = object(&dsdt, b"VGEN", b"ADDR");
+    let package = [0xA4, 0x12, 8, 2, 0x0C, 0, 0xF0, 0x0F, 0, 0];
+    begins_with(address, &[b"ADDR", &[0], &package]);
+    assert_eq!(layout::VMGENID, GuestAddress(0xF_F000));
+}
+
+#[test]
+fn dsdt_tells_where_the_clocks_page_is() {
+    let memory = memory();
+    let rsdp = write_tables(&memory, &config(1, 0)).unwrap();
+    let (_, _, dsdt) = tables(&memory, rsdp);
+    for (name, id) in [(b"_HID", "AMZNC10C"), (b"_CID", "VMCLOCK")] {
+        let object = object(&dsdt, b"VCLK", name);
+        begins_with(object, &[name, &[0x0D], id.as_bytes(), &[0]]);
+    }
+    // BufferOp, its length and size; 32-bit fixed memory (6.4.3.4), to be read only: address, length.
+    let resources = object(&dsdt, b"VCLK", b"_CRS");
+    let page = [0x86, 9, 0, 0, 0, 0xE0, 0x0F, 0, 0, 0x10, 0, 0];
+    begins_with(
+        resources,
+        &[b"_CRS", &[0x11, 0x11, 0x0A, 14], &page, &[0x79]],
+    );
+    assert_eq!(layout::VMCLOCK, GuestAddress(0xF_E000));
+}
+
+#[test]
+fn dsdt_notifies_of_another_generation_by_an_interrupt_of_its_own() {
+    let memory = memory();
+    let rsdp = write_tables(&memory, &config(1, 0)).unwrap();
+    let (_, _, dsdt) = tables(&memory, rsdp);
+    let id = object(&dsdt, b"GED_", b"_HID");
+    begins_with(id, &[b"_HID", &[0x0D], b"ACPI0013", &[0]]);
+    // Consumer, edge, high, exclusive.
+    let interrupt = [0x89, 6, 0, 0b11, 1, 3, 0, 0, 0];
+    let resources = object(&dsdt, b"GED_", b"_CRS");
+    begins_with(resources, &[b"_CRS", &[0x11, 0x0E, 0x0A, 11], &interrupt]);
+    // Method (_EVT, 1, Serialized) { If (Arg0 == 3) { Notify (\_SB.VGEN, 0x80) } }: LEqualOp, Arg0Op,
+    // BytePrefix; NotifyOp, RootChar, DualNamePrefix.
+    let handler = object(&dsdt, b"GED_", b"_EVT");
+    begins_with(
+        handler,
+        &[
+            &b"_EVT"[..],
+            &[0b1001, 0xA0, 0x12, 0x93, 0x68, 0x0A, 3, 0x86],
+            b"\\\x2E_SB_VGEN",
+            &[0x0A, 0x80],
+        ],
+    );
+    // It is nobody else's.
+    let theirs = [
+        layout::COM1_IRQ,
+        layout::SCI_IRQ,
+        layout::I8042_KEYBOARD_IRQ,
+    ];
+    assert!(!theirs.contains(&layout::GENERIC_EVENT_GSI));
+    assert!(!layout::VIRTIO_MMIO_GSIS.contains(&layout::GENERIC_EVENT_GSI));
+}
+
+#[test]
+fn tables_leave_the_machines_pages_alone() {
+    let memory = memory();
+    memory
+        .write_slice(&[0xAA; 0x2000], layout::VMCLOCK)
+        .unwrap();
+    // As many devices as there is room for.
+    let counts: Vec<u32> = (0..=4096).collect();
+    let fits = |devices: &u32| write_tables(&memory, &config(1, *devices)).is_ok();
+    let devices = counts.partition_point(fits);
+    assert!(devices > 1_000 && devices < 4096, "{devices} devices fit");
+    let mut pages = [0; 0x2000];
+    memory.read_slice(&mut pages, layout::VMCLOCK).unwrap();
+    assert_eq!(pages, [0xAA; 0x2000]);
+}
+
 #[test]
 fn largest_machine_fits() {
     let memory = memory();
@@ -214,7 +316,7 @@ fn too_many_devices_are_refused() {
         matches!(
             error,
             AcpiError::TooLarge {
-                limit: 0x10_0000,
+                limit: 0xF_E000,
                 ..
             }
         ),

@@ -37,7 +37,8 @@
 //! | ACPI's PM1a and reset | power | [`power::AcpiPower`], [`power::AcpiReset`] | where the FADT says; no `SMI_CMD`, no PM timer |
 //!
 //! In memory the local APIC and the IOAPIC are the kernel's; [`boot_timer::BootTimer`] and the registers of
-//! [`virtio`] devices are ours.
+//! [`virtio`] devices are ours. Two devices are pages of the guest's own memory that ACPI tells of, and that no
+//! access leaves the guest for: [`vmclock::ClockPage`] and [`vmgenid::VmGenId`].
 //!
 //! Of these only 0x61 hangs a guest when it is answered wrongly: zeros for ever would, ones do not.
 //! Without a timer (`--no-pit`) it is an open bus.
@@ -54,6 +55,8 @@ pub mod rate_limiter;
 pub mod serial;
 pub mod trigger;
 pub mod virtio;
+pub mod vmclock;
+pub mod vmgenid;
 
 pub use bus::{Bus, BusDevice, BusError, Reaction};
 pub use trigger::{Trigger, Unconnected};

@@ -301,6 +301,12 @@ impl VmClock {
         self.sequence | 1
     }
 
+    /// The count to write, alone and first, on the way to this page from the one before it: odd.
+    #[must_use]
+    pub const fn sequence_before(&self) -> u32 {
+        self.sequence.wrapping_sub(1) | 1
+    }
+
     /// The page that follows this one, with the next even count.
     #[must_use]
     pub const fn succeeded_by(&self, next: Self) -> Self {
@@ -663,6 +669,7 @@ mod tests {
             Ok(without_counter)
         );
         assert_eq!(changing.sequence_under_change(), 1);
+        assert_eq!(changing.succeeded_by(page()).sequence_before(), 1);
         assert_eq!(changing.succeeded_by(page()).sequence(), 2);
     }
 
