@@ -1,16 +1,19 @@
 //! The host's clocks as samples for `tsc`, which alone computes with them.
+#![expect(unsafe_code, reason = "adjtimex has no safe wrapper")]
 
 use std::time::Duration;
 
+use hypervisor::host::read_tsc;
 use rustix::time::{ClockId, clock_gettime};
-use tsc::Nanos;
 use tsc::measure::HostSample;
+use tsc::vmclock::{Adjtimex, HostClock};
+use tsc::{HostTsc, Nanos};
 
 /// Reads CLOCK_MONOTONIC_RAW, which nothing slews, and this CPU's TSC right after it.
 pub(crate) fn sample() -> HostSample {
     let monotonic = monotonic_raw();
     HostSample {
-        tsc: hypervisor::host::read_tsc(),
+        tsc: read_tsc(),
         monotonic,
     }
 }
@@ -59,6 +62,32 @@ pub(crate) fn real_time() -> Nanos {
     nanos(now.tv_sec, now.tv_nsec)
 }
 
+/// CLOCK_REALTIME between two readings of this CPU's TSC: the closest of some. A thread that is moved meanwhile
+/// reads two CPUs' TSCs.
+pub(crate) fn real_time_between() -> (HostTsc, Nanos, HostTsc) {
+    let once = || (read_tsc(), real_time(), read_tsc());
+    let readings = [once(), once(), once(), once()];
+    let [first, ..] = readings;
+    let width = |reading: &(HostTsc, Nanos, HostTsc)| reading.2.wrapping_elapsed(reading.0);
+    readings.into_iter().min_by_key(width).unwrap_or(first)
+}
+
+/// What the kernel says of CLOCK_REALTIME, which it is asked for and not told.
+pub(crate) fn real_time_clock() -> HostClock {
+    // SAFETY: all of its fields are integers.
+    let mut answer: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is the kernel's to write, and lives until the call is over; modes is 0, so that nothing
+    // is set (adjtimex(2)).
+    let state = unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut answer) };
+    HostClock::from_kernel(Adjtimex {
+        state,
+        status: answer.status,
+        maxerror: answer.maxerror,
+        esterror: answer.esterror,
+        tai: answer.tai,
+    })
+}
+
 /// A timespec of the kernel's, whose fields are not negative for the clocks that are read here.
 fn nanos(seconds: i64, nanoseconds: i64) -> Nanos {
     let seconds = u64::try_from(seconds).unwrap_or(0);
@@ -69,4 +98,25 @@ fn nanos(seconds: i64, nanoseconds: i64) -> Nanos {
             .saturating_mul(1_000_000_000)
             .saturating_add(nanoseconds),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn real_time_is_between_what_is_read_around_it() {
+        let earlier = real_time();
+        let (before, real, after) = real_time_between();
+        let later = real_time();
+        assert!(earlier <= real && real <= later);
+        assert!(before.wrapping_elapsed(after).get() == 0 || before.is_before(after));
+    }
+
+    #[test]
+    fn kernel_tells_of_its_clock() {
+        let clock = real_time_clock();
+        // A kernel that nobody keeps says 16 s (NTP_PHASE_LIMIT in include/linux/timex.h).
+        assert!(clock.maximum_error > Nanos::ZERO, "{clock:?}");
+    }
 }

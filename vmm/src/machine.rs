@@ -15,15 +15,17 @@ use ::devices::bus::BusError;
 use ::devices::i8042::{I8042, KeyboardError};
 use ::devices::serial::Serial;
 use ::devices::virtio::block::ImageError;
+use ::devices::vmgenid::VmGenId;
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{LoadError, Loaded};
 use arch::cpuid::{self, CpuidConfig};
+use arch::layout;
 use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
 use hypervisor::host::{self as host_cpu, Rdtscp, read_tsc};
 use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, IoctlError, Kick, MsrError, Vcpu, Vm};
 use tsc::{CpuId, Khz, VcpuId};
-use vm_memory::Address;
+use vm_memory::{Address, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::body::TimePolicy;
@@ -47,7 +49,7 @@ use crate::terminal::RawMode;
 use crate::time_report::Kept;
 use crate::timekeeper::{
     self, Answer, Bell, Clocks, ExitWatch, Halt, Home, HostSenses, Observed, Order, Rates,
-    ResumeError, Timekeeper, Unwatched, Watch, WatchThread,
+    RealTime, ResumeError, TimePage, Timekeeper, Unwatched, Watch, WatchThread,
 };
 use crate::vcpu::{Ending, Shared, VcpuThread};
 
@@ -140,6 +142,9 @@ pub(crate) enum MachineError {
     /// The kernel refused an MSR.
     #[error(transparent)]
     Msr(#[from] MsrError),
+    /// What the guest is told in its memory cannot be written there.
+    #[error("cannot write to the guest's memory")]
+    GuestMemory(#[from] GuestMemoryError),
     /// Two devices at one address.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -207,6 +212,8 @@ pub(crate) struct Machine<H: Hypervisor> {
     watcher: Watcher,
     metrics: Arc<Metrics>,
     virtio: Virtio,
+    memory: Arc<GuestMemoryMmap>,
+    generation: VmGenId,
     /// Dropped last: a VM outlives its vCPUs.
     vm: Arc<H::Vm>,
 }
@@ -270,6 +277,12 @@ where
             Devices::create(&vm, until, config, controllers, additions.port, *started)?;
         let bus = &mut devices.buses.mmio;
         let virtio = Virtio::create(&*vm, &guest_memory, bus, peripherals, backends, &places)?;
+        let generation = VmGenId::create(
+            guest_memory.clone(),
+            layout::VMGENID,
+            devices::random()?,
+            devices::interrupt_line(&*vm, controllers, layout::GENERIC_EVENT_GSI)?,
+        )?;
         let counters = metrics.watch_machine(
             vcpus.len(),
             devices.keyboard_counters,
@@ -302,6 +315,8 @@ where
             watcher: config.watcher,
             metrics: metrics.clone(),
             virtio,
+            memory: guest_memory,
+            generation,
             vm,
         })
     }
@@ -325,6 +340,7 @@ where
         let watched = rates.filter(|_| self.watcher == Watcher::Timekeeper);
         // Before a vCPU runs: afterwards KVM or the guest may have moved it.
         let home = watched.and_then(|_| self.home());
+        let page = self.time_page(watched, home)?;
         let terminal = match console {
             Console::None => None,
             Console::StandardInput => {
@@ -357,12 +373,13 @@ where
             host_rate: self.host_rate,
             placement: self.placement,
             measuring: None,
-            timekeeper: Arc::new(Mutex::new(Timekeeper::new(rates))),
+            timekeeper: Arc::new(Mutex::new(Timekeeper::new(rates).with_page(page))),
             observed: Vec::new(),
             watch: None,
             unwatched: None,
             _terminal: terminal,
             virtio: self.virtio,
+            generation: self.generation,
             vm: self.vm,
             stay: None,
         };
@@ -433,6 +450,30 @@ where
         let offset = self.vcpus.first()?.offset().ok()?.claim();
         Some(Home { cpu, offset })
     }
+
+    /// The page that tells the guest the time, without a counter where nobody watches it, where its rate is not kept
+    /// by the hardware, or where what KVM says of its TSC contradicts what it says of its offset.
+    fn time_page(
+        &self,
+        watched: Option<Rates>,
+        home: Option<Home>,
+    ) -> Result<TimePage, MachineError> {
+        let kept = self
+            .rate
+            .other()
+            .and_then(|other| other.degradation())
+            .is_none();
+        let rates = watched.zip(home).filter(|(rates, home)| {
+            let first = self.vcpus.first();
+            kept && first.is_some_and(|vcpu| timekeeper::explains(*rates, home.offset, vcpu))
+        });
+        let rates = rates.map(|(rates, _)| rates);
+        Ok(TimePage::create(
+            self.memory.clone(),
+            rates,
+            RealTime::THIS_HOST,
+        )?)
+    }
 }
 
 type KickOf<H> = <<<H as Hypervisor>::Vm as Vm>::Vcpu as Vcpu>::Kick;
@@ -454,6 +495,7 @@ pub(crate) struct Running<H: Hypervisor> {
     measuring: Option<Measuring>,
     /// Dropped after the vCPUs have left: one that resets a device waits for the device's thread.
     virtio: Virtio,
+    generation: VmGenId,
     _terminal: Option<RawMode>,
     /// A VM outlives its vCPUs.
     vm: Arc<H::Vm>,
@@ -576,6 +618,20 @@ where
         self.virtio.resume();
         self.shared.gate.open();
         Ok(())
+    }
+
+    /// The guest, which is paused, is another than it was: the same snapshot may have others. It is told by its
+    /// generation and by its clock's page.
+    ///
+    /// # Errors
+    /// There are no random numbers.
+    #[expect(
+        dead_code,
+        reason = "restoring a snapshot is what makes another guest of one"
+    )]
+    pub(crate) fn renew_generation(&self) -> Result<(), MachineError> {
+        self.timekeeper().restored();
+        Ok(self.generation.renew(devices::random()?)?)
     }
 
     /// What became of the guest's clocks.

@@ -18,6 +18,7 @@ use devices::trigger::Unconnected;
 use hypervisor::{Gsi, InterruptControllers, Vm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::Address;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -199,8 +200,19 @@ fn lazy_pit<V: Vm + 'static>(vm: Arc<V>, ending: Arc<Ending>) -> LazyPit {
     }))
 }
 
+/// Random bytes.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], MachineError> {
+    let mut bytes = [0; N];
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        // Up to 256 bytes come all or not at all (getrandom(2)).
+        Ok(count) if count == N => Ok(bytes),
+        Ok(_) => Err(host("get random numbers")(ErrorKind::UnexpectedEof.into())),
+        Err(error) => Err(host("get random numbers")(error.into())),
+    }
+}
+
 /// The button with which a device raises `gsi`.
-fn interrupt_line<V: Vm>(
+pub(super) fn interrupt_line<V: Vm>(
     vm: &V,
     controllers: InterruptControllers,
     gsi: u32,

@@ -30,6 +30,7 @@ mod figures;
 mod history;
 mod marks;
 mod observed;
+mod page;
 mod restart;
 mod vcpu;
 mod watch;
@@ -55,6 +56,7 @@ pub(crate) use figures::figures;
 pub(crate) use history::{ErrorHistory, StretchReport};
 pub(crate) use marks::{MarkReport, Marks};
 pub(crate) use observed::{Bell, ErrorReport, Observed, VcpuReport, error_bounds, guests_error};
+pub(crate) use page::{RealTime, TimePage, explains};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
 use vcpu::{LONGEST_LEAD, Noted, Start, with_plan};
@@ -247,6 +249,8 @@ pub(crate) struct Timekeeper {
     events: Events,
     marks: Marks,
     history: ErrorHistory,
+    /// Where the guest finds the time, where there is such a place.
+    page: Option<TimePage>,
 }
 
 impl Timekeeper {
@@ -260,6 +264,20 @@ impl Timekeeper {
             events: Events::default(),
             marks: Marks::default(),
             history: ErrorHistory::default(),
+            page: None,
+        }
+    }
+
+    /// The same, with a page in the guest's memory that is to tell the time.
+    pub(crate) fn with_page(mut self, page: TimePage) -> Self {
+        self.page = Some(page);
+        self
+    }
+
+    /// The guest goes on from a snapshot, when it goes on.
+    pub(crate) fn restored(&mut self) {
+        if let Some(page) = &mut self.page {
+            page.restored();
         }
     }
 
@@ -403,8 +421,11 @@ impl Timekeeper {
             TimePolicy::Freeze => self.freeze(stopped, clocks, &ask)?,
         };
         self.stopped = None;
-        if let Some(offset) = report.offset_after {
-            self.home_offset = Some(TscOffset::new(offset.cast_unsigned()));
+        let moved = report.offset_after;
+        let moved = moved.map(|offset| TscOffset::new(offset.cast_unsigned()));
+        self.home_offset = moved.or(self.home_offset);
+        if let Some(page) = &mut self.page {
+            page.go_on(moved);
         }
         if self.stops.len() == REMEMBERED {
             self.stops.pop_front();

@@ -71,6 +71,15 @@ pub(crate) fn error_bounds(vcpus: &[Arc<Observed>]) -> Option<ErrorBounds> {
     errors.reduce(ErrorBounds::with)
 }
 
+/// The offset of these vCPUs, which all of them that were looked at have; `None` when they have several. `home`
+/// before any was looked at.
+pub(super) fn one_offset(vcpus: &[Arc<Observed>], home: TscOffset) -> Option<TscOffset> {
+    let looked_at = |vcpu: &&Arc<Observed>| vcpu.looks.load(Ordering::Acquire) > 0;
+    let mut offsets = vcpus.iter().filter(looked_at).map(|vcpu| vcpu.offset());
+    let first = offsets.next().unwrap_or(home);
+    offsets.all(|offset| offset == first).then_some(first)
+}
+
 /// The error of a guest with these vCPUs; nothing before they were looked at.
 pub(crate) fn guests_error(vcpus: &[Arc<Observed>]) -> Option<ErrorReport> {
     let error = error_bounds(vcpus)?;
@@ -186,9 +195,11 @@ impl Observed {
     }
 
     pub(super) fn looked(&self, at: Nanos, offset: TscOffset) {
-        add(&self.looks);
         self.looked_at.store(at.get(), Ordering::Relaxed);
         self.offset.store(offset.get(), Ordering::Relaxed);
+        // Last: who sees a look sees the offset.
+        let looks = self.looks.load(Ordering::Relaxed).wrapping_add(1);
+        self.looks.store(looks, Ordering::Release);
     }
 
     pub(super) fn could_not_look(&self) {
@@ -246,6 +257,11 @@ impl Observed {
     /// When the clock was looked at last.
     pub(super) fn looked_at(&self) -> Nanos {
         Nanos::new(self.looked_at.load(Ordering::Relaxed))
+    }
+
+    /// The offset at the latest look.
+    fn offset(&self) -> TscOffset {
+        TscOffset::new(self.offset.load(Ordering::Relaxed))
     }
 
     /// How often somebody else moved the offset.

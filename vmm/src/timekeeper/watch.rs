@@ -27,7 +27,8 @@ use tsc::watch::{Beat, Beats, LEAD_LEFT_ALONE, Stop};
 use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
 
 use super::exits::LOOK_EVERY;
-use super::observed::{Bell, Observed, Rung, Step};
+use super::observed::{Bell, Observed, Rung, Step, one_offset};
+use super::page::Offset;
 use super::restart::{Home, restart};
 use super::{Answer, Event, Order, Rates, RestartCause, Timekeeper, error_bounds};
 use crate::assessment;
@@ -131,6 +132,8 @@ struct Watching<T> {
     offset_moves: u64,
     /// When it was looked last whether all counters jumped together.
     jump_looked_into: Option<Nanos>,
+    /// Something happened to the guest's time that its page is yet to say.
+    disturbed: bool,
 }
 
 /// The thread. Dropped, it ends.
@@ -230,6 +233,9 @@ fn run<T: Halt>(
         // Where vCPUs are moved, CPUs are measured again, for which the vCPUs themselves may leave little time.
         let now = beat_now();
         watching.tell(beats.worked(now));
+        if watching.disturbed {
+            watching.show_time();
+        }
         last.set(now.boottime);
     }
 }
@@ -239,7 +245,7 @@ impl<T: Halt> Watching<T> {
         let bound =
             ticks_exact_floor(watch.host.bound, watch.rates.host.khz).unwrap_or(Ticks::ZERO);
         let clocksource = (watch.host.clocksource)();
-        let watching = Self {
+        let mut watching = Self {
             condemned: !trusts_the_tsc(clocksource.as_deref()),
             watch,
             bound,
@@ -247,6 +253,7 @@ impl<T: Halt> Watching<T> {
             confined: None,
             offset_moves: 0,
             jump_looked_into: None,
+            disturbed: false,
         };
         if !(watching.watch.host.invariant_tsc)() {
             watching.mark(Cause::Platform(PlatformReport::NotInvariant));
@@ -254,7 +261,26 @@ impl<T: Halt> Watching<T> {
         if watching.condemned {
             watching.mark(Cause::Platform(PlatformReport::OtherClocksource));
         }
+        watching.show_time();
         watching
+    }
+
+    /// Shows the guest the time, by what is known of its TSC now.
+    fn show_time(&mut self) {
+        let apart = self.measured.values().any(|(bounds, _)| bounds.is_apart());
+        let home = self.watch.home.offset;
+        let offset = match one_offset(&self.watch.vcpus, home) {
+            Some(offset) if !apart && !self.condemned => Offset::Is(offset),
+            _ => Offset::Unknown,
+        };
+        let keeper = self.watch.keeper.clone();
+        let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of a guest that is paused, whoever lets it go on writes the page.
+        if !keeper.is_stopped()
+            && let Some(page) = &mut keeper.page
+        {
+            page.show(offset, std::mem::take(&mut self.disturbed));
+        }
     }
 
     fn mark(&self, cause: Cause) {
@@ -266,8 +292,9 @@ impl<T: Halt> Watching<T> {
         keeper.events.add(host_clock::boottime(), event);
     }
 
-    fn tell(&self, stop: Option<Stop>) {
+    fn tell(&mut self, stop: Option<Stop>) {
         if let Some(stop) = stop {
+            self.disturbed = true;
             self.add(Event::UnplannedStop {
                 at_least_ns: stop.at_least.get(),
                 at_most_ns: stop.at_most.get(),
@@ -318,6 +345,7 @@ impl<T: Halt> Watching<T> {
             let events = &mut self.keeper().events;
             events.kernel_compensations = events.kernel_compensations.saturating_add(moved);
         }
+        self.show_time();
     }
 
     /// `rung`: by a vCPU that met something that should not be.
@@ -326,6 +354,7 @@ impl<T: Halt> Watching<T> {
             let clocksource = (self.watch.host.clocksource)();
             if !trusts_the_tsc(clocksource.as_deref()) {
                 self.condemned = true;
+                self.disturbed = true;
                 self.mark(Cause::Platform(PlatformReport::KernelMark));
                 self.add(Event::KernelMark {
                     clocksource: clocksource.unwrap_or_default(),
@@ -415,6 +444,7 @@ impl<T: Halt> Watching<T> {
         let allowed = (self.watch.host.allowed)();
         self.measure(&allowed, now, LOOK_EVERY);
         if allowed.into_iter().all(|cpu| self.agrees(cpu)) {
+            self.disturbed = true;
             self.mark(Cause::HostJump { by });
         }
     }
@@ -480,6 +510,7 @@ impl<T: Halt> Watching<T> {
         let event = match done {
             Ok(None) => return,
             Ok(Some(restarted)) => {
+                self.disturbed = true;
                 keeper.home_offset = Some(restarted.home);
                 Event::Restart {
                     cause,

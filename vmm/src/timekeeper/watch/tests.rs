@@ -252,6 +252,9 @@ macro_rules! on_both {
     }};
 }
 
+// After the macro, which it uses.
+mod page;
+
 const MILLISECOND: u64 = 1_000_000;
 
 /// How far each vCPU's TSC advances in 100 ms of which a tenth is spent in the guest, in milliseconds.

@@ -1,0 +1,149 @@
+//! The guest's VMClock page: which time its TSC tells.
+//!
+//! [`tsc::vmclock`] makes it of what is measured; here the host's clocks are read, and the page is written: at each beat
+//! of the watch, after each disturbance, and before the guest goes on from a pause. Who writes holds the timekeeper.
+//!
+//! The page's counter is the guest's TSC by the host's, the ratio and the offset in force. It is told of only where that
+//! is known: where all vCPUs have one offset, and nothing is held against the host's counters. A guest that is not
+//! watched has a page without a counter, and so has one whose TSC KVM pushes forward.
+
+use std::sync::Arc;
+
+use arch::layout;
+use devices::vmclock::ClockPage;
+use hypervisor::host::read_tsc;
+use hypervisor::tsc_control::{OffsetBounds, TscOffsetControl, VendorRatio};
+use tsc::measure::{GuestSample, HostSample};
+use tsc::vmclock::{Follower, HostClock, RealSample};
+use tsc::{HostTsc, Nanos, TscOffset};
+use vm_memory::{GuestMemoryError, GuestMemoryMmap};
+
+use super::Rates;
+use crate::assessment::DOMAIN_BOUND;
+use crate::host_clock;
+
+/// Whether the TSC that KVM gives for a vCPU, which does not run yet, is the one that its offset explains.
+pub(crate) fn explains(rates: Rates, offset: TscOffset, vcpu: &impl TscOffsetControl) -> bool {
+    // The bracket's times do not count: only its TSCs bound an offset.
+    let host = || HostSample {
+        tsc: read_tsc(),
+        monotonic: Nanos::ZERO,
+    };
+    let before = host();
+    let Ok(guest) = vcpu.guest_tsc() else {
+        return false;
+    };
+    let sample = GuestSample {
+        before,
+        guest: guest.claim(),
+        after: host(),
+    };
+    OffsetBounds::proven_by(rates.ratio, &[sample]).is_some_and(|bounds| bounds.contains(offset))
+}
+
+/// The host's real-time clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RealTime {
+    /// It, between two readings of the TSC.
+    pub(crate) between: fn() -> (HostTsc, Nanos, HostTsc),
+    /// What the kernel says of it.
+    pub(crate) clock: fn() -> HostClock,
+}
+
+impl RealTime {
+    /// That of the machine that this runs on.
+    pub(crate) const THIS_HOST: Self = Self {
+        between: host_clock::real_time_between,
+        clock: host_clock::real_time_clock,
+    };
+}
+
+/// What is known of a guest's TSC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offset {
+    /// All vCPUs have this offset.
+    Is(TscOffset),
+    /// They have not, or the host's counters cannot be relied on.
+    Unknown,
+}
+
+/// The page of a guest.
+#[derive(Debug)]
+pub(crate) struct TimePage {
+    page: ClockPage,
+    follower: Follower,
+    /// What the host's TSC is multiplied by; nothing for a page without a counter.
+    ratio: Option<VendorRatio>,
+    host: RealTime,
+    offset: Offset,
+    /// The last that was known.
+    known: Option<TscOffset>,
+}
+
+impl TimePage {
+    /// The page of a guest that does not run yet, which says that nothing is known. For one whose TSC's rate is not known,
+    /// or not kept by the hardware, it stays so.
+    ///
+    /// # Errors
+    /// The guest has no memory where the page is to be.
+    pub(crate) fn create(
+        memory: Arc<GuestMemoryMmap>,
+        rates: Option<Rates>,
+        host: RealTime,
+    ) -> Result<Self, GuestMemoryError> {
+        let follower = Follower::new(rates.map(|rates| rates.guest), DOMAIN_BOUND);
+        Ok(Self {
+            page: ClockPage::create(memory, layout::VMCLOCK, follower.page())?,
+            follower,
+            ratio: rates.map(|rates| rates.ratio),
+            host,
+            offset: Offset::Unknown,
+            known: None,
+        })
+    }
+
+    /// Shows the time by `offset`. `disturbed`: the guest's TSC may not have gone on as it did.
+    pub(super) fn show(&mut self, offset: Offset, disturbed: bool) {
+        let mut disturbed = disturbed;
+        if let Offset::Is(new) = offset {
+            disturbed |= self.known.replace(new).is_some_and(|known| known != new);
+        }
+        if disturbed {
+            self.follower.disrupt();
+        }
+        self.offset = offset;
+        let shown = self.follower.page().sequence();
+        match (offset, self.ratio) {
+            (Offset::Is(offset), Some(ratio)) => {
+                let (before, real, after) = (self.host.between)();
+                let sample = RealSample {
+                    before: ratio.guest_at(offset, before),
+                    real,
+                    after: ratio.guest_at(offset, after),
+                };
+                self.follower.follow(sample, (self.host.clock)());
+            }
+            _ => {
+                self.follower.distrust();
+            }
+        }
+        let page = self.follower.page();
+        if page.sequence() != shown {
+            self.page.show(page);
+        }
+    }
+
+    /// The guest goes on from a snapshot. The next page says so.
+    pub(super) fn restored(&mut self) {
+        self.follower.restore();
+    }
+
+    /// The guest is about to go on from a pause: with all of its clocks `moved` to this offset, or as they were.
+    pub(super) fn go_on(&mut self, moved: Option<TscOffset>) {
+        let offset = match (self.offset, moved) {
+            (Offset::Is(_), Some(moved)) => Offset::Is(moved),
+            (offset, _) => offset,
+        };
+        self.show(offset, moved.is_some());
+    }
+}
