@@ -120,6 +120,10 @@ mod tests {
         // Nothing of what was there is left.
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0x2fff)).ok(), Some(0));
         for second in 1..4 {
+            // Whatever the guest writes into what changes.
+            memory
+                .write_slice(&[0x55; SIZE - 12], GuestAddress(0x200c))
+                .expect("inside");
             let next = follow(&mut follower, second * 1_000_000_000);
             page.show(&next);
             assert_eq!(bytes(&memory), next.to_bytes());

@@ -1,14 +1,16 @@
 /*
  * The witness: runs in a stock Linux guest, 64-bit or 32-bit, and watches its time on all of its processors.
  *
- *   witness SECONDS
+ *   witness SECONDS [ADDRESS]
  *   witness now        CLOCK_REALTIME in nanoseconds, for hosts whose date has none
+ *   witness keep       tells the kernel that its clock is kept at real time, and is right: for hosts that nobody keeps
  *
  * A process on each processor reads the TSC and CLOCK_MONOTONIC without a pause. No reading may be less than one
  * that any processor took before it, and the TSC of one processor may not be the same twice. Other processes
  * sleep until given times and look when they wake. The first process tells of all that, and holds the guest's
  * CLOCK_REALTIME against the host's, by the kernel's PTP device for KVM, which asks the host: at one instant where
- * the guest keeps time by the kvmclock, and between two readings otherwise.
+ * the guest keeps time by the kvmclock, and between two readings otherwise. At ADDRESS, in hexadecimal, is a VMClock
+ * page (include/uapi/linux/vmclock-abi.h), which it maps, and by which it takes its TSC for a time, too.
  *
  * No C library: it has none for both kinds of guests. Numbers are in hexadecimal, since a division of 64 bits needs
  * a library on a 32-bit processor. Lines, each after "w ":
@@ -18,6 +20,10 @@
  *   cross HOST GUEST TSC-BEFORE GUEST TSC-AFTER    the host's and the guest's time at one instant, in ns;
  *                                                  then the guest's time between two readings of its TSC
  *   between GUEST HOST GUEST TSC-BEFORE GUEST TSC-AFTER      the host's time between two readings of the guest's
+ *   page STATUS MARKER BEFORE AFTER ESTIMATE LARGEST
+ *                                                  the page's time at the two readings of the TSC in the line before,
+ *                                                  and by how much it may be off; all ones where that is not told, and
+ *                                                  0 for the times of a page without a counter
  *   sum MONOTONIC READINGS STILL BACK TSC-STEPS LARGEST MONOTONIC-STEPS LARGEST TSC-GAP MONOTONIC-GAP FIRED EARLY LATEST
  *                                                  since the beginning; the gaps and the latest since the line before.
  *                                                  STILL and BACK: the TSC of one processor, by itself; STEPS: behind
@@ -42,7 +48,7 @@ typedef u64 __attribute__((aligned(8))) shared64;
 enum {
 	SYS_write = 1, SYS_open = 2, SYS_mmap = 9, SYS_ioctl = 16, SYS_fork = 57, SYS_exit = 60, SYS_wait4 = 61,
 	SYS_kill = 62, SYS_sched_setaffinity = 203, SYS_sched_getaffinity = 204, SYS_clock_gettime = 228,
-	SYS_clock_nanosleep = 230
+	SYS_clock_nanosleep = 230, SYS_clock_adjtime = 305
 };
 static long call6(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -56,11 +62,11 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
 	return result;
 }
 #else
-/* clock_gettime64 and clock_nanosleep_time64; mmap2, whose offset is in pages. */
+/* clock_gettime64, clock_adjtime64 and clock_nanosleep_time64; mmap2, whose offset is in pages. */
 enum {
 	SYS_exit = 1, SYS_fork = 2, SYS_write = 4, SYS_open = 5, SYS_kill = 37, SYS_ioctl = 54, SYS_wait4 = 114,
 	SYS_mmap = 192, SYS_sched_setaffinity = 241, SYS_sched_getaffinity = 242, SYS_clock_gettime = 403,
-	SYS_clock_nanosleep = 407
+	SYS_clock_nanosleep = 407, SYS_clock_adjtime = 405
 };
 static long call6(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -82,6 +88,11 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
 			 : "ecx", "edx", "edi", "memory");
 	return result;
 }
+#endif
+#ifdef __x86_64__
+#define MMAP_UNIT 1UL
+#else
+#define MMAP_UNIT 4096UL
 #endif
 #define call(number, a, b, c, d) call6(number, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
 
@@ -284,23 +295,125 @@ static u64 of(struct ptp_time time)
 	return (u64)time.seconds * NS + time.nanoseconds;
 }
 
-/* The guest's time between two readings of its TSC: the closest of some. */
+/* The page that the host writes, if there is one, and a copy of it that was taken whole. */
+enum { PAGE = 112, MAGIC = 0, VERSION = 8, COUNTER = 10, TIME_TYPE = 11, SEQUENCE = 12, MARKER = 16, FLAGS = 24,
+       STATUS = 34, SHIFT = 39, COUNTER_VALUE = 40, PERIOD = 48, PERIOD_ERROR = 56, TIME = 72, TIME_ERROR = 88 };
+static const volatile u32 *page;
+static u32 copy[PAGE / 4];
+
+static unsigned byte(int at)
+{
+	return copy[at / 4] >> at % 4 * 8 & 0xff;
+}
+
+static u64 field(int at)
+{
+	return (u64)copy[at / 4 + 1] << 32 | copy[at / 4];
+}
+
+static u32 sequence(void)
+{
+	return __atomic_load_n((const u32 *)&page[SEQUENCE / 4], __ATOMIC_ACQUIRE);
+}
+
+/* Returns the count that holds as long as the copy does. */
+static u32 copy_page(void)
+{
+	for (;;) {
+		u32 count = sequence();
+		for (int i = 0; i < PAGE / 4; i++)
+			copy[i] = page[i];
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+		if (count % 2 == 0 && sequence() == count)
+			return count;
+	}
+}
+
+/* a x b in 128 bits: the low half is returned. */
+static u64 multiply(u64 a, u64 b, u64 *high)
+{
+	u64 low = (a & 0xffffffff) * (b & 0xffffffff);
+	u64 middle = (a >> 32) * (b & 0xffffffff) + (low >> 32);
+	u64 other = (a & 0xffffffff) * (b >> 32) + (middle & 0xffffffff);
+	*high = (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
+	return other << 32 | (low & 0xffffffff);
+}
+
+/* So many ticks of a period: seconds, and what is returned, in units of 2^-64 of one. */
+static u64 scale(u64 ticks, u64 period, u64 *seconds)
+{
+	u64 high, low = multiply(ticks, period, &high);
+	unsigned shift = byte(SHIFT);
+	if (shift > 0) {
+		low = low >> shift | high << (64 - shift);
+		high >>= shift;
+	}
+	*seconds = high;
+	return low;
+}
+
+static u64 nanoseconds(u64 seconds, u64 fraction)
+{
+	u64 below;
+	multiply(fraction, NS, &below);
+	return seconds * NS + below;
+}
+
+static u64 page_time(u64 counter)
+{
+	u64 seconds, fraction = scale(counter - field(COUNTER_VALUE), field(PERIOD), &seconds);
+	u64 sum = fraction + field(TIME + 8);
+	return nanoseconds(seconds + field(TIME) + (sum < fraction), sum);
+}
+
+/* The estimated error, or the largest. */
+static u64 page_error(u64 counter, int largest)
+{
+	unsigned period = 3 + (unsigned)largest, time = 5 + (unsigned)largest;
+	if (!(field(FLAGS) >> period & field(FLAGS) >> time & 1))
+		return ~0ULL;
+	u64 ticks = counter - field(COUNTER_VALUE);
+	u64 seconds, fraction = scale(ticks, field(PERIOD_ERROR + 8 * largest), &seconds);
+	return nanoseconds(seconds, fraction) + 1 + field(TIME_ERROR + 8 * largest);
+}
+
+static void tell_page(u64 before, u64 after)
+{
+	int ticks = byte(COUNTER) == 1;
+	text("w page");
+	hex(byte(STATUS));
+	hex(field(MARKER));
+	hex(ticks ? page_time(before) : 0);
+	hex(ticks ? page_time(after) : 0);
+	hex(page_error(after, 0));
+	hex(page_error(after, 1));
+	tell();
+}
+
+/* The guest's time between two readings of its TSC: the closest of some. The page holds for all of them. */
 static void tell_tsc(void)
 {
-	u64 best[3] = { 0, 0, ~0ULL };
-	for (int attempt = 0; attempt < 16; attempt++) {
-		u64 before = tsc();
-		u64 time = now(REALTIME);
-		u64 after = tsc();
-		if (after - before < best[2] - best[0] || attempt == 0) {
-			best[0] = before;
-			best[1] = time;
-			best[2] = after;
+	u64 best[3];
+	u32 count = 0;
+	do {
+		count = page != 0 ? copy_page() : 0;
+		for (int attempt = 0; attempt < 16; attempt++) {
+			u64 before = tsc();
+			u64 time = now(REALTIME);
+			u64 after = tsc();
+			if (attempt == 0 || after - before < best[2] - best[0]) {
+				best[0] = before;
+				best[1] = time;
+				best[2] = after;
+			}
 		}
-	}
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	} while (page != 0 && sequence() != count);
 	for (int i = 0; i < 3; i++)
 		hex(best[i]);
 	tell();
+	if (page != 0)
+		tell_page(best[0], best[2]);
 }
 
 static void look(int device)
@@ -437,6 +550,46 @@ static int is_child(void)
 	return child == 0;
 }
 
+/* include/uapi/linux/timex.h: struct __kernel_timex */
+struct timex64 {
+	u32 modes, pad1;
+	s64 offset, frequency, largest_error, estimated_error;
+	u32 status, pad2;
+	s64 others[14];
+	u32 tai, pad3[11];
+};
+_Static_assert(sizeof(struct timex64) == 208, "as the kernel has it");
+enum { ADJ_MAXERROR = 4, ADJ_ESTERROR = 8, ADJ_STATUS = 16 };
+
+/* The clock is kept, and its errors are 0, from which the kernel counts on. */
+static void keep(void)
+{
+	struct timex64 time = { .modes = ADJ_MAXERROR | ADJ_ESTERROR | ADJ_STATUS };
+	long state = call(SYS_clock_adjtime, REALTIME, &time, 0, 0);
+	if (state < 0)
+		fail("have its clock kept", state);
+}
+
+static void map_page(const char *digits)
+{
+	unsigned long address = 0;
+	for (; *digits != 0; digits++)
+		address = address << 4 | (unsigned long)(*digits <= '9' ? *digits - '0' : *digits - 'a' + 10);
+	long memory = call(SYS_open, "/dev/mem", 0, 0, 0);
+	if (memory < 0)
+		fail("open the memory", memory);
+	/* PROT_READ, MAP_SHARED */
+	long mapped = call6(SYS_mmap, 0, 4096, 1, 1, memory, (long)(address / MMAP_UNIT));
+	if (mapped < 0 && mapped > -4096)
+		fail("map the clock's page", mapped);
+	page = (const volatile u32 *)mapped;
+	copy_page();
+	/* "VCLK", version 1, UTC; a TSC or no counter. */
+	unsigned counter = byte(COUNTER);
+	if (copy[MAGIC] != 0x4b4c4356 || byte(VERSION) != 1 || byte(TIME_TYPE) != 0 || (counter != 1 && counter != 0xff))
+		fail("understand the clock's page", 0);
+}
+
 static int count_processors(void)
 {
 	unsigned long mask[16] = { 0 };
@@ -449,17 +602,23 @@ static int count_processors(void)
 
 __attribute__((used)) static void run(long *stack)
 {
-	const char *argument = stack[0] == 2 ? (const char *)stack[2] : "";
+	const char *argument = stack[0] >= 2 ? (const char *)stack[2] : "";
 	u64 seconds = 0;
 	if (argument[0] == 'n' && argument[1] == 'o' && argument[2] == 'w' && argument[3] == 0) {
 		hex(now(REALTIME));
 		tell();
 		quit(0);
 	}
+	if (argument[0] == 'k' && argument[1] == 'e' && argument[2] == 'e' && argument[3] == 'p' && argument[4] == 0) {
+		keep();
+		quit(0);
+	}
 	for (; *argument >= '0' && *argument <= '9'; argument++)
 		seconds = seconds * 10 + (u64)(*argument - '0');
 	if (seconds == 0 || *argument != 0)
-		fail("understand its argument, a number of seconds or now", 0);
+		fail("understand its argument, a number of seconds, now or keep", 0);
+	if (stack[0] == 3)
+		map_page((const char *)stack[3]);
 	/* PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS */
 	long mapped = call6(SYS_mmap, 0, sizeof *shared, 3, 0x21, -1, 0);
 	if (mapped < 0 && mapped > -4096)

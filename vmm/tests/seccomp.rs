@@ -86,7 +86,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
         };
     }
     numbers! {
-        accept4 = SYS_accept4, brk = SYS_brk, clock_gettime = SYS_clock_gettime, clone = SYS_clone,
+        accept4 = SYS_accept4, brk = SYS_brk, clock_adjtime = SYS_clock_adjtime, clock_gettime = SYS_clock_gettime, clone = SYS_clone,
         clone3 = SYS_clone3, close = SYS_close, connect = SYS_connect, epoll_create1 = SYS_epoll_create1, epoll_ctl = SYS_epoll_ctl,
         epoll_pwait = SYS_epoll_pwait, epoll_wait = SYS_epoll_wait, exit = SYS_exit,
         exit_group = SYS_exit_group, fallocate = SYS_fallocate, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync, flock = SYS_flock,
@@ -130,6 +130,7 @@ fn constants() -> BTreeMap<&'static str, u64> {
         | libc::CLONE_CHILD_CLEARTID;
     BTreeMap::from([
         ("AF_UNIX", number(libc::AF_UNIX)),
+        ("CLOCK_REALTIME", number(libc::CLOCK_REALTIME)),
         ("FIONBIO", libc::FIONBIO),
         ("FUTEX_WAIT", number(libc::FUTEX_WAIT)),
         (

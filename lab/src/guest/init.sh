@@ -18,14 +18,23 @@ echo "clocksource: $(/bin/busybox cat $clock/current_clocksource)"
 echo "clocksources available: $(/bin/busybox cat $clock/available_clocksource)"
 echo "date: $(/bin/busybox date -u '+%Y-%m-%d %H:%M:%S')"
 /bin/busybox dmesg | /bin/busybox grep -iE 'tsc|kvm-clock|clocksource' | /bin/busybox sed 's/^/log: /'
+# The devices that are of the machine as a whole: its generation with the driver that it has, if the kernel has one,
+# the interrupt that tells of another, and the page of its clock, which begins with "VCLK" and has its status later.
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+driver=$(/bin/busybox readlink /sys/bus/acpi/devices/VMGENCTR:00/driver)
+echo "generation: $(/bin/busybox cat /sys/bus/acpi/devices/VMGENCTR:00/hid) ${driver##*/}"
+echo "event interrupts: $(/bin/busybox grep -c 'ACPI:Ged' /proc/interrupts)"
+page=$(/bin/busybox sed -n 's/^ *\([0-9a-f]*\)-[0-9a-f]* : AMZNC10C:00$/\1/p' /proc/iomem)
+of_page() { /bin/busybox dd if=/dev/mem bs=1 skip=$((0x$page + $1)) count="$2" 2>/dev/null; }
+echo "clock page: $(of_page 0 4) at $page"
+echo "clock status: $(of_page 34 1 | /bin/busybox hexdump -e '1/1 "%u"')"
 # The kernel passes its option `witness` on as a variable.
 if [ -x /bin/witness ]; then
-    /bin/busybox mount -t devtmpfs devtmpfs /dev
     while read -r module; do
         # A host that cannot be asked for the time is one that the module refuses.
         /bin/busybox insmod "/modules/$module.ko" 2>&1 | /bin/busybox sed 's/^/log: /'
     done </modules/order
-    /bin/witness "${witness:-10}"
+    /bin/witness "${witness:-10}" "$page"
 fi
 /bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|lockup|stall|APIC timer disabled' |
     /bin/busybox sed 's/^/trouble: /'

@@ -43,6 +43,21 @@ pub(crate) struct Look {
     pub(crate) guest_later: i128,
     /// and its TSC between these.
     pub(crate) tsc: Within,
+    /// What the page of its VMClock said then.
+    pub(crate) page: Option<Page>,
+}
+
+/// What a guest's VMClock page said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Page {
+    /// `VMCLOCK_STATUS_*`.
+    pub(crate) status: u64,
+    /// The disruption marker.
+    pub(crate) marker: u64,
+    /// The time at the two readings of the TSC.
+    pub(crate) time: Within,
+    /// By how much it may be off, as it says: estimated, and at most.
+    pub(crate) errors: Option<[i128; 2]>,
 }
 
 impl Look {
@@ -128,6 +143,10 @@ impl Testimony {
                     };
                     found.looks.push(look(guest, ahead, [before, later, after]));
                 }
+                ("page", numbers) => {
+                    let last = found.looks.last_mut().context("a page before a look")?;
+                    last.page = Some(page(numbers)?);
+                }
                 ("sum", numbers) => found.sums.push(sum(numbers)?),
                 ("lost", &[lost]) => found.lost = lost,
                 ("end", []) => ended = true,
@@ -154,7 +173,24 @@ fn look(guest: u64, ahead: Within, [before, later, after]: [u64; 3]) -> Look {
             at_least: i128::from(before),
             at_most: i128::from(after),
         },
+        page: None,
     }
+}
+
+fn page(numbers: &[u64]) -> Result<Page> {
+    let &[status, marker, before, after, estimate, largest] = numbers else {
+        bail!("a page of {} numbers", numbers.len());
+    };
+    let told = [estimate, largest].iter().all(|error| *error != u64::MAX);
+    Ok(Page {
+        status,
+        marker,
+        time: Within {
+            at_least: i128::from(before),
+            at_most: i128::from(after),
+        },
+        errors: told.then(|| [estimate, largest].map(i128::from)),
+    })
 }
 
 fn sum(numbers: &[u64]) -> Result<Sum> {
@@ -244,12 +280,23 @@ mod tests {
     #[test]
     fn testimony_has_what_each_line_says() {
         let said = "[ 0.1] boot\r\nw begin 2\r\nw none 5f\r\nw cross 3e8 64 a 65 c\r\n\
-                    w between 64 3e8 6e a 6f c\r\nw sum 1 2 3 4 5 6 7 8 9 a b c d\r\nw lost 1\r\nw end\r\n";
+                    w page 2 7 3e9 3eb 4 5\r\nw between 64 3e8 6e a 6f c\r\nw sum 1 2 3 4 5 6 7 8 9 a b c d\r\nw lost 1\r\nw end\r\n";
         let testimony = Testimony::parse(said).unwrap();
         assert_eq!(
             (testimony.processors, testimony.blind, testimony.lost),
             (2, 1, 1)
         );
+        let page = Page {
+            status: 2,
+            marker: 7,
+            time: Within {
+                at_least: 1001,
+                at_most: 1003,
+            },
+            errors: Some([4, 5]),
+        };
+        assert_eq!(testimony.looks[0].page, Some(page));
+        assert_eq!(testimony.looks[1].page, None);
         // 1000 - 100 at once; 1000 - 110 to 1000 - 100 between.
         let bounds = |look: &Look| (look.ahead.at_least, look.ahead.at_most);
         let ahead: Vec<_> = testimony.looks.iter().map(bounds).collect();
@@ -272,6 +319,8 @@ mod tests {
             good.replace("w end", "w failed to fork c\nw end"),
             good.replace("w end", "w end\nw lost 0"),
             good.replace("w end", "w something\nw end"),
+            good.replace("w end", "w page 1 2 3 4 5 6\nw end"),
+            good.replace("w end", "w cross 1 2 3 4 5\nw page 1 2 3 4 5\nw end"),
         ];
         for bad in rows {
             assert!(Testimony::parse(&bad).is_err(), "{bad}");

@@ -1,8 +1,10 @@
 //! What a running guest's clocks do, told by a witness in the guest that reads them all the time on all of its
 //! processors, and held against the host's clock from within (`lab/guests/witness.c`).
 //!
-//! `pause`: three stops of ten seconds, in this order: `freeze`, `advance`, and SIGSTOP.
+//! `pause`: three stops of ten seconds, in this order: `freeze`, `advance`, and SIGSTOP. The same looks hold the
+//! guest's VMClock page against the host's clock.
 
+mod page;
 mod stops;
 
 use anyhow::{Context, Result};

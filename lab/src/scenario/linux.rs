@@ -134,6 +134,42 @@ fn clocksource(host: Host) -> &'static str {
     }
 }
 
+/// The driver that a stock kernel has for the machine's generation: Debian's kernel for clouds is built without.
+fn generation(kernel: Kernel) -> &'static str {
+    match kernel {
+        Kernel::Amd64 => "VMGENCTR",
+        Kernel::I386 | Kernel::I386Pae => "VMGENCTR vmgenid",
+    }
+}
+
+/// The clock's page says that it cannot be relied on (`VMCLOCK_STATUS_UNRELIABLE`) where KVM moves the guest's TSC
+/// by itself, and nowhere else. How well the host's clock is kept is another matter: nobody keeps it.
+fn check_clock_page(host: Host, report: &Report) -> Result<()> {
+    const UNRELIABLE: &str = "4";
+    let page = report.value("clock page")?;
+    ensure!(
+        page.starts_with("VCLK at "),
+        "the guest's clock page: {page}"
+    );
+    let status = report.value("clock status")?;
+    ensure!(
+        matches!(status, "0" | "1" | "2" | "3" | UNRELIABLE),
+        "the guest's clock status: {status}"
+    );
+    let moved = matches!(
+        host,
+        Host::Svm {
+            tsc: Tsc::Unstable,
+            ..
+        }
+    );
+    ensure!(
+        (status == UNRELIABLE) == moved,
+        "the guest's clock status is {status}, and KVM moves its TSC: {moved}"
+    );
+    Ok(())
+}
+
 /// How far a guest came that did not report. Without a line it hardly got beyond its entry; status 0 is that
 /// of a triple fault, and of the reset when its kernel panicked.
 fn how_far(outcome: &Outcome) -> String {
@@ -155,6 +191,15 @@ fn check(host: Host, kernel: Kernel, outcome: &Outcome) -> Result<()> {
     };
     expect("processors online", &PROCESSORS.to_string())?;
     expect("clocksource", clocksource(host))?;
+    // A later kernel may have the driver.
+    let found = report.value("generation").map(str::trim)?;
+    ensure!(
+        found.starts_with(generation(kernel)),
+        "the guest's generation: {found}, not {}",
+        generation(kernel)
+    );
+    expect("event interrupts", "1")?;
+    check_clock_page(host, &report)?;
     let machine = report.value("kernel").map(str::to_owned)?;
     let architecture = if kernel == Kernel::Amd64 {
         " x86_64"
@@ -182,7 +227,9 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "--- user space ---\r\nkernel: 6.1.0-50-cloud-amd64 x86_64\r\n\
-                        processors online: 2\r\nclocksource: kvm-clock\r\n--- power off ---\r\n";
+                        processors online: 2\r\nclocksource: kvm-clock\r\ngeneration: VMGENCTR \r\n\
+                        event interrupts: 1\r\nclock page: VCLK at 000fe000\r\nclock status: 4\r\n\
+                        --- power off ---\r\n";
 
     fn judged(serial: &str, status: Option<u8>) -> Result<()> {
         judged_as(Kernel::Amd64, serial, status)
@@ -214,12 +261,15 @@ mod tests {
     fn check_pae_guest_without_pae_fails() {
         let good = GOOD
             .replace("x86_64", "i686")
+            .replace("VMGENCTR", "VMGENCTR vmgenid")
             .replace("clocksource:", "pae: yes\r\nclocksource:");
         judged_as(Kernel::I386Pae, &good, Some(0)).unwrap();
         for text in [good.replace("yes", "no"), good.replace("pae", "")] {
             assert!(judged_as(Kernel::I386Pae, &text, Some(0)).is_err());
             judged_as(Kernel::I386, &text, Some(0)).unwrap();
         }
+        let without = good.replace(" vmgenid", "");
+        assert!(judged_as(Kernel::I386Pae, &without, Some(0)).is_err());
     }
 
     #[test]
@@ -228,6 +278,10 @@ mod tests {
         let rows = [
             ("online: 2", "online: 1", "processors"),
             ("kvm-clock", "jiffies", "clocksource"),
+            ("VMGENCTR", "", "generation"),
+            ("interrupts: 1", "interrupts: 0", "interrupts"),
+            ("VCLK", "", "clock page"),
+            ("status: 4", "status: 0", "moves its TSC"),
             ("x86_64", "i686", "x86_64"),
             (
                 "--- power off ---",

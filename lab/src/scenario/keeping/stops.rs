@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::Evidence;
+use super::{Evidence, page};
 use crate::guest::witness::{Look, Sum, Within};
 use crate::scenario::Outcome;
 
@@ -140,11 +140,14 @@ pub(super) fn check(clocksource: &str, outcome: &Outcome) -> Result<()> {
     let runs_on = |a: &Look, b: &Look| a.host_later().change(b.host_later()).at_least < STOP_NS / 2;
     let phases = testimony.looks.chunk_by(runs_on);
     let phases: Vec<_> = phases.map(|looks| Phase { looks, khz }).collect();
-    let [first, second, third, fourth] = phases.as_slice() else {
-        anyhow::bail!("{} stops, not 3", phases.len().saturating_sub(1));
+    let count = phases.len();
+    let Ok(phases): Result<[Phase<'_>; 4], _> = phases.try_into() else {
+        anyhow::bail!("{} stops, not 3", count.saturating_sub(1));
     };
+    let [first, second, third, fourth] = &phases;
     let (frozen, advanced) = (first.lost(second)?, second.lost(third)?);
     let unplanned = third.lost(fourth)?;
+    page::check(&phases.each_ref().map(|phase| phase.looks))?;
     judge(&evidence, &frozen, &advanced, &unplanned)
         .and_then(|()| sleepers(&testimony.sums, testimony.lost))
         .with_context(|| {
