@@ -163,7 +163,7 @@ impl Pair {
     /// The same a little earlier, so that a guest whose CPU's counter is a little behind reads no less.
     fn earlier(self, by: Nanos, rate: Hz) -> Self {
         // Bit budget: 64 + 42.
-        let ticks = wide::narrow(wide::mul(by.get(), rate.get()) / u128::from(BILLION));
+        let ticks = wide::narrow(wide::mul(by.get(), rate.get()) / 1_000_000_000);
         match ticks.zip(self.real.checked_sub(by)) {
             Some((ticks, real)) => Self {
                 counter: GuestTsc::new(self.counter.get().wrapping_sub(ticks)),
@@ -231,7 +231,7 @@ fn nanos_ceil(ticks: Ticks, rate: Hz) -> Nanos {
 
 /// The share `error` of `time`, rounded up; saturates.
 fn share_ceil(time: Nanos, error: Ppb) -> Nanos {
-    let share = wide::mul(time.get(), error.get().unsigned_abs()) / u128::from(BILLION);
+    let share = wide::mul(time.get(), error.get().unsigned_abs()) / 1_000_000_000;
     Nanos::new(wide::narrow(share.wrapping_add(1)).unwrap_or(u64::MAX))
 }
 

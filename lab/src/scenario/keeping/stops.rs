@@ -135,6 +135,8 @@ pub(super) fn check(clocksource: &str, outcome: &Outcome) -> Result<()> {
         "the guest saw its time stand still or go backwards: {total:?}"
     );
 
+    page::check(&testimony.looks)?;
+
     let in_force = &evidence.time["guest"]["tsc_khz_in_force"];
     let khz = nanoseconds(in_force)?;
     let runs_on = |a: &Look, b: &Look| a.host_later().change(b.host_later()).at_least < STOP_NS / 2;
@@ -147,7 +149,7 @@ pub(super) fn check(clocksource: &str, outcome: &Outcome) -> Result<()> {
     let [first, second, third, fourth] = &phases;
     let (frozen, advanced) = (first.lost(second)?, second.lost(third)?);
     let unplanned = third.lost(fourth)?;
-    page::check(&phases.each_ref().map(|phase| phase.looks))?;
+    page::check_markers(&phases.each_ref().map(|phase| phase.looks))?;
     judge(&evidence, &frozen, &advanced, &unplanned)
         .and_then(|()| sleepers(&testimony.sums, testimony.lost))
         .with_context(|| {

@@ -92,7 +92,7 @@ impl<'a, 'b, F: ModelForm> Reader<'a, 'b, F> {
                 .magnitude();
             let ticks = u128::from(tsc.wrapping_elapsed(page.counter).get());
             let period = u128::from(page.period_estimated_error.expect("told").get());
-            let drift = (ticks * period * 1_000_000_000 >> page.period.shift()) >> 64;
+            let drift = ((ticks * period * 1_000_000_000) >> page.period.shift()) >> 64;
             let error = u128::from(page.time_estimated_error.expect("told").get()) + drift;
             assert!(
                 u128::from(off.get()) <= error + 1,
