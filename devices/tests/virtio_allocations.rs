@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use devices::rate_limiter::{Bucket, RateLimiter};
 use devices::virtio::block::{Access, Block, Cache, Image, Serial};
 use devices::virtio::entropy::Entropy;
+use devices::virtio::net::{Detour, HEADER, Identity, Link, Net, Offloads};
 use devices::virtio::vsock::{Cid, Event, Host, Place, Port, Stream, Token, Vsock};
-use devices::virtio::{Device, Next};
+use devices::virtio::{Buffers, Device, Next};
 use driver::*;
 use tsc::Nanos;
 use vm_memory::VolatileSlice;
@@ -128,6 +129,84 @@ fn protocol_violation_is_found_without_allocating() {
     driver.make_available(0);
     assert_eq!(allocations_of(&driver), 0);
     assert_eq!(driver.read(STATUS) & NEEDS_RESET, NEEDS_RESET);
+}
+
+/// A link that takes everything, and has a frame when it is told so; and a detour that wants nothing.
+#[derive(Clone, Default)]
+struct Cable(Arc<AtomicBool>);
+
+impl Link for Cable {
+    fn offload(&mut self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, _: &Buffers<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let has = self.0.swap(false, Ordering::SeqCst);
+        into[..100].fill(0);
+        Ok(has.then_some(100))
+    }
+}
+
+impl Detour for Cable {
+    fn wants(&self, beginning: &[u8]) -> bool {
+        beginning.first() == Some(&1)
+    }
+
+    fn room(&mut self, _: usize) -> Option<&mut [u8]> {
+        None
+    }
+
+    fn arrived(&mut self) {}
+
+    fn give(&mut self, _: &mut [u8]) -> Option<usize> {
+        None
+    }
+
+    fn wait(&mut self) -> Option<Nanos> {
+        None
+    }
+}
+
+#[test]
+fn card_serves_without_allocating_with_a_detour_and_without() {
+    for detour in [false, true] {
+        let cable = Cable::default();
+        let link = Box::new(cable.clone());
+        let mut net = Net::new(
+            link,
+            Identity::default(),
+            limiter(),
+            limiter(),
+            Box::new(|_, _| {}),
+        );
+        if detour {
+            net = net.with_detour(Box::new(cable.clone()));
+        }
+        let mut driver = Driver::ready(net, EVENT_INDEX | 1 << 15);
+        for (len, byte) in [(100, 0_u8), (60_000, 0), (20, 0), (100, 1)] {
+            driver.store(ROOM + 0x1_0000 + HEADER as u64, byte);
+            cable.0.store(true, Ordering::SeqCst);
+            driver.queue = 0;
+            driver.put_from(0, &[(ROOM, 60, true)]);
+            driver.put_from(1, &[(ROOM + 0x1000, 60, true)]);
+            driver.queue = 1;
+            driver.put(&[
+                (ROOM + 0x1_0000, len / 2, false),
+                (ROOM + 0x1_0000 + u64::from(len / 2), len - len / 2, false),
+            ]);
+            assert_eq!(allocations_of(&driver), 0, "{detour} {len}");
+            assert!(driver.used().is_some());
+            driver.queue = 0;
+            assert_eq!(
+                (driver.used(), driver.used()),
+                (Some((0, 60)), Some((1, 40)))
+            );
+        }
+    }
 }
 
 /// A program that takes everything but for a while, and says something when it is told to.

@@ -13,10 +13,18 @@
 //!
 //! What the link refuses is dropped, too, and told once for each kind of failure: a network loses frames, and its
 //! users know how to live with that.
+//!
+//! # Frames that never reach the link
+//!
+//! A card may have a [`Detour`]: somebody on the host who answers some of the guest's frames, as the metadata
+//! service does. It is shown the beginning of each frame and takes what is for it. Neither its frames nor its
+//! answers count against the card's rates. It is no firewall: a guest that writes to a frame while it is looked at
+//! can have any frame on the link.
 
 use std::fmt;
 use std::io;
 
+use tsc::Nanos;
 use virtio_bindings::virtio_net as net;
 
 use super::{Buffers, Chain, ConfigSpace, Device, Kind, Served, Violation};
@@ -93,6 +101,33 @@ pub trait Link: Send {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<Option<usize>>;
 }
 
+/// The most VLAN tags (IEEE 802.1Q) that a [`Detour`] is to look behind.
+pub const MAX_TAGS: usize = 8;
+
+/// How much of a frame a [`Detour`] is shown: two addresses, tags, a type, and an ARP packet for IPv4, which is
+/// longer than an IPv4 header.
+pub const PEEK: usize = 14 + 4 * MAX_TAGS + 28;
+
+/// Who answers some of a guest's frames instead of the link.
+pub trait Detour: Send {
+    /// Whether a frame is for it that begins with these bytes, after its header: [`PEEK`] of them, or all.
+    fn wants(&self, beginning: &[u8]) -> bool;
+
+    /// Room for a frame of `len` bytes with its header; `None` when it does not take one of that length, which is
+    /// then lost.
+    fn room(&mut self, len: usize) -> Option<&mut [u8]>;
+
+    /// A frame is in the room that it gave last.
+    fn arrived(&mut self);
+
+    /// Puts its next frame for the guest, with its header, into `into`, which has room for [`MAX_FRAME`], and says
+    /// how long it is; `None` when there is none.
+    fn give(&mut self, into: &mut [u8]) -> Option<usize>;
+
+    /// After which time it may have one although nothing arrived; more than none.
+    fn wait(&mut self) -> Option<Nanos>;
+}
+
 /// What was done when the link refused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -141,6 +176,11 @@ pub struct Net {
     waiting: Option<usize>,
     /// One buffer need not hold a whole frame.
     mergeable: bool,
+    detour: Option<Box<dyn Detour>>,
+    /// The frame that waits is the detour's.
+    is_detours: bool,
+    /// The detour got a frame in this round, and may have an answer.
+    detoured: bool,
 }
 
 /// What of it can be changed.
@@ -176,7 +216,17 @@ impl Net {
             frame: vec![0; MAX_FRAME].into_boxed_slice(),
             waiting: None,
             mergeable: false,
+            detour: None,
+            is_detours: false,
+            detoured: false,
         }
+    }
+
+    /// The same with somebody who takes some of the guest's frames.
+    #[must_use]
+    pub fn with_detour(mut self, detour: Box<dyn Detour>) -> Self {
+        self.detour = Some(detour);
+        self
     }
 
     fn failed(&mut self, operation: Operation, error: &io::Error) {
@@ -187,9 +237,16 @@ impl Net {
         }
     }
 
-    /// The length of the frame that waits, which is taken from the link if there is none.
+    /// The length of the frame that waits, which is taken from the detour or the link if there is none.
     fn waiting(&mut self) -> Option<usize> {
         if self.waiting.is_some() {
+            return self.waiting;
+        }
+        // First: it has no more than answers to the guest, where the link may have frames without end.
+        let answer = self.detour.as_mut().and_then(|d| d.give(&mut self.frame));
+        self.is_detours = answer.is_some();
+        if answer.is_some() {
+            self.waiting = answer.map(|len| len.min(self.frame.len()));
             return self.waiting;
         }
         match self.link.receive(&mut self.frame) {
@@ -202,7 +259,8 @@ impl Net {
     fn receive(&mut self, chain: &Chain<'_>) -> Result<Served, Violation> {
         loop {
             let Some(len) = self.waiting() else {
-                return Ok(Served::Idle);
+                let wait = self.detour.as_mut().and_then(|detour| detour.wait());
+                return Ok(wait.map_or(Served::Idle, Served::Later));
             };
             // A frame that is no frame, and one that buffers have no room for.
             let fits = len as u64 <= chain.writable.len();
@@ -216,7 +274,9 @@ impl Net {
                 }
                 continue;
             }
-            if let Err(wait) = self.receive.take((len - HEADER) as u64) {
+            if !self.is_detours
+                && let Err(wait) = self.receive.take((len - HEADER) as u64)
+            {
                 return Ok(Served::Later(wait));
             }
             self.waiting = None;
@@ -234,10 +294,36 @@ impl Net {
         }
     }
 
+    /// Whether the detour wanted this frame of `len` bytes, and got it.
+    fn detour(&mut self, frame: &Buffers<'_>, len: usize) -> bool {
+        let Some(detour) = &mut self.detour else {
+            return false;
+        };
+        let mut beginning = [0; HEADER + PEEK];
+        let shown = len.min(beginning.len());
+        let Some(beginning) = beginning.get_mut(..shown) else {
+            return false;
+        };
+        let read = frame.split_at(shown as u64);
+        let read = read.and_then(|(first, _)| first.read(beginning).ok());
+        let wanted = read.is_some() && detour.wants(beginning.get(HEADER..).unwrap_or_default());
+        if wanted
+            && let Some(room) = detour.room(len)
+            && frame.read(room).is_ok()
+        {
+            detour.arrived();
+            self.detoured = true;
+        }
+        wanted
+    }
+
     fn transmit(&mut self, frame: &Buffers<'_>) -> Served {
         let done = Served::Done { written: 0 };
         let len = usize::try_from(frame.len()).unwrap_or(usize::MAX);
         if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+            return done;
+        }
+        if self.detour(frame, len) {
             return done;
         }
         if let Err(wait) = self.transmit.take((len - HEADER) as u64) {
@@ -302,6 +388,15 @@ impl Device for Net {
         if let Err(error) = self.link.offload(offloads) {
             self.failed(Operation::Offload, &error);
         }
+    }
+
+    fn poll(&mut self) {
+        self.detoured = false;
+    }
+
+    /// An answer to a frame of this round has no other notification.
+    fn again(&mut self) -> bool {
+        self.detoured
     }
 
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use devices::rate_limiter::{Bucket, RateLimiter};
 use devices::virtio::net::{
-    HEADER, Identity, Link, MAX_FRAME, MacAddress, Net, Offloads, Operation,
+    Detour, HEADER, Identity, Link, MAX_FRAME, MacAddress, Net, Offloads, Operation, PEEK,
 };
 use devices::virtio::{Buffers, Next};
 use tsc::Nanos;
@@ -435,4 +435,124 @@ fn queues_take_turns() {
     driver.make_available(0);
     driver.run();
     assert_eq!(at_sending.load(Ordering::SeqCst), u64::from(driver.size));
+}
+
+/// Takes frames whose first byte is 1, and answers each with itself.
+#[derive(Default)]
+struct Side {
+    taken: Vec<Vec<u8>>,
+    answers: VecDeque<Vec<u8>>,
+    shown: Vec<usize>,
+    wait: Option<Nanos>,
+}
+
+#[derive(Clone, Default)]
+struct Mirror(Arc<Mutex<Side>>, Vec<u8>);
+
+impl Detour for Mirror {
+    fn wants(&self, beginning: &[u8]) -> bool {
+        self.0.lock().unwrap().shown.push(beginning.len());
+        beginning[0] == 1
+    }
+
+    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.1 = vec![0; len];
+        (len <= 1_000).then_some(&mut self.1)
+    }
+
+    fn arrived(&mut self) {
+        let mut side = self.0.lock().unwrap();
+        side.taken.push(self.1.clone());
+        side.answers.push_back(self.1.clone());
+    }
+
+    fn give(&mut self, into: &mut [u8]) -> Option<usize> {
+        let answer = self.0.lock().unwrap().answers.pop_front()?;
+        into[..answer.len()].copy_from_slice(&answer);
+        Some(answer.len())
+    }
+
+    fn wait(&mut self) -> Option<Nanos> {
+        self.0.lock().unwrap().wait
+    }
+}
+
+fn wanted(len: usize) -> Vec<u8> {
+    let mut frame = frame(len);
+    frame[HEADER] = 1;
+    frame
+}
+
+#[test]
+fn detour_takes_its_frames_before_the_link_and_answers_in_the_same_run() {
+    let unlimited = RateLimiter::unlimited;
+    let (net, wire) = card(Identity::default(), unlimited(), unlimited());
+    let mirror = Mirror::default();
+    let mut driver = Driver::ready(net.with_detour(Box::new(mirror.clone())), 0);
+    driver.put_from(0, &[(ROOM, 2_000, true)]);
+    driver.put_from(1, &[(ROOM + 0x1000, 2_000, true)]);
+    driver.queue = TX;
+    let (others, its) = (frame(80), wanted(300));
+    driver.fill(ROOM + 0x2000, &others);
+    // In two pieces, of which the first has not all that it is shown.
+    driver.fill(ROOM + 0x3000, &its[..40]);
+    driver.fill(ROOM + 0x4000, &its[40..]);
+    driver.put_from(0, &[(ROOM + 0x2000, 80, false)]);
+    driver.put_from(
+        1,
+        &[(ROOM + 0x3000, 40, false), (ROOM + 0x4000, 260, false)],
+    );
+    assert_eq!(driver.run(), Next::Notification);
+    assert_eq!((driver.used(), driver.used()), (Some((0, 0)), Some((1, 0))));
+    assert_eq!(wire.lock().unwrap().sent, [others]);
+    assert_eq!(mirror.0.lock().unwrap().shown, [80 - HEADER, PEEK]);
+    assert_eq!(mirror.0.lock().unwrap().taken, [its.clone()]);
+    driver.queue = RX;
+    assert_eq!(driver.used(), Some((0, 300)));
+    assert_eq!(driver.bytes(ROOM, 300), received(&its, 1));
+    // One that it wants and has no room for is not the link's either.
+    driver.queue = TX;
+    driver.fill(ROOM + 0x2000, &wanted(1_001));
+    driver.put_from(2, &[(ROOM + 0x2000, 1_001, false)]);
+    assert_eq!(driver.run(), Next::Notification);
+    assert_eq!(driver.used(), Some((2, 0)));
+    assert_eq!(wire.lock().unwrap().sent.len(), 1);
+    assert_eq!(mirror.0.lock().unwrap().taken.len(), 1);
+}
+
+#[test]
+fn detour_is_asked_again_after_its_time_and_its_frames_do_not_count() {
+    let none_left = || {
+        let bucket = Bucket::new(1, 0, Nanos::new(1_000)).unwrap();
+        RateLimiter::new(Some(bucket), None, Box::new(|| Nanos::ZERO))
+    };
+    let (net, wire) = card(Identity::default(), none_left(), none_left());
+    let mirror = Mirror::default();
+    let mut driver = Driver::ready(net.with_detour(Box::new(mirror.clone())), 0);
+    for place in 0..3 {
+        driver.put_from(place, &[(ROOM + 0x1000 * u64::from(place), 2_000, true)]);
+    }
+    mirror.0.lock().unwrap().wait = Some(Nanos::new(5));
+    assert_eq!(driver.run(), Next::After(Nanos::new(5)));
+    mirror.0.lock().unwrap().answers.push_back(wanted(100));
+    mirror.0.lock().unwrap().wait = None;
+    // The link's frame takes all that there is, and more is for nobody but the detour.
+    come(&wire, frame(100));
+    come(&wire, frame(100));
+    driver.queue = TX;
+    driver.fill(ROOM + 0x4000, &wanted(200));
+    for _ in 0..2 {
+        driver.put(&[(ROOM + 0x4000, 200, false)]);
+    }
+    assert!(matches!(driver.run(), Next::After(_)));
+    assert_eq!((driver.used(), driver.used()), (Some((0, 0)), Some((0, 0))));
+    assert_eq!(mirror.0.lock().unwrap().taken.len(), 2);
+    driver.queue = RX;
+    assert_eq!(
+        (driver.used(), driver.used()),
+        (Some((0, 100)), Some((1, 100)))
+    );
+    assert_eq!(driver.bytes(ROOM, 100), received(&wanted(100), 1));
+    assert_eq!(driver.bytes(ROOM + 0x1000, 100), received(&frame(100), 1));
+    assert_eq!(driver.used(), None);
 }
