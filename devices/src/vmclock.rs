@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use tsc::vmclock::{REGION_SIZE, SIZE, VmClock};
-use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap,
-};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 /// Where the sequence count is: after magic, size, version, counter and time, which are constant.
 const SEQUENCE: u64 = 12;

@@ -48,7 +48,10 @@ fn ends(list: &str) -> (u32, u32) {
     let number = |text: Option<&str>| text.and_then(|text| text.parse().ok()).expect("a list");
     let mut numbers = list.trim().split([',', '-']);
     let first = number(numbers.next());
-    (first, number(numbers.next_back().or(Some(&first.to_string()))))
+    (
+        first,
+        number(numbers.next_back().or(Some(&first.to_string()))),
+    )
 }
 
 #[test]

@@ -15,8 +15,7 @@ use serde_json::json;
 use tsc::Khz;
 
 use crate::api::body::{
-    Action, BootSource, LoggerBody, MachinePatch, MetricsBody, MmdsConfig, TimeBody, TimePolicy,
-    VmState,
+    Action, BootSource, LoggerBody, MachinePatch, MetricsBody, TimeBody, TimePolicy, VmState,
 };
 use crate::api::drive::{Drive, DrivePatch, Entropy, RateLimiter};
 use crate::api::http::{Response, Status};
@@ -113,7 +112,7 @@ pub(crate) struct Controller {
     machine: MachineConfig,
     peripherals: Peripherals,
     logger: Option<LoggerBody>,
-    metadata: Metadata,
+    metadata: Arc<Metadata>,
     metrics: Arc<Metrics>,
     /// What the host lacks.
     missing: Vec<MissingFeature>,
@@ -131,7 +130,7 @@ pub(crate) struct Controller {
 
 impl Controller {
     /// Before the start, with the configuration that there is when nothing is said.
-    pub(crate) fn new(id: &str, metadata: Metadata, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(id: &str, metadata: Arc<Metadata>, metrics: Arc<Metrics>) -> Self {
         Self {
             id: id.to_owned(),
             boot: None,
@@ -222,7 +221,10 @@ impl Controller {
             }))),
             ApiRequest::GetVmConfig => Ok(json(&self.vm_config())),
             ApiRequest::GetMachineConfig => Ok(json(&machine_config(&self.machine))),
-            ApiRequest::GetMmds => Ok(json(&self.metadata.get())),
+            ApiRequest::GetMmds => Ok(match self.metadata.get() {
+                Some(metadata) => json(&*metadata),
+                None => json(&json!({})),
+            }),
             ApiRequest::GetTime => Ok(json(&self.time_report())),
             ApiRequest::GetDocument => Ok(Response::json(DOCUMENT.into())),
             ApiRequest::GetMetrics => Ok(Response {
@@ -272,7 +274,7 @@ impl Controller {
             }
             ApiRequest::PutMmdsConfig(body) => {
                 self.not_started()?;
-                Err(refuse_mmds_config(&body))
+                done(self.peripherals.put_mmds(body))
             }
             ApiRequest::PutDrive(body) => done(self.put_drive(*body)),
             ApiRequest::PatchDrive(body) => done(self.patch_drive(&body)),
@@ -491,6 +493,9 @@ impl Controller {
         if let Some(boot) = &self.boot {
             config["boot-source"] = json!(BootSource::from(boot));
         }
+        if let Some(mmds) = self.peripherals.mmds() {
+            config["mmds-config"] = json!(mmds);
+        }
         if let Some(vsock) = &self.peripherals.vsock {
             config["vsock"] = json!(vsock);
         }
@@ -540,15 +545,6 @@ fn machine_config(machine: &MachineConfig) -> serde_json::Value {
         config["tsc_domain"] = json!(domain);
     }
     config
-}
-
-fn refuse_mmds_config(body: &MmdsConfig) -> Fault {
-    match body.network_interfaces.first() {
-        None => Fault::new("network_interfaces: the list is empty"),
-        Some(_) => Fault::new(
-            "network_interfaces: this version of keeptime does not serve metadata to guests yet",
-        ),
-    }
 }
 
 #[cfg(test)]

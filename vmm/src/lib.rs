@@ -12,7 +12,7 @@
 //! | `vcpu`, `gate` | vCPU threads: enter, serve exits, wait while paused, leave |
 //! | [`logging`], `metrics`, `line_sink` | what is told while it runs, without blocking anyone |
 //! | `guest_rate` | the rate of a guest's TSC: what was asked for, how the host keeps it, or why not |
-//! | `mmds` | the store of the guest's metadata |
+//! | [`mmds`] | the guest's metadata: their store, and the service at its network cards |
 //! | `time_report` | what is known of a guest's time, as an answer and as a file |
 //! | `time_plot` | the same as a picture |
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
@@ -49,7 +49,7 @@ pub mod logging;
 mod machine;
 mod memory;
 mod metrics;
-mod mmds;
+pub mod mmds;
 mod outcome;
 mod output;
 mod placement;

@@ -42,6 +42,7 @@ use crate::guest_rate::{GuestRate, RateError};
 use crate::host_clock;
 use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
+use crate::mmds::Metadata;
 use crate::outcome::Outcome;
 use crate::placement::{Measuring, Placement, PlacementError, Senses, Stay, Threads};
 use crate::seccomp::{FilterError, Filters, Role};
@@ -182,6 +183,8 @@ pub(crate) struct Surroundings {
     pub(crate) started: Instant,
     /// What its threads, and the one that starts it, may do.
     pub(crate) filters: Filters,
+    /// What its guest can read of the metadata service.
+    pub(crate) metadata: Arc<Metadata>,
 }
 
 impl Surroundings {
@@ -192,6 +195,7 @@ impl Surroundings {
             metrics: Arc::new(Metrics::default()),
             started,
             filters,
+            metadata: Arc::new(Metadata::new(0)),
         })
     }
 }
@@ -238,6 +242,7 @@ where
             metrics,
             started,
             filters,
+            metadata,
         } = surroundings;
         let asked = config.vcpus.get();
         let limit = hypervisor.max_vcpus();
@@ -276,7 +281,16 @@ where
         let mut devices =
             Devices::create(&vm, until, config, controllers, additions.port, *started)?;
         let bus = &mut devices.buses.mmio;
-        let virtio = Virtio::create(&*vm, &guest_memory, bus, peripherals, backends, &places)?;
+        let mmds = virtio::mmds(peripherals, metadata);
+        let virtio = Virtio::create(
+            &*vm,
+            &guest_memory,
+            bus,
+            peripherals,
+            backends,
+            &places,
+            mmds.as_ref(),
+        )?;
         let generation = VmGenId::create(
             guest_memory.clone(),
             layout::VMGENID,
@@ -288,6 +302,9 @@ where
             devices.keyboard_counters,
             devices.console_counters.clone(),
         );
+        if let Some(mmds) = mmds {
+            metrics.watch_mmds(mmds.counters());
+        }
         tracing::debug!(
             protocol = %loaded.protocol,
             entry = format_args!("{:#x}", loaded.entry.raw_value()),

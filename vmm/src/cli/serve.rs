@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use hypervisor::Hypervisor;
@@ -93,12 +94,14 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     })?;
     let report_path = flags.time_report.as_deref();
     let report_path = report_path.map(ReportPath::new).transpose()?;
-    let surroundings = Surroundings::new(flags.seccomp.filters()?, started)?;
+    let mut surroundings = Surroundings::new(flags.seccomp.filters()?, started)?;
+    surroundings.metadata = Arc::new(metadata(flags)?);
     let metrics = &surroundings.metrics;
     if let Some(path) = &flags.metrics_path {
         metrics.write_to(path)?;
     }
-    let mut controller = Controller::new(flags.id(), metadata(flags)?, metrics.clone());
+    let mut controller =
+        Controller::new(flags.id(), surroundings.metadata.clone(), metrics.clone());
     controller.set_flags(
         flags.boot_timer,
         Watcher::unless_off(flags.test_without_timekeeper),
@@ -262,7 +265,7 @@ fn read_config(path: &Path) -> Result<VmConfig, ServeError> {
 
 /// The metadata that the guest begins with.
 fn metadata(flags: &Flags) -> Result<Metadata, ServeError> {
-    let mut metadata = Metadata::new(flags.metadata_limit());
+    let metadata = Metadata::new(flags.metadata_limit());
     if let Some(path) = &flags.metadata {
         let path = path.clone();
         let text = read("metadata file", &path)?;

@@ -1,9 +1,11 @@
-//! A machine's disks, network interfaces, socket device and source of entropy, validated.
+//! A machine's disks, network interfaces with what is on them, socket device and source of entropy, validated.
 
+use crate::api::body::MmdsConfig;
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
 use crate::api::request::Fault;
 use crate::api::vsock::Vsock;
+use crate::mmds::DEFAULT_ADDRESS;
 
 /// The devices that a machine has because it was asked for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +14,8 @@ pub struct Peripherals {
     drives: Vec<Drive>,
     /// The network interfaces, in the order in which they were asked for.
     interfaces: Vec<NetworkInterface>,
+    /// The metadata service on some of them.
+    mmds: Option<MmdsConfig>,
     /// The socket device.
     pub vsock: Option<Vsock>,
     /// The source of entropy.
@@ -94,6 +98,41 @@ impl Peripherals {
     pub fn interface_mut(&mut self, id: &str) -> Option<&mut NetworkInterface> {
         let mut interfaces = self.interfaces.iter_mut();
         interfaces.find(|interface| interface.iface_id == id)
+    }
+
+    /// The metadata service, with its address.
+    #[must_use]
+    pub fn mmds(&self) -> Option<&MmdsConfig> {
+        self.mmds.as_ref()
+    }
+
+    /// Puts the metadata service on network interfaces, which must be there already.
+    ///
+    /// # Errors
+    /// None is named, or one that there is not.
+    pub fn put_mmds(&mut self, config: MmdsConfig) -> Result<(), Fault> {
+        config.check()?;
+        if config.network_interfaces.is_empty() {
+            return Err(Fault::new(
+                "network_interfaces: the list is empty: name those through which the guest is to reach its metadata",
+            ));
+        }
+        for id in &config.network_interfaces {
+            if !self
+                .interfaces
+                .iter()
+                .any(|interface| interface.iface_id == *id)
+            {
+                return Err(Fault::new(format!(
+                    "network_interfaces: there is no network interface {id:?}: PUT it first"
+                )));
+            }
+        }
+        self.mmds = Some(MmdsConfig {
+            ipv4_address: config.ipv4_address.or(Some(DEFAULT_ADDRESS)),
+            ..config
+        });
+        Ok(())
     }
 
     /// A kernel's command line with what it is told of its root file system. What is after ` -- ` is not the

@@ -15,7 +15,7 @@ use super::{
     InvalidTscRate, InvalidVcpuCount, MachineConfig, Peripherals, TscDomain, TscRate, VcpuCount,
     VmConfig,
 };
-use crate::api::body::{BootSource, LoggerBody, MetricsBody};
+use crate::api::body::{BootSource, LoggerBody, MetricsBody, MmdsConfig};
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
 use crate::api::request::Fault;
@@ -52,6 +52,9 @@ pub enum ConfigFileError {
         /// Why not.
         source: Fault,
     },
+    /// A metadata service that cannot be had.
+    #[error("mmds-config")]
+    MmdsConfig(#[source] Fault),
     /// A socket device that cannot be had.
     #[error("vsock")]
     Vsock(#[source] Fault),
@@ -68,6 +71,11 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     let file: ConfigFile = serde_json::from_slice(text)?;
     let machine = file.machine_config;
     let mut peripherals = peripherals(file.drives, file.network_interfaces)?;
+    if let Some(config) = file.mmds_config {
+        peripherals
+            .put_mmds(config)
+            .map_err(ConfigFileError::MmdsConfig)?;
+    }
     let vsock = file.vsock.map(Vsock::check).transpose();
     peripherals.vsock = vsock.map_err(ConfigFileError::Vsock)?;
     let entropy = file.entropy.map(Entropy::check).transpose();
@@ -136,8 +144,7 @@ struct ConfigFile {
     vsock: Option<Vsock>,
     logger: Option<LoggerBody>,
     metrics: Option<MetricsBody>,
-    #[serde(default, rename = "mmds-config")]
-    _mmds_config: NotYet<MmdsConfig>,
+    mmds_config: Option<MmdsConfig>,
     #[serde(default, rename = "balloon")]
     _balloon: NotYet<Balloon>,
     entropy: Option<Entropy>,
@@ -202,7 +209,6 @@ macro_rules! features {
 features! {
     Pmem: "`pmem` (persistent memory devices)",
     CpuConfig: "`cpu-config` (custom CPU templates)",
-    MmdsConfig: "`mmds-config` (the metadata service)",
     Balloon: "`balloon` (the balloon device)",
     SerialOutput: "`serial` (serial output to a file)",
     MemoryHotplug: "`memory-hotplug`",
@@ -458,6 +464,43 @@ mod tests {
     }
 
     #[test]
+    fn metadata_service_is_read_and_checked() {
+        let with = |mmds: &str| {
+            format!(
+                r#"{{"boot-source":{{"kernel_image_path":"k"}},"mmds-config":{mmds},
+                    "network-interfaces":[{{"iface_id":"a","host_dev_name":"t"}}]}}"#
+            )
+        };
+        let config = parse(with(r#"{"version":"V2","network_interfaces":["a"]}"#).as_bytes());
+        let config = config.expect("valid");
+        let mmds = config.peripherals.mmds().expect("a service");
+        assert_eq!(mmds.network_interfaces, ["a"]);
+        assert_eq!(mmds.ipv4_address, Some([169, 254, 169, 254].into()));
+        let none = parse(with("null").as_bytes()).expect("valid");
+        assert_eq!(none.peripherals.mmds(), None);
+        for (mmds, part) in [
+            (
+                r#"{"network_interfaces":["b"]}"#,
+                "mmds-config: network_interfaces: there is no network interface \"b\"",
+            ),
+            (
+                r#"{"network_interfaces":[]}"#,
+                "mmds-config: network_interfaces: the list is empty",
+            ),
+            (
+                r#"{"network_interfaces":["a"],"ipv4_address":"1.2.3.4"}"#,
+                "mmds-config: ipv4_address",
+            ),
+            (r#"{"network_interfaces":["a"],"version":"V3"}"#, "V3"),
+            (r#"{"network_interfaces":["a"],"port":1}"#, "port"),
+            ("{}", "network_interfaces"),
+        ] {
+            let message = message(&with(mmds));
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
     fn a_setting_is_never_accepted_and_dropped() {
         for (key, value) in [
             ("smt", "true"),
@@ -475,14 +518,7 @@ mod tests {
                 message(&text)
             );
         }
-        for key in [
-            "pmem",
-            "cpu-config",
-            "mmds-config",
-            "balloon",
-            "serial",
-            "memory-hotplug",
-        ] {
+        for key in ["pmem", "cpu-config", "balloon", "serial", "memory-hotplug"] {
             for value in ["{}", "1", "-1", "1.5", "\"x\"", "true", "[{}]"] {
                 let text =
                     format!(r#"{{"boot-source":{{"kernel_image_path":"k"}},"{key}":{value}}}"#);

@@ -65,7 +65,7 @@ impl Fixture {
         let mut kernel = tempfile::NamedTempFile::new().expect("a file");
         kernel.write_all(b"kernel").expect("room");
         Self {
-            controller: Controller::new("vm-1", Metadata::new(100), Arc::default()),
+            controller: Controller::new("vm-1", Arc::new(Metadata::new(100)), Arc::default()),
             notes: Rc::default(),
             kernel,
         }
@@ -386,9 +386,6 @@ fn what_does_not_exist_is_named() {
     let mut vm = Fixture::new();
     let message = vm.refused(Method::Delete, "/drives/a", &Value::Null);
     assert!(message.contains("no removal of drives yet"), "{message}");
-    let interfaces = json!({"network_interfaces": ["eth0"]});
-    let message = vm.refused(Method::Put, "/mmds/config", &interfaces);
-    assert!(message.contains("does not serve metadata"), "{message}");
 }
 
 #[test]
@@ -419,6 +416,45 @@ fn a_guest_whose_clocks_cannot_be_kept_stays_paused_until_another_policy() {
     vm.done(Method::Patch, "/vm", &json!({"state": "Resumed"}));
     assert_eq!(vm.get("/")["state"], "Running");
     assert_eq!(vm.notes.borrow()[..], ["pause", "resume"]);
+}
+
+#[test]
+fn metadata_service_is_put_on_interfaces_that_are_there() {
+    let mut vm = Fixture::new();
+    vm.controller.check_tap = |_| Ok(());
+    let config = |interfaces: Value| json!({"network_interfaces": interfaces});
+    let message = vm.refused(Method::Put, "/mmds/config", &config(json!(["a"])));
+    assert!(
+        message.contains("no network interface \"a\": PUT it first"),
+        "{message}"
+    );
+    let interface = json!({"iface_id": "a", "host_dev_name": "t"});
+    vm.done(Method::Put, "/network-interfaces/a", &interface);
+    for (body, part) in [
+        (config(json!([])), "the list is empty"),
+        (config(json!(["a", "b"])), "no network interface \"b\""),
+    ] {
+        let message = vm.refused(Method::Put, "/mmds/config", &body);
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(vm.get("/vm/config").get("mmds-config"), None);
+    vm.done(Method::Put, "/mmds/config", &config(json!(["a"])));
+    assert_eq!(
+        vm.get("/vm/config")["mmds-config"],
+        json!({
+            "version": "V1", "network_interfaces": ["a"], "ipv4_address": "169.254.169.254",
+            "imds_compat": false,
+        })
+    );
+    let other = json!({
+        "version": "V2", "network_interfaces": ["a"], "ipv4_address": "169.254.170.2",
+        "imds_compat": true,
+    });
+    vm.done(Method::Put, "/mmds/config", &other);
+    assert_eq!(vm.get("/vm/config")["mmds-config"], other);
+    vm.start();
+    let message = vm.refused(Method::Put, "/mmds/config", &other);
+    assert!(message.contains("has started"), "{message}");
 }
 
 #[test]

@@ -32,6 +32,7 @@ use super::devices::press;
 use super::sockets::{SocketFile, Sockets, allow_descriptors};
 use super::tap::Tap;
 use super::{MachineError, host};
+use crate::api::body::MmdsConfig;
 use crate::api::drive::{self, DrivePatch};
 use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
 use crate::api::request::Fault;
@@ -39,6 +40,7 @@ use crate::api::vsock;
 use crate::config::Peripherals;
 use crate::error::one_line;
 use crate::host_clock;
+use crate::mmds::{self, Endpoint, Metadata, Service};
 use crate::outcome::Outcome;
 use crate::seccomp::{Filters, Role};
 use crate::vcpu::Ending;
@@ -125,6 +127,16 @@ fn limiter(limits: Option<drive::RateLimiter>) -> RateLimiter {
     RateLimiter::new(bandwidth.flatten(), operations.flatten(), clock)
 }
 
+/// The metadata service that `peripherals` want, if they do.
+pub(super) fn mmds(peripherals: &Peripherals, metadata: &Arc<Metadata>) -> Option<Arc<Service>> {
+    let host = mmds::Host {
+        clock: host_clock::boottime,
+        random: host_random,
+    };
+    let service = |config| Arc::new(Service::new(metadata.clone(), config, host));
+    peripherals.mmds().map(service)
+}
+
 /// A disk, for whoever changes it while it is in use.
 #[derive(Debug)]
 struct Disk {
@@ -176,6 +188,7 @@ impl Virtio {
         peripherals: &Peripherals,
         backends: Backends,
         places: &[VirtioMmio],
+        mmds: Option<&Arc<Service>>,
     ) -> Result<Self, MachineError> {
         let mut virtio = Self::default();
         let mut places = places.iter();
@@ -210,7 +223,7 @@ impl Virtio {
             let source = tap.as_fd().try_clone_to_owned();
             let source = source.map_err(host("duplicate a descriptor"))?;
             let name = interface.iface_id.clone();
-            let device = Net::new(
+            let mut device = Net::new(
                 Box::new(tap),
                 interface.identity(),
                 limiter(interface.rx_rate_limiter),
@@ -223,6 +236,13 @@ impl Virtio {
                     );
                 }),
             );
+            let named =
+                |config: &MmdsConfig| config.network_interfaces.contains(&interface.iface_id);
+            if let Some(service) = mmds.filter(|_| peripherals.mmds().is_some_and(named)) {
+                let endpoint = Endpoint::new(service.clone());
+                let endpoint = endpoint.map_err(host("get random bytes"))?;
+                device = device.with_detour(Box::new(endpoint));
+            }
             let name = format!("net {}", interface.iface_id);
             let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
             if let Some(waiting) = virtio.waiting.last_mut() {

@@ -19,6 +19,7 @@ pub(crate) use flush::{FlushTimer, PERIOD};
 
 use crate::line_sink::LineSink;
 use crate::logging::log;
+use crate::mmds::MmdsCounters;
 
 /// Whether a number only grows, or stands for the last of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +143,11 @@ impl Metrics {
             counter::console(&console, samples);
         }));
         vcpus
+    }
+
+    /// The metadata service's counters are told from now on.
+    pub(crate) fn watch_mmds(&self, counters: Arc<MmdsCounters>) {
+        self.add_source(Box::new(move |samples| counters.read(samples)));
     }
 
     /// Writes JSON lines to `path` from now on.

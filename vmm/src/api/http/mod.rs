@@ -81,6 +81,9 @@ pub struct Request {
     pub query: Option<String>,
     /// The `Accept` header, when it is text. Not longer than [`MAX_HEAD`].
     pub accept: Option<String>,
+    /// The headers that the parser was told to keep ([`Parser::keeping`]), with their values, in the order in which
+    /// they came. What is no text in a value is replaced.
+    pub kept: Vec<(&'static str, String)>,
     /// The body; empty when there is none.
     pub body: Vec<u8>,
 }

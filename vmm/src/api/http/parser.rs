@@ -97,6 +97,8 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Parser {
     payload: usize,
+    /// The names of headers to be kept, in lower case.
+    keeps: &'static [&'static str],
     buffer: Vec<u8>,
     /// The head of the request at the front of the buffer, once it is whole.
     head: Option<Head>,
@@ -116,8 +118,15 @@ impl Parser {
     /// For bodies of up to `payload` bytes.
     #[must_use]
     pub fn new(payload: usize) -> Self {
+        Self::keeping(payload, &[])
+    }
+
+    /// The same, and requests keep the headers with these names, whatever the case in which they come.
+    #[must_use]
+    pub fn keeping(payload: usize, keeps: &'static [&'static str]) -> Self {
         Self {
             payload,
+            keeps,
             buffer: Vec::new(),
             head: None,
             refused: None,
@@ -144,7 +153,7 @@ impl Parser {
             return Step::Refused(refusal.clone());
         }
         if self.head.is_none() {
-            match Head::parse(&self.buffer, self.payload) {
+            match Head::parse(&self.buffer, self.payload, self.keeps) {
                 Ok(Some(head)) => self.head = Some(head),
                 Ok(None) => return Step::More,
                 Err(refusal) => {
@@ -179,7 +188,11 @@ impl Parser {
 
 impl Head {
     /// The head at the front of `buffer`, if it is whole.
-    fn parse(buffer: &[u8], payload: usize) -> Result<Option<Self>, Refusal> {
+    fn parse(
+        buffer: &[u8],
+        payload: usize,
+        keeps: &'static [&'static str],
+    ) -> Result<Option<Self>, Refusal> {
         // Whatever the chunks, nothing beyond the largest head is looked at.
         let window = buffer.get(..MAX_HEAD).unwrap_or(buffer);
         let mut headers = [EMPTY_HEADER; MAX_HEADERS];
@@ -191,7 +204,7 @@ impl Head {
         };
         let method = method(request.method.unwrap_or_default())?;
         let (path, query) = target(request.path.unwrap_or_default())?;
-        let fields = Fields::read(request.headers)?;
+        let fields = Fields::read(request.headers, keeps)?;
         let is_1_1 = request.version == Some(1);
         let body = usize::try_from(fields.length)
             .ok()
@@ -205,6 +218,7 @@ impl Head {
             path,
             query,
             accept: fields.accept,
+            kept: fields.kept,
             body: Vec::new(),
         };
         Ok(Some(Self {
@@ -227,16 +241,21 @@ impl Head {
 struct Fields {
     length: u64,
     accept: Option<String>,
+    kept: Vec<(&'static str, String)>,
     close: bool,
     expects: bool,
 }
 
 impl Fields {
-    fn read(headers: &[Header<'_>]) -> Result<Self, Refusal> {
+    fn read(headers: &[Header<'_>], keeps: &'static [&'static str]) -> Result<Self, Refusal> {
         let mut fields = Self::default();
         let mut length = None;
         for Header { name, value } in headers {
             let is = |known: &str| name.eq_ignore_ascii_case(known);
+            if let Some(kept) = keeps.iter().find(|kept| is(kept)) {
+                let value = String::from_utf8_lossy(value).into_owned();
+                fields.kept.push((kept, value));
+            }
             if is("content-length") {
                 if length.replace(number(value)?).is_some() {
                     return Err(Refusal::Lengths);

@@ -1,11 +1,12 @@
-//! The store of a microVM's metadata: a JSON object that clients of the API write and a guest reads.
-//! (The guest's side comes with network devices.)
+//! The metadata themselves: a JSON object that clients of the API write and a guest reads.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
 /// Metadata cannot be changed so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum MetadataError {
+pub enum MetadataError {
     /// Larger than the limit.
     #[error("the metadata would have {size} bytes of JSON, and {limit} are the limit")]
     TooLarge {
@@ -19,31 +20,39 @@ pub(crate) enum MetadataError {
     Nothing,
 }
 
-/// The store.
+/// The store. The main thread alone writes to it; a guest's card reads it from its own thread. The lock is held for
+/// as long as it takes to copy a pointer, so that neither waits for what the other does with the metadata.
 #[derive(Debug)]
-pub(crate) struct Metadata {
-    data: Option<Value>,
+pub struct Metadata {
+    data: Mutex<Option<Arc<Value>>>,
     limit: usize,
 }
 
 impl Metadata {
     /// An empty store for so many bytes of compact JSON.
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { data: None, limit }
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            data: Mutex::default(),
+            limit,
+        }
     }
 
-    /// All of it. Nothing is an empty object.
-    pub(crate) fn get(&self) -> Value {
-        self.data
-            .clone()
-            .unwrap_or_else(|| Value::Object(serde_json::Map::new()))
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Value>>> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of it; `None` before anything was put there.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<Value>> {
+        self.lock().clone()
     }
 
     /// Replaces all of it.
     ///
     /// # Errors
     /// When it is too large; then nothing is changed.
-    pub(crate) fn put(&mut self, data: Value) -> Result<(), MetadataError> {
+    pub fn put(&self, data: Value) -> Result<(), MetadataError> {
         let size = data.to_string().len();
         if size > self.limit {
             return Err(MetadataError::TooLarge {
@@ -51,7 +60,9 @@ impl Metadata {
                 limit: self.limit,
             });
         }
-        self.data = Some(data);
+        let before = self.lock().replace(Arc::new(data));
+        // Not under the lock: it may be large.
+        drop(before);
         Ok(())
     }
 
@@ -59,8 +70,10 @@ impl Metadata {
     ///
     /// # Errors
     /// When there is nothing yet, or the result is too large; then nothing is changed.
-    pub(crate) fn patch(&mut self, patch: Value) -> Result<(), MetadataError> {
-        let mut data = self.data.clone().ok_or(MetadataError::Nothing)?;
+    pub fn patch(&self, patch: Value) -> Result<(), MetadataError> {
+        // Nobody else writes meanwhile.
+        let data = self.get().ok_or(MetadataError::Nothing)?;
+        let mut data = Value::clone(&data);
         merge(&mut data, patch);
         self.put(data)
     }
@@ -133,8 +146,8 @@ mod tests {
 
     #[test]
     fn limit_holds_for_the_whole_and_a_refusal_changes_nothing() {
-        let mut store = Metadata::new(16);
-        assert_eq!(store.get(), json!({}));
+        let store = Metadata::new(16);
+        assert_eq!(store.get(), None);
         assert_eq!(store.patch(json!({"a":1})), Err(MetadataError::Nothing));
         // {"a":"12345678"}: 16 bytes
         store.put(json!({"a":"12345678"})).expect("at the limit");
@@ -147,8 +160,8 @@ mod tests {
             })
         );
         assert!(store.patch(json!({"b":1})).is_err());
-        assert_eq!(store.get(), json!({"a":"12345678"}));
+        assert_eq!(*store.get().expect("put"), json!({"a":"12345678"}));
         store.patch(json!({"a":null,"b":1})).expect("shorter");
-        assert_eq!(store.get(), json!({"b":1}));
+        assert_eq!(*store.get().expect("put"), json!({"b":1}));
     }
 }
