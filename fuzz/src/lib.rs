@@ -15,6 +15,7 @@ mod cache;
 mod catch_up;
 mod config;
 mod input;
+mod metadata;
 mod pages;
 mod planning;
 mod scaling;
@@ -29,6 +30,7 @@ pub use boot::{boot_any, boot_bzimage, boot_elf, boot_multiboot};
 pub use cache::cache;
 pub use catch_up::tsc_catchup;
 pub use config::config;
+pub use metadata::mmds_frames;
 pub use pages::{pvclock, vmclock};
 pub use planning::tsc_plan;
 pub use scaling::{tsc_nested, tsc_ratio, tsc_scale};
@@ -53,6 +55,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("cache", cache),
     ("config", config),
     ("cpuid", cpuid),
+    ("mmds_frames", mmds_frames),
     ("pvclock", pvclock),
     ("tsc_catchup", tsc_catchup),
     ("tsc_nested", tsc_nested),

@@ -1,11 +1,12 @@
 //! Writes the seeds of the corpora: `cargo run -p fuzz --example seeds`.
 //!
 //! Synthetic kernels, small and complete, from the builders of arch's tests; hosts; histories of
-//! guests' clocks; and what drivers of virtio devices ask.
+//! guests' clocks; what drivers of virtio devices ask, and guests their metadata service.
 
 mod clocks;
 #[path = "../../../arch/tests/images/mod.rs"]
 mod images;
+mod metadata;
 mod seed;
 mod virtio;
 
@@ -157,6 +158,7 @@ fn main() -> io::Result<()> {
 
     clocks::seeds()
         .into_iter()
+        .chain(metadata::seeds())
         .chain(virtio::seeds())
         .try_for_each(|(target, name, seed)| write(target, name, &seed))
 }
