@@ -1,5 +1,6 @@
 # The first program of a Linux guest with a network card: takes what a host has for it and sends
-# it what it has made, over IPv4 and IPv6, and tells what it saw.
+# it what it has made, over IPv4 and IPv6, and tells what it saw;
+# then with a second one, by which it reads its metadata.
 card=/sys/class/net/eth0
 echo "driver: $(/bin/busybox basename "$(/bin/busybox readlink $card/device/driver)")"
 echo "address: $(/bin/busybox cat $card/address)"
@@ -29,6 +30,33 @@ for count in rx_packets rx_bytes rx_errors rx_dropped tx_packets tx_bytes tx_err
 done
 # OutSegs (RFC 4022), of which a frame may hold many.
 echo "segments: $(/bin/busybox awk '/^Tcp: [0-9]/ { print $12 }' /proc/net/snmp)"
+# The metadata service is on the second card, beside a host, and wants a token. Nothing else is there.
+card=/sys/class/net/eth1
+service=169.254.169.254
+echo "metadata's card: $(/bin/busybox cat $card/address)"
+echo 1 >/proc/sys/net/ipv6/conf/eth1/disable_ipv6
+/bin/busybox ip link set eth1 up
+/bin/busybox ip addr add 172.16.1.2/24 dev eth1
+/bin/busybox ip route add "$service" dev eth1
+/bin/busybox ping -A -c 50 -s 1000 172.16.1.1 >/pings 2>&1 &
+fetch() { /bin/busybox wget -q -O - "$@" 2>&1; }
+echo "without a token: $(fetch "http://$service/latest" | /bin/busybox grep -o 'HTTP/1.1 [0-9]*')"
+token=$(printf 'PUT /latest/api/token HTTP/1.1\r\n%s\r\n%s\r\n\r\n' 'X-metadata-token-ttl-seconds: 600' \
+    'Connection: close' | /bin/busybox nc "$service" 80 | /bin/busybox tail -n 1)
+token="X-aws-ec2-metadata-token: $token"
+echo "with a wrong one: $(fetch --header "${token%?}" "http://$service/latest" | /bin/busybox grep -o 'HTTP/1.1 [0-9]*')"
+echo "names: $(fetch --header "$token" "http://$service/latest/meta-data/" | /bin/busybox tr '\n' ' ')"
+echo "as JSON: $(fetch --header "$token" --header 'Accept: application/json' "http://$service/latest/meta-data/tags")"
+for round in 1 2 3; do
+    echo "large: $(fetch --header "$token" "http://$service/latest/meta-data/large" | sum)"
+done
+echo "nothing: $(fetch --header "$token" "http://$service/nothing" | /bin/busybox grep -o 'HTTP/1.1 [0-9]*')"
+wait
+echo "pings beside: $(/bin/busybox sed -n 's/ packets received.*//; s/.*, //p' /pings)"
+/bin/busybox ip link set eth1 down
+for count in rx_packets rx_bytes rx_errors rx_dropped tx_packets tx_bytes tx_errors tx_dropped; do
+    echo "metadata's $count: $(/bin/busybox cat $card/statistics/$count)"
+done
 /bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|NETDEV WATCHDOG|lockup' |
     /bin/busybox sed 's/^/trouble: /'
 echo "--- power off ---"

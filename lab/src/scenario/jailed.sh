@@ -5,7 +5,7 @@ mkdir -p "$host"
 mount -t tmpfs -o mode=755 none "$host"
 mkdir "$host/bin" "$host/dev" "$host/proc" "$host/sys" "$host/lab"
 cp /bin/busybox "$host/bin"
-cp jailer keeptime kernel initrd-tenant "$host/lab"
+cp jailer keeptime kernel initrd-tenant metadata.json "$host/lab"
 mount -t proc proc "$host/proc"
 mount -t sysfs sysfs "$host/sys"
 mount -t devtmpfs dev "$host/dev"
@@ -25,7 +25,8 @@ nsenter --net="$network" sh -ec '
     ip addr add 172.16.0.1/24 dev tap0
     ip link set tap0 up
 '
-cp /lab/kernel /lab/initrd-tenant "$jail"
+cp /lab/kernel /lab/initrd-tenant /lab/metadata.json "$jail"
+chmod 644 "$jail/metadata.json"
 dd if=/dev/zero of="$jail/disk" bs=1M count=0 seek=16 2>/dev/null
 chown 10001:10001 "$jail/disk"
 chmod 600 "$jail/disk"
@@ -51,7 +52,7 @@ fi
 tsc_domains 0-1 >/run/keeptime/tsc-domains
 /lab/jailer --id tenant --exec-file /lab/keeptime --uid 10001 --gid 10001 --netns "$network" \
     --cgroup-version 2 --cgroup pids.max=64 --cgroup memory.max=536870912 \
-    --cpuset-tsc-domain -- --no-api --config-file vm.json >/console &
+    --cpuset-tsc-domain -- --no-api --config-file vm.json --metadata metadata.json >/console &
 launcher=$!
 while ! grep -q -e '--- user space ---' /console; do
     if ! kill -0 "$launcher" 2>/dev/null; then

@@ -18,6 +18,9 @@ const CYCLES: u32 = 500;
 /// The modules that the stock guest loads, and all that they need.
 const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_net"];
 
+/// What the guest reads of its metadata.
+const NAME: &str = "a jailed tenant";
+
 /// The host's side of the stock guest.
 const SCRIPT: &str = include_str!("jailed.sh");
 
@@ -60,6 +63,7 @@ fn stock() -> Scenario {
         "machine-config": {"vcpu_count": 2, "mem_size_mib": MEMORY_MIB},
         "drives": [{"drive_id": "data", "path_on_host": "disk", "is_root_device": false}],
         "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0"}],
+        "mmds-config": {"version": "V1", "network_interfaces": ["eth0"]},
     });
     Scenario::new(
         Place::Emulated(host),
@@ -74,10 +78,15 @@ fn stock() -> Scenario {
 fn files(workshop: &Workshop) -> Result<Files> {
     let stock = workshop.stock(Kernel::Amd64)?;
     let initramfs = linux::tenant_initramfs(&stock, MODULES)?;
+    let metadata = serde_json::json!({"latest": {"meta-data": {"name": NAME}}});
     Ok(Files::from([
         ("kernel".to_owned(), file(&stock.image)),
         ("initrd-tenant".to_owned(), Source::Bytes(initramfs)),
         ("jailer".to_owned(), file(workshop.jailer()?)),
+        (
+            "metadata.json".to_owned(),
+            Source::Bytes(metadata.to_string().into_bytes()),
+        ),
     ]))
 }
 
@@ -86,7 +95,11 @@ fn check(outcome: &Outcome) -> Result<()> {
     let report = Report::parse(&outcome.stdout)?;
     let trouble: Vec<_> = report.all("trouble").collect();
     ensure!(trouble.is_empty(), "the guest met trouble: {trouble:?}");
-    for (key, wanted) in [("processors online", "2"), ("pings", "1")] {
+    for (key, wanted) in [
+        ("processors online", "2"),
+        ("pings", "1"),
+        ("metadata", NAME),
+    ] {
         let found = report.value(key)?;
         ensure!(found == wanted, "the guest's {key}: {found}, not {wanted}");
     }

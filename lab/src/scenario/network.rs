@@ -1,4 +1,5 @@
-//! A network card on a tap, driven by the module of a stock kernel.
+//! Network cards on taps, driven by the module of a stock kernel: one that carries a load, and one through which a
+//! guest reads its metadata.
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,9 +16,13 @@ const MODULES: &[&str] = &["virtio_mmio", "virtio_net"];
 /// How much goes each way, over IPv4 and over IPv6.
 const MIB: u64 = 8;
 
-/// The guest's address and its link's unit.
+/// The guest's addresses, and the first card's unit.
 const MAC: &str = "aa:fc:00:00:00:01";
+const SECOND_MAC: &str = "aa:fc:00:00:00:02";
 const MTU: u64 = 1_400;
+
+/// How much of the metadata is one string: many times what of an answer is on its way at once.
+const LARGE: usize = 40_000;
 
 /// The host's side. Who listens does so before the guest is there: `nc` is seen in the kernel's tables.
 const SCRIPT: &str = include_str!("network.sh");
@@ -29,8 +34,7 @@ pub(super) fn all() -> Vec<Scenario> {
         paging: Paging::Nested,
     };
     let launch = format!(
-        "./{LAUNCHER} run --kernel kernel --initrd initrd-network --cmdline '{COMMAND_LINE} size={MIB}' --cpus 2 \
-         --memory {MEMORY_MIB} --net tap0,mac={MAC},mtu={MTU}"
+        "./{LAUNCHER} --no-api --config-file vm.json --metadata metadata.json --metrics-path metrics"
     );
     let script = format!("size={MIB}\nmtu={MTU}\nlaunch() {{ {launch}; }}\n{SCRIPT}");
     vec![
@@ -47,6 +51,29 @@ fn files(workshop: &Workshop) -> Result<Files> {
     files.insert("kernel".to_owned(), file(&stock.image));
     let initramfs = linux::network_initramfs(&stock, MODULES)?;
     files.insert("initrd-network".to_owned(), Source::Bytes(initramfs));
+    let configuration = serde_json::json!({
+        "boot-source": {
+            "kernel_image_path": "kernel", "initrd_path": "initrd-network",
+            "boot_args": format!("{COMMAND_LINE} size={MIB}"),
+        },
+        "machine-config": {"vcpu_count": 2, "mem_size_mib": MEMORY_MIB},
+        "network-interfaces": [
+            {"iface_id": "first", "host_dev_name": "tap0", "guest_mac": MAC, "mtu": MTU},
+            {"iface_id": "second", "host_dev_name": "tap1", "guest_mac": SECOND_MAC},
+        ],
+        "mmds-config": {"version": "V2", "network_interfaces": ["second"]},
+    });
+    let large: String = ('a'..='z').cycle().take(LARGE).collect();
+    let metadata = serde_json::json!({
+        "latest": {"meta-data": {"large": large, "name": "a guest", "tags": {"a": "b"}}},
+    });
+    for (name, text) in [
+        ("vm.json", configuration.to_string()),
+        ("metadata.json", metadata.to_string()),
+        ("large", large),
+    ] {
+        files.insert(name.to_owned(), Source::Bytes(text.into_bytes()));
+    }
     Ok(files)
 }
 
@@ -122,5 +149,83 @@ fn check(outcome: &Outcome) -> Result<()> {
         of_host("rx_errors")? == "0" && of_host("rx_dropped")? == "0",
         "the host lost frames"
     );
+    check_metadata(&report, of_host)?;
+    let frames = |count: &str| number(report.value(&format!("metadata's {count}"))?);
+    // What the guest sent is what came, and what went to the service is nowhere else.
+    let (taken, answered) = (
+        sum_of_metrics(&output, "rx_accepted")?,
+        sum_of_metrics(&output, "tx_count")?,
+    );
+    let (sent, came) = (
+        number(report.value("metadata's tx_packets")?)?,
+        number(of_host("metadata's rx_packets")?)?,
+    );
+    ensure!(
+        taken > 30 && sent == came + taken,
+        "of {sent} frames the host got {came} and the service {taken}"
+    );
+    for (count, answered) in [
+        ("packets", answered),
+        ("bytes", sum_of_metrics(&output, "tx_bytes")?),
+    ] {
+        let (got, gone) = (
+            frames(&format!("rx_{count}"))?,
+            number(of_host(&format!("metadata's tx_{count}"))?)?,
+        );
+        ensure!(
+            got <= gone + answered && got > answered,
+            "the guest got {got} {count}, the host sent {gone} and the service {answered}"
+        );
+    }
+    for metric in ["rx_accepted_err", "rx_bad_eth", "tx_errors"] {
+        let count = sum_of_metrics(&output, metric)?;
+        ensure!(count == 0, "the service counts {count} {metric}");
+    }
+    ensure!(
+        sum_of_metrics(&output, "connections_created")?
+            == sum_of_metrics(&output, "connections_destroyed")?,
+        "connections are left"
+    );
     Ok(())
+}
+
+/// What the guest read through its second card, while the host answered its pings there.
+fn check_metadata<'a>(report: &Report, of_host: impl Fn(&str) -> Result<&'a str>) -> Result<()> {
+    for (key, wanted) in [
+        ("metadata's card", SECOND_MAC),
+        ("without a token", "HTTP/1.1 401"),
+        ("with a wrong one", "HTTP/1.1 401"),
+        ("names", "large name tags/"),
+        ("as JSON", "{\"a\":\"b\"}"),
+        ("nothing", "HTTP/1.1 404"),
+        ("pings beside", "50"),
+        ("metadata's rx_errors", "0"),
+        ("metadata's rx_dropped", "0"),
+        ("metadata's tx_errors", "0"),
+        ("metadata's tx_dropped", "0"),
+    ] {
+        let found = report.value(key)?.trim();
+        ensure!(found == wanted, "the guest's {key}: {found}, not {wanted}");
+    }
+    let wanted = of_host("large")?;
+    let large: Vec<_> = report.all("large").collect();
+    ensure!(
+        large == [wanted; 3],
+        "the guest read {large:?}, not {wanted} three times"
+    );
+    Ok(())
+}
+
+/// What a counter of the service has come to, over all lines of metrics.
+fn sum_of_metrics(output: &str, name: &str) -> Result<u64> {
+    let lines = output.lines();
+    let lines: Vec<_> = lines
+        .filter_map(|line| line.strip_prefix("host metrics: "))
+        .collect();
+    ensure!(!lines.is_empty(), "there are no metrics");
+    lines.into_iter().try_fold(0, |sum, line| {
+        let line: serde_json::Value = serde_json::from_str(line)?;
+        let count = line["mmds"][name].as_u64();
+        Ok(sum + count.with_context(|| format!("the metrics have no mmds.{name}"))?)
+    })
 }

@@ -6,6 +6,11 @@ ip link set tap0 up
 ip addr add 172.16.0.1/24 dev tap0
 ip -6 addr add fd00::1/64 dev tap0
 dd if=/dev/urandom of=data bs=1M count="$size" 2>/dev/null
+# Of the other card's tap: what comes there that is not from its own network is from the service, and is not to.
+tunctl -t tap1 >/dev/null
+echo 1 >/proc/sys/net/ipv6/conf/tap1/disable_ipv6
+ip link set tap1 up
+ip addr add 172.16.1.1/24 dev tap1
 sum() { sha256sum | cut -d ' ' -f 1; }
 echo "host gave: $(sum <data)"
 # Whoever connects gets the data; and whoever sends some, their checksum when all is there.
@@ -23,5 +28,10 @@ launch
 for count in rx_packets rx_bytes rx_errors rx_dropped tx_packets tx_bytes; do
     echo "host $count: $(cat /sys/class/net/tap0/statistics/$count)"
 done
+for count in rx_packets tx_packets tx_bytes; do
+    echo "host metadata's $count: $(cat /sys/class/net/tap1/statistics/$count)"
+done
+echo "host large: $(sum <large)"
+sed 's/^/host metrics: /' metrics
 # OutSegs (RFC 4022), of which a frame may hold many.
 echo "host segments: $(awk '/^Tcp: [0-9]/ { print $12 }' /proc/net/snmp)"
