@@ -506,7 +506,7 @@ fn detour_takes_its_frames_before_the_link_and_answers_in_the_same_run() {
     assert_eq!((driver.used(), driver.used()), (Some((0, 0)), Some((1, 0))));
     assert_eq!(wire.lock().unwrap().sent, [others]);
     assert_eq!(mirror.0.lock().unwrap().shown, [80 - HEADER, PEEK]);
-    assert_eq!(mirror.0.lock().unwrap().taken, [its.clone()]);
+    assert_eq!(mirror.0.lock().unwrap().taken, std::slice::from_ref(&its));
     driver.queue = RX;
     assert_eq!(driver.used(), Some((0, 300)));
     assert_eq!(driver.bytes(ROOM, 300), received(&its, 1));
