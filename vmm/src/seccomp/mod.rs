@@ -11,7 +11,7 @@
 //! another way that can be checked.
 //!
 //! What a filter cannot look at, names of files and addresses of sockets, is bounded by Landlock, which each thread
-//! takes on with its filter where the kernel has it: see [`landlock`].
+//! takes on with its filter where the kernel has it (`vmm/src/seccomp/landlock.rs`).
 
 pub(crate) mod landlock;
 mod report;
