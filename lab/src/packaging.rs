@@ -11,7 +11,6 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::apt;
 use crate::paths::{Paths, cargo};
 use crate::process::{capture, run_visibly};
 
@@ -72,7 +71,6 @@ pub(crate) fn pages(paths: &Paths, folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Makes the package.
 pub(crate) fn package(paths: &Paths, _: &Package) -> Result<ExitCode> {
-    apt::install(&["dpkg-dev"])?;
     if capture(Command::new(cargo()).args(["deb", "--version"])).is_err() {
         eprintln!("lab: installing cargo-deb");
         run_visibly(Command::new(cargo()).args(["install", "--quiet", "--locked", "cargo-deb"]))?;
