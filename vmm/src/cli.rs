@@ -8,6 +8,7 @@ mod seccomp;
 mod serve;
 
 use std::ffi::{OsStr, OsString};
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ use crate::logging::{self, Change, Level, log};
 use crate::machine::{Additions, Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
 use crate::output;
-use crate::seccomp::FilterError;
+use crate::seccomp::{self as filters, FilterError};
 use crate::simulate::{Simulate, SimulateError};
 use crate::time_report::TimeReport;
 use crate::time_report::file::{ReportPath, ReportPathError, Reporter};
@@ -327,6 +328,7 @@ pub fn command() -> clap::Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = Instant::now();
     allocator::use_one_arena();
+    filters::tell_panics_in_one_line();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let compatible = arguments.first().is_some_and(|name| is_compatible(name));
     let cli = match parse(&arguments, compatible) {
@@ -334,7 +336,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(code) => return code,
     };
     start_logging(cli.level);
-    match execute(&cli, compatible, started) {
+    // What is torn down on the way out of a panic ends the guest, if one runs.
+    let executed = catch_unwind(|| execute(&cli, compatible, started));
+    let Ok(executed) = executed else {
+        eprintln!("keeptime: this launcher failed (see above)");
+        return ExitCode::from(Outcome::Failure(String::new()).status());
+    };
+    match executed {
         Ok(outcome) => {
             match &outcome {
                 Outcome::Failure(report) => eprintln!("keeptime: {report}"),
@@ -465,7 +473,7 @@ fn boot(run: &Run, started: Instant) -> Result<Outcome, CommandError> {
         return Ok(machine.run(Console::StandardInput)?);
     };
     let mut events = EventLoop::new(surroundings.ending.clone())?;
-    let reporter = Reporter::start(path, &mut events, &surroundings.filters)?;
+    let reporter = Reporter::start(path, &mut events, &surroundings)?;
     let running = machine.start(Console::StandardInput, &mut events)?;
     let report = || {
         TimeReport::new(

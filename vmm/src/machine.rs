@@ -440,6 +440,7 @@ where
             .go_on(
                 running.host_rate,
                 running.shared.threads.clone(),
+                running.shared.ending.clone(),
                 running.shared.filters.clone(),
             )
             .map_err(host("start the thread that measures the TSCs"))?;
@@ -550,6 +551,7 @@ impl<H: Hypervisor> Running<H> {
             watch,
             bell,
             self.shared.beat.clone(),
+            self.shared.ending.clone(),
             self.shared.filters.clone(),
         )
         .map_err(host("start the thread that watches the guest's time"))

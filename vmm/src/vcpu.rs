@@ -1,5 +1,6 @@
 //! vCPU threads: enter the guest, serve its exits, leave when told to.
 
+use std::fmt;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -61,6 +62,16 @@ impl Ending {
         let _ = self.event.write(1);
     }
 
+    /// Does `work` of the thread `name`. A panic, which its hook has told, ends the microVM instead of leaving it
+    /// with a thread less.
+    pub(crate) fn unless_it_panics(&self, name: impl fmt::Display, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.end(Outcome::Failure(format!(
+                "{name}: this launcher failed (see above)"
+            )));
+        }
+    }
+
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         self.outcome
             .lock()
@@ -118,13 +129,8 @@ impl<K: Kick> VcpuThread<K> {
                 if let Err(error) = shared.filters.enter(Role::Vcpu) {
                     shared.ending.end(Outcome::Failure(one_line(&error)));
                 }
-                // A panic in a device must end the microVM, not leave it with one processor less.
-                let run = AssertUnwindSafe(|| run(id, &mut vcpu, &shared, &counters, watch));
-                if catch_unwind(run).is_err() {
-                    shared.ending.end(Outcome::Failure(format!(
-                        "{id}: this launcher failed while it served an exit (see above)"
-                    )));
-                }
+                let work = || run(id, &mut vcpu, &shared, &counters, watch);
+                shared.ending.unless_it_panics(id, work);
                 shared.gate.leave();
             })?;
         Ok(Self {
@@ -359,6 +365,17 @@ mod tests {
         );
         let accesses = recorder.lock().expect("no panic").0.clone();
         (served, accesses)
+    }
+
+    #[test]
+    fn ending_is_a_failure_when_a_thread_panics() {
+        let ending = Ending::new().expect("an eventfd");
+        ending.unless_it_panics("quiet", || {});
+        assert_eq!(ending.outcome(), None);
+        ending.unless_it_panics("loud", || std::panic::panic_any("on purpose"));
+        let outcome = ending.outcome().expect("ended");
+        assert_eq!(outcome.status(), 2);
+        assert!(outcome.to_string().starts_with("loud: "), "{outcome}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::request::{self, Fault};
 use crate::error::one_line;
 use crate::metrics::{Metrics, Sample};
 use crate::seccomp::{Filters, Role};
+use crate::vcpu::Ending;
 
 /// The running thread. Dropped, it is stopped and the socket is removed.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ impl ApiThread {
         server: Server,
         post: Post,
         metrics: Arc<Metrics>,
+        ending: Arc<Ending>,
         filters: Filters,
     ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
@@ -54,10 +56,12 @@ impl ApiThread {
                 if let Err(error) = filters.enter(Role::Api) {
                     return tracing::error!("{}", one_line(&error));
                 }
-                let handler = |request: Request| handle(&request, &post, &metrics);
-                if let Err(error) = server.run(handler, &stopped) {
-                    tracing::error!("{}", one_line(&error));
-                }
+                ending.unless_it_panics("api", || {
+                    let handler = |request: Request| handle(&request, &post, &metrics);
+                    if let Err(error) = server.run(handler, &stopped) {
+                        tracing::error!("{}", one_line(&error));
+                    }
+                });
             })?;
         Ok(Self {
             handle: Some(handle),
@@ -71,7 +75,7 @@ impl Drop for ApiThread {
         // A full counter is as readable as one more.
         let _ = self.stop.write(1);
         if let Some(handle) = self.handle.take() {
-            // A panic of that thread has been told by its hook.
+            // It has nothing left to tell.
             let _ = handle.join();
         }
     }

@@ -126,9 +126,14 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
                 ..Limits::default()
             };
             let server = Server::bind(path.unwrap_or(Path::new(DEFAULT_SOCKET)), limits)?;
-            let thread =
-                ApiThread::start(server, post, metrics.clone(), surroundings.filters.clone())
-                    .map_err(host("start the API's thread"))?;
+            let thread = ApiThread::start(
+                server,
+                post,
+                metrics.clone(),
+                surroundings.ending.clone(),
+                surroundings.filters.clone(),
+            )
+            .map_err(host("start the API's thread"))?;
             note_startup(flags, started, metrics);
             Some(thread)
         }
@@ -140,7 +145,7 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     let timer = FlushTimer::new(metrics.clone(), PERIOD).map_err(host("create a timer"))?;
     events.add(Box::new(timer));
     let reporter = report_path
-        .map(|path| Reporter::start(path, &mut events, &surroundings.filters))
+        .map(|path| Reporter::start(path, &mut events, &surroundings))
         .transpose()?;
 
     let mut start = |config: &VmConfig, events: &mut EventLoop| {

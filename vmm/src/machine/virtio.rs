@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -478,13 +477,13 @@ impl DeviceThread {
                 if let Err(error) = filters.enter(role) {
                     return ending.end(Outcome::Failure(one_line(&error)));
                 }
-                let serve = AssertUnwindSafe(|| serve(&bell, source.as_ref(), &stopped, &*run));
-                // A panic in a device must end the microVM, not leave it without its disk.
-                if !matches!(catch_unwind(serve), Ok(Ok(()))) {
-                    ending.end(Outcome::Failure(format!(
-                        "{name}: this launcher failed while it served a request (see above)"
-                    )));
-                }
+                ending.unless_it_panics(&name, || {
+                    if let Err(error) = serve(&bell, source.as_ref(), &stopped, &*run) {
+                        ending.end(Outcome::Failure(format!(
+                            "{name}: the host does not tell of requests any more: {error}"
+                        )));
+                    }
+                });
             })?;
         Ok(Self {
             kick,

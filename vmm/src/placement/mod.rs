@@ -44,6 +44,7 @@ use crate::config::{CpuList, TscDomain};
 use crate::error::one_line;
 use crate::host_clock;
 use crate::seccomp::{Filters, Role};
+use crate::vcpu::Ending;
 use decision::Choice;
 pub(crate) use stay::Stay;
 pub(crate) use threads::{AffinityError, Threads};
@@ -250,6 +251,7 @@ impl Placement {
         &self,
         khz: Option<Khz>,
         threads: Arc<Threads>,
+        ending: Arc<Ending>,
         filters: Filters,
     ) -> std::io::Result<Option<Measuring>> {
         if lock(&self.state).known_by != KnownBy::Pending {
@@ -270,7 +272,7 @@ impl Placement {
         let handle = std::thread::Builder::new()
             .name("assess".to_owned())
             .spawn(move || match filters.enter(Role::Assess) {
-                Ok(()) => task.run(khz, &stopped),
+                Ok(()) => ending.unless_it_panics("assess", || task.run(khz, &stopped)),
                 Err(error) => tracing::error!("TSCs are not measured: {}", one_line(&error)),
             })?;
         Ok(Some(Measuring {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::assessment::Agreement;
 use crate::seccomp::Action;
+use crate::vcpu::Ending;
 use std::sync::mpsc;
 
 fn list(text: &str) -> CpuList {
@@ -70,10 +71,12 @@ fn placed(mode: TscDomain, vcpus: u8, senses: Senses) -> Result<Placed, Placemen
     wait.recv().expect("entered");
     placement.release();
     assert_eq!(cpus::allowed().expect("told"), real());
+    let ending = Arc::new(Ending::new().expect("an eventfd"));
     let measuring = placement
         .go_on(
             None,
             threads.clone(),
+            ending.clone(),
             Filters::builtin(Action::Kill).expect("filters"),
         )
         .expect("a thread");
@@ -81,6 +84,7 @@ fn placed(mode: TscDomain, vcpus: u8, senses: Senses) -> Result<Placed, Placemen
         // Waited for, not given up.
         let handle = measuring.handle.take().expect("runs");
         handle.join().expect("no panic");
+        assert_eq!(ending.outcome(), None);
     }
     let placed = placement.placed(&threads);
     drop(leave);
@@ -210,14 +214,17 @@ fn measurement_that_is_given_up_changes_nothing() {
     }
     let placement = Placement::prepare(TscDomain::Auto, 1, senses(until_told)).expect("placed");
     let threads = Arc::new(Threads::beginning_on(placement.first()));
+    let ending = Arc::new(Ending::new().expect("an eventfd"));
     let measuring = placement
         .go_on(
             None,
             threads.clone(),
+            ending.clone(),
             Filters::builtin(Action::Kill).expect("filters"),
         )
         .expect("a thread");
     drop(measuring);
+    assert_eq!(ending.outcome(), None);
     let placed = placement.placed(&threads);
     assert_eq!((placed.known_by, placed.finding), (KnownBy::Pending, None));
 }

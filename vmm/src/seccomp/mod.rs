@@ -14,6 +14,7 @@
 //! takes on with its filter where the kernel has it (`vmm/src/seccomp/landlock.rs`).
 
 pub(crate) mod landlock;
+mod panics;
 mod report;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::landlock::Fences;
+pub use panics::tell_panics_in_one_line;
 use seccompiler::{BpfProgram, TargetArch, apply_filter, compile_from_json, sock_filter};
 
 /// `struct sock_filter`: code, jump if true, jump if false, constant.
@@ -273,6 +275,7 @@ impl Filters {
             source,
         })?;
         report::note(role);
+        panics::note();
         // That one first: the other does not allow any more. A second one costs at each call, such as each entry
         // of a guest.
         let refused = role.starts_threads().then_some(REFUSED);

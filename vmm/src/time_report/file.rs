@@ -18,8 +18,9 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::TimeReport;
 use crate::error::one_line;
 use crate::event_loop::EventLoop;
-use crate::machine::{MachineError, host};
+use crate::machine::{MachineError, Surroundings, host};
 use crate::seccomp::{Filters, Role};
+use crate::vcpu::Ending;
 use crate::whole_file;
 
 /// How often the file is written while the guest runs.
@@ -70,7 +71,7 @@ impl Reporter {
     pub(crate) fn start(
         path: ReportPath,
         events: &mut EventLoop,
-        filters: &Filters,
+        surroundings: &Surroundings,
     ) -> Result<Self, MachineError> {
         let mut timer = TimerFd::new().map_err(|error| host("create a timer")(error.into()))?;
         timer
@@ -81,7 +82,8 @@ impl Reporter {
             timer,
             due: due.clone(),
         }));
-        let writer = Writer::start(path, filters.clone())
+        let (ending, filters) = (surroundings.ending.clone(), surroundings.filters.clone());
+        let writer = Writer::start(path, ending, filters)
             .map_err(host("start the thread that writes the time report"))?;
         Ok(Self { due, writer })
     }
@@ -161,6 +163,21 @@ impl Desk {
     }
 }
 
+/// What the thread does.
+fn write(path: &Path, desk: &Desk) {
+    let mut told = false;
+    while let Some(text) = desk.next() {
+        let put = whole_file::put(path, &text);
+        if let Err(error) = put
+            && !std::mem::replace(&mut told, true)
+        {
+            tracing::warn!(
+                "the time report cannot be written to {path:?}, which is not told again: {error}"
+            );
+        }
+    }
+}
+
 /// The thread that writes. Dropped, it writes what is left and ends.
 #[derive(Debug)]
 struct Writer {
@@ -169,7 +186,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(ReportPath(path): ReportPath, filters: Filters) -> io::Result<Self> {
+    fn start(
+        ReportPath(path): ReportPath,
+        ending: Arc<Ending>,
+        filters: Filters,
+    ) -> io::Result<Self> {
         let desk = Arc::new(Desk::default());
         let for_thread = desk.clone();
         let handle = std::thread::Builder::new()
@@ -178,17 +199,7 @@ impl Writer {
                 if let Err(error) = filters.enter(Role::Report) {
                     return tracing::error!("there is no time report: {}", one_line(&error));
                 }
-                let mut told = false;
-                while let Some(text) = for_thread.next() {
-                    let put = whole_file::put(&path, &text);
-                    if let Err(error) = put
-                        && !std::mem::replace(&mut told, true)
-                    {
-                        tracing::warn!(
-                            "the time report cannot be written to {path:?}, which is not told again: {error}"
-                        );
-                    }
-                }
+                ending.unless_it_panics("report", || write(&path, &for_thread));
             })?;
         Ok(Self {
             desk,
@@ -218,16 +229,18 @@ mod tests {
     use super::*;
     use crate::seccomp::Action;
 
-    fn filters() -> Filters {
-        Filters::builtin(Action::Kill).expect("filters")
+    fn start(path: &Path) -> Writer {
+        let path = ReportPath::new(path).expect("writable");
+        let ending = Arc::new(Ending::new().expect("an eventfd"));
+        let filters = Filters::builtin(Action::Kill).expect("filters");
+        Writer::start(path, ending, filters).expect("a thread")
     }
 
     #[test]
     fn what_is_left_is_written_before_the_end() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("report");
-        let writer =
-            Writer::start(ReportPath::new(&path).expect("writable"), filters()).expect("a thread");
+        let writer = start(&path);
         writer.write(b"first".to_vec());
         writer.write(b"last".to_vec());
         drop(writer);
@@ -239,8 +252,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("below").join("report");
         std::fs::create_dir(folder.path().join("below")).expect("a folder");
-        let writer =
-            Writer::start(ReportPath::new(&path).expect("writable"), filters()).expect("a thread");
+        let writer = start(&path);
         std::fs::remove_dir(folder.path().join("below")).expect("empty");
         writer.write(b"lost".to_vec());
         drop(writer);

@@ -37,6 +37,7 @@ use crate::error::one_line;
 use crate::host_clock;
 use crate::seccomp::{Filters, Role};
 use crate::signals;
+use crate::vcpu::Ending;
 
 /// Somebody looks at least so often.
 pub(crate) const PERIOD: Nanos = LOOK_EVERY;
@@ -149,6 +150,7 @@ impl WatchThread {
         watch: Watch<T>,
         bell: Arc<Bell>,
         beat: Arc<LastBeat>,
+        ending: Arc<Ending>,
         filters: Filters,
     ) -> std::io::Result<Self> {
         let for_thread = bell.clone();
@@ -156,7 +158,9 @@ impl WatchThread {
         let handle = std::thread::Builder::new()
             .name("time".to_owned())
             .spawn(move || match filters.enter(Role::Time) {
-                Ok(()) => run(Watching::new(watch), &for_thread, &beat, begun),
+                Ok(()) => ending.unless_it_panics("time", || {
+                    run(Watching::new(watch), &for_thread, &beat, begun);
+                }),
                 // Noticed by its beats.
                 Err(error) => {
                     tracing::error!("nobody watches the guest's time: {}", one_line(&error))
