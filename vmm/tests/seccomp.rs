@@ -17,20 +17,15 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::api::Vm;
+use support::rules::{allowed, rules};
 use support::{FOR_EVER, RESET, elf, print};
-use vmm::seccomp::{Action, Filters, Role};
-
-const RULES: &str = include_str!("../seccomp/x86_64.json");
+use vmm::seccomp::{Action, Filters, Role, tell_panics_in_one_line};
 
 /// System calls up to this number are tried; Linux 6.17 has them up to 469.
 const LAST_CALL: i64 = 512;
 
 /// `uretprobe` and `uprobe`.
 const UPROBES: [i64; 2] = [335, 336];
-
-fn rules() -> Value {
-    serde_json::from_str(RULES).expect("JSON")
-}
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,17 +36,22 @@ enum Fate {
 
 /// What becomes of a child that has `role`'s filter and then does `call`.
 fn fate(filters: &Filters, role: Role, call: impl FnOnce()) -> Fate {
+    fate_of(|| match filters.enter(role) {
+        Ok(()) => {
+            call();
+            0
+        }
+        Err(_) => 1,
+    })
+}
+
+/// What becomes of a child that does `work`, which says the status.
+fn fate_of(work: impl FnOnce() -> i32) -> Fate {
     // SAFETY: the child calls only what needs no lock that another thread might hold: the kernel, and what takes
     // a filter on, which allocates nothing.
     match unsafe { libc::fork() } {
         0 => {
-            let status = match filters.enter(role) {
-                Ok(()) => {
-                    call();
-                    0
-                }
-                Err(_) => 1,
-            };
+            let status = work();
             // SAFETY: as above.
             unsafe { libc::_exit(status) }
         }
@@ -75,35 +75,6 @@ fn calls(number: i64, arguments: [u64; 6]) -> impl FnOnce() {
         let [a, b, c, d, e, f] = arguments;
         // SAFETY: the filter ends the process, and if not, no argument is the address of anything.
         unsafe { libc::syscall(number, a, b, c, d, e, f) };
-    }
-}
-
-/// The numbers of the calls that have rules, from the C library's headers.
-fn numbers() -> BTreeMap<&'static str, i64> {
-    macro_rules! numbers {
-        ($($name:ident = $number:ident,)*) => {
-            BTreeMap::from([$((stringify!($name), libc::$number)),*])
-        };
-    }
-    numbers! {
-        accept4 = SYS_accept4, brk = SYS_brk, clock_adjtime = SYS_clock_adjtime, clock_gettime = SYS_clock_gettime, clone = SYS_clone,
-        clone3 = SYS_clone3, close = SYS_close, connect = SYS_connect, epoll_create1 = SYS_epoll_create1, epoll_ctl = SYS_epoll_ctl,
-        epoll_pwait = SYS_epoll_pwait, epoll_wait = SYS_epoll_wait, exit = SYS_exit,
-        exit_group = SYS_exit_group, fallocate = SYS_fallocate, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync, flock = SYS_flock,
-        fstat = SYS_fstat, ftruncate = SYS_ftruncate, futex = SYS_futex, getcpu = SYS_getcpu,
-        geteuid = SYS_geteuid, getpid = SYS_getpid, getrandom = SYS_getrandom, gettid = SYS_gettid,
-        ioctl = SYS_ioctl, lseek = SYS_lseek, madvise = SYS_madvise, memfd_create = SYS_memfd_create,
-        mkdirat = SYS_mkdirat, mmap = SYS_mmap, mprotect = SYS_mprotect, mremap = SYS_mremap,
-        munmap = SYS_munmap, newfstatat = SYS_newfstatat, open = SYS_open, openat = SYS_openat,
-        poll = SYS_poll, ppoll = SYS_ppoll, prctl = SYS_prctl, read = SYS_read, readv = SYS_readv,
-        recvfrom = SYS_recvfrom, rename = SYS_rename, renameat = SYS_renameat,
-        restart_syscall = SYS_restart_syscall, rseq = SYS_rseq, rt_sigaction = SYS_rt_sigaction,
-        rt_sigprocmask = SYS_rt_sigprocmask, rt_sigreturn = SYS_rt_sigreturn,
-        sched_getaffinity = SYS_sched_getaffinity, sched_setaffinity = SYS_sched_setaffinity,
-        sched_yield = SYS_sched_yield, sendto = SYS_sendto, set_robust_list = SYS_set_robust_list,
-        shutdown = SYS_shutdown, sigaltstack = SYS_sigaltstack, socket = SYS_socket, statx = SYS_statx, tgkill = SYS_tgkill,
-        timerfd_settime = SYS_timerfd_settime, unlink = SYS_unlink, unlinkat = SYS_unlinkat,
-        write = SYS_write, writev = SYS_writev,
     }
 }
 
@@ -138,10 +109,6 @@ fn constants() -> BTreeMap<&'static str, u64> {
             number(libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG),
         ),
         (
-            "FUTEX_WAIT_BITSET_PRIVATE|FUTEX_CLOCK_REALTIME",
-            number(futex_wait_for_time | libc::FUTEX_PRIVATE_FLAG),
-        ),
-        (
             "FUTEX_WAIT_BITSET|FUTEX_CLOCK_REALTIME",
             number(futex_wait_for_time),
         ),
@@ -156,8 +123,6 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("F_ADD_SEALS", number(libc::F_ADD_SEALS)),
         ("F_DUPFD_CLOEXEC", number(libc::F_DUPFD_CLOEXEC)),
         ("F_GETFD", number(libc::F_GETFD)),
-        ("F_GETFL", number(libc::F_GETFL)),
-        ("F_SETFL", number(libc::F_SETFL)),
         ("KVM_CHECK_EXTENSION", kvm(NONE, 0, 0x03)),
         ("KVM_CREATE_PIT2", kvm(W, 64, 0x77)),
         ("KVM_CREATE_VCPU", kvm(NONE, 0, 0x41)),
@@ -189,6 +154,9 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("LOCK_EX|LOCK_NB", number(libc::LOCK_EX | libc::LOCK_NB)),
         ("LOCK_SH|LOCK_NB", number(libc::LOCK_SH | libc::LOCK_NB)),
         ("MADV_DONTNEED", number(libc::MADV_DONTNEED)),
+        // include/uapi/asm-generic/mman-common.h, since Linux 6.13.
+        ("MADV_GUARD_INSTALL", 102),
+        ("MADV_GUARD_REMOVE", 103),
         // "AUXV".
         ("PR_GET_AUXV", 0x4155_5856),
         ("PR_SET_NAME", number(libc::PR_SET_NAME)),
@@ -204,56 +172,6 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("TUNSETOFFLOAD", libc::TUNSETOFFLOAD),
         ("threads of this process", number(thread)),
     ])
-}
-
-/// A condition of a rule: which argument, the bits that are compared, and with what.
-#[derive(Clone, Copy, Debug)]
-struct Condition {
-    argument: usize,
-    mask: u32,
-    value: u32,
-}
-
-impl Condition {
-    fn read(condition: &Value) -> Self {
-        let number =
-            |value: &Value| u32::try_from(value.as_u64().expect("a number")).expect("32 bits");
-        assert_eq!(condition["type"], "dword", "{condition}");
-        let mask = match &condition["op"] {
-            Value::String(op) if op == "eq" => u32::MAX,
-            op => number(&op["masked_eq"]),
-        };
-        Self {
-            argument: usize::try_from(number(&condition["index"])).expect("small"),
-            mask,
-            value: number(&condition["val"]),
-        }
-    }
-
-    fn holds(self, arguments: &[u64; 6]) -> bool {
-        let [low, ..] = [arguments[self.argument] & 0xffff_ffff];
-        u32::try_from(low).expect("32 bits") & self.mask == self.value
-    }
-}
-
-/// The rules of one filter: for each call, the conditions of which one set must hold.
-fn allowed(filter: &Value) -> BTreeMap<i64, Vec<Vec<Condition>>> {
-    let numbers = numbers();
-    let mut allowed: BTreeMap<i64, Vec<Vec<Condition>>> = BTreeMap::new();
-    for rule in filter["filter"].as_array().expect("rules") {
-        let name = rule["syscall"].as_str().expect("a name");
-        let conditions = match &rule["args"] {
-            Value::Null => Vec::new(),
-            list => (list.as_array().expect("conditions").iter())
-                .map(Condition::read)
-                .collect(),
-        };
-        let number = numbers
-            .get(name)
-            .unwrap_or_else(|| panic!("{name}: which number?"));
-        allowed.entry(*number).or_default().push(conditions);
-    }
-    allowed
 }
 
 fn builtin() -> Filters {
@@ -370,7 +288,12 @@ fn memory_cannot_be_made_executable_and_threads_can_be_started() {
     }
     for role in [Role::Vmm, Role::Time, Role::Assess] {
         let fate = fate(&filters, role, || {
-            let thread = std::thread::Builder::new().name("x".to_owned()).spawn(|| 7);
+            let mut thread = std::thread::Builder::new();
+            // The main thread's have no name.
+            if role != Role::Vmm {
+                thread = thread.name("x".to_owned());
+            }
+            let thread = thread.spawn(|| 7);
             let answer = thread.expect("a thread").join();
             assert_eq!(answer.expect("no panic"), 7);
         });
@@ -512,19 +435,38 @@ fn disk_and_policy_are_changed_and_the_guest_paused_under_the_filters() {
     assert_eq!(status.code(), Some(128 + libc::SIGTERM), "{status:?}");
 }
 
-/// A panic is told and caught, as when no filter is there.
+/// A panic is told whole and caught, whatever `RUST_BACKTRACE` says: nothing is read for a backtrace.
 #[test]
-fn panic_under_a_filter_is_caught() {
+fn panic_under_a_filter_is_told_and_caught() {
     let filters = builtin();
     for role in Role::ALL {
-        let fate = fate(&filters, role, || {
-            // The standard library's hook looks for the places of a backtrace in this program's file, if it is
-            // told to by its environment.
-            std::panic::set_hook(Box::new(|_| eprintln!("told")));
-            let caught = std::panic::catch_unwind(|| panic!("as wanted"));
-            assert!(caught.is_err());
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let fate = fate_of(|| {
+            // SAFETY: this child has one thread, and descriptors of its own.
+            unsafe {
+                std::env::set_var("RUST_BACKTRACE", "full");
+                libc::dup2(writer.as_raw_fd(), libc::STDERR_FILENO);
+            }
+            tell_panics_in_one_line();
+            if filters.enter(role).is_err() {
+                return 1;
+            }
+            let caught = std::panic::catch_unwind(|| panic!("a {}\nline", "second"));
+            i32::from(caught.is_ok())
         });
-        assert_eq!(fate, Fate::Status(0), "{role:?}");
+        drop(writer);
+        let mut told = String::new();
+        reader.read_to_string(&mut told).expect("text");
+        assert_eq!(fate, Fate::Status(0), "{role:?}: {told}");
+        let place = " panicked at vmm/tests/seccomp.rs:";
+        let end = r#": "a second\nline"; with --no-seccomp, RUST_BACKTRACE=1 tells from where"#;
+        assert!(
+            told.starts_with("keeptime: thread ")
+                && told.contains(place)
+                && told.trim_end().ends_with(end),
+            "{role:?}: {told}"
+        );
+        assert_eq!(told.lines().count(), 1, "{role:?}: {told}");
     }
 }
 
