@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,14 +30,99 @@ pub(crate) fn end_children_on_signals() -> Result<()> {
     let mut signals =
         Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot install signal handlers")?;
     thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        for signal in signals.forever() {
+            let mut order = lock(&ORDER);
             end_all();
-            remove_run_folders();
-            // The shell's convention for a death by signal.
-            std::process::exit(128_i32.saturating_add(signal));
+            let Some(order) = &mut *order else {
+                leave(signal);
+            };
+            order.signal.get_or_insert(signal);
+            order.ask_to_end();
         }
     });
     Ok(())
+}
+
+fn leave(signal: i32) -> ! {
+    remove_run_folders();
+    // The shell's convention for a death by signal.
+    std::process::exit(128_i32.saturating_add(signal))
+}
+
+/// What there is while somebody cleans up after a child of theirs.
+#[derive(Debug, Default)]
+struct Order {
+    /// The child, which has one itself.
+    child: Option<Pid>,
+    /// The first signal that wanted to end us.
+    signal: Option<i32>,
+}
+
+static ORDER: Mutex<Option<Order>> = Mutex::new(None);
+
+impl Order {
+    /// Asks the child's child, whose end the child waits for. A child that has none yet has done nothing.
+    fn ask_to_end(&self) {
+        let Some(child) = self.child else { return };
+        let number = child.as_raw_nonzero();
+        let list = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children"));
+        let list = list.unwrap_or_default();
+        let grandchild = list.split_whitespace().next();
+        match grandchild
+            .and_then(|word| word.parse().ok())
+            .and_then(Pid::from_raw)
+        {
+            // ESRCH: it has ended.
+            Some(pid) => _ = rustix::process::kill_process(pid, Signal::TERM),
+            None => kill_group(number.get()),
+        }
+    }
+}
+
+/// While it lives, a signal that ends us does so when it is dropped: who has it cleans up before.
+#[derive(Debug)]
+pub(crate) struct InOrder(());
+
+impl InOrder {
+    /// From now on.
+    pub(crate) fn begin() -> Self {
+        *lock(&ORDER) = Some(Order::default());
+        Self(())
+    }
+
+    /// Runs `command`, which has a child and ends with it, with our own standard output and error; an unsuccessful
+    /// status is an error. A signal that ends us asks that child to end.
+    pub(crate) fn run(&self, command: &mut Command) -> Result<()> {
+        let name = describe(command);
+        let mut child = {
+            let mut order = lock(&ORDER);
+            let order = order.get_or_insert_default();
+            anyhow::ensure!(order.signal.is_none(), "{name} is not run: we end");
+            // A group of its own: a terminal's signals are for us.
+            let child = command
+                .process_group(0)
+                .spawn()
+                .with_context(|| format!("cannot run {name}"))?;
+            order.child = Some(Pid::from_child(&child));
+            child
+        };
+        let status = child.wait();
+        if let Some(order) = &mut *lock(&ORDER) {
+            order.child = None;
+        }
+        let status = status.with_context(|| format!("cannot wait for {name}"))?;
+        anyhow::ensure!(status.success(), "{name} failed ({status})");
+        Ok(())
+    }
+}
+
+impl Drop for InOrder {
+    fn drop(&mut self) {
+        let order = lock(&ORDER).take();
+        if let Some(signal) = order.and_then(|order| order.signal) {
+            leave(signal);
+        }
+    }
 }
 
 /// Kills every process group that is alive now.
@@ -237,10 +322,12 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
     })
 }
 
-fn lock_groups() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
-    GROUPS
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock_groups() -> MutexGuard<'static, BTreeSet<i32>> {
+    lock(&GROUPS)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn kill_group(group: i32) {

@@ -30,8 +30,21 @@ pub(super) fn all() -> Vec<Scenario> {
 }
 
 fn soak() -> Scenario {
+    let soak = format!("./lab --launcher ./{LAUNCHER} soak --jailer ./jailer --vms");
+    // One that is ended at its begin first.
     let script = format!(
-        "exec ./lab --launcher ./{LAUNCHER} soak --jailer ./jailer --vms {AT_ONCE} --cycles {CYCLES}\n"
+        "{soak} 1 --cycles 1000000 >ended 2>&1 &
+soak=$!
+until grep -q -e --seed ended; do
+    kill -0 \"$soak\" || {{ cat ended; exit 1; }}
+done
+kill -TERM \"$soak\"
+status=0
+wait \"$soak\" || status=$?
+echo \"ended with status $status\"
+find /sys/fs/cgroup -name \"keeptime-soak-$soak\"
+exec {soak} {AT_ONCE} --cycles {CYCLES}
+"
     );
     Scenario::new(Place::Native, "soak", script)
         .seconds(30, 300)
@@ -46,6 +59,10 @@ fn soak() -> Scenario {
         // The soak judges itself; that it came to its end is ours to see.
         .check(|outcome| {
             outcome.expect_status(0)?;
+            outcome.expect_line("ended with status 143")?;
+            let output = outcome.stdout_text();
+            let left = output.lines().find(|line| line.starts_with("/sys/"));
+            ensure!(left.is_none(), "a soak that was ended has left {left:?}");
             outcome.expect_line("nothing is left")
         })
 }

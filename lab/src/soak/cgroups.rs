@@ -8,6 +8,9 @@ use anyhow::{Context, Result};
 /// The variable that tells the process in the namespaces: version, then the paths, divided by colons.
 pub(super) const TOLD: &str = "KEEPTIME_SOAK_CGROUPS";
 
+/// What their name begins with; a soak's process follows.
+const NAME: &str = "keeptime-soak-";
+
 /// The controllers that a jail uses, where the machine has them.
 const CONTROLLERS: [&str; 2] = ["memory", "pids"];
 
@@ -20,11 +23,17 @@ pub(super) struct Cgroups {
 }
 
 impl Cgroups {
-    /// Makes them, under the root of the hierarchies, where the jailer looks for a `--parent-cgroup`.
-    pub(super) fn make(name: &str) -> Result<Self> {
+    /// Makes those of the soak with this process, under the root of the hierarchies, where the jailer looks for a
+    /// `--parent-cgroup`. Removes those that soaks have left that were killed.
+    pub(super) fn make(process: u32) -> Result<Self> {
+        let name = format!("{NAME}{process}");
+        let is_alive = |process: u32| Path::new(&format!("/proc/{process}")).exists();
         let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
         let (version, hierarchies) = hierarchies(&mounts);
-        let paths: Vec<PathBuf> = hierarchies.iter().map(|path| path.join(name)).collect();
+        for hierarchy in &hierarchies {
+            remove_left(hierarchy, is_alive)?;
+        }
+        let paths: Vec<PathBuf> = hierarchies.iter().map(|path| path.join(&name)).collect();
         for path in &paths {
             fs::create_dir(path)
                 .with_context(|| format!("cannot make the cgroup {}", path.display()))?;
@@ -123,6 +132,31 @@ impl Cgroups {
     }
 }
 
+/// Removes the cgroups of soaks whose process is gone, as far as they are empty.
+fn remove_left(hierarchy: &Path, is_alive: impl Fn(u32) -> bool) -> Result<()> {
+    let folders = |path: &Path| -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(path).with_context(|| format!("no {}", path.display()))?;
+        let paths = entries.map(|entry| Ok(entry?.path()));
+        paths
+            .filter(|path| path.as_ref().map_or(true, |path| path.is_dir()))
+            .collect()
+    };
+    for path in folders(hierarchy)? {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let process = name.and_then(|name| name.strip_prefix(NAME)?.parse().ok());
+        if process.is_none_or(&is_alive) {
+            continue;
+        }
+        for path in folders(&path)?.into_iter().chain([path]) {
+            // One that has a process is somebody's.
+            if let Err(error) = fs::remove_dir(&path) {
+                eprintln!("lab: {} is left: {error}", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The version in use, and a hierarchy for each of [`CONTROLLERS`], or the one of version 2.
 fn hierarchies(mounts: &str) -> (u8, Vec<PathBuf>) {
     // fs_spec fs_file fs_vfstype fs_mntops …: fstab(5)
@@ -171,6 +205,31 @@ mod tests {
                       cgroup /sys/fs/cgroup/pids cgroup rw,relatime,pids 0 0\n";
         let wanted = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"].map(PathBuf::from);
         assert_eq!(hierarchies(mounts), (1, wanted.to_vec()));
+    }
+
+    #[test]
+    fn remove_left_takes_empty_ones_of_processes_that_are_gone() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        let names = ["1", "2", "3", "x", "2/jail", "3/jail", "3/jail/busy"];
+        for name in names {
+            fs::create_dir(hierarchy.path().join(format!("{NAME}{name}"))).unwrap();
+        }
+        fs::create_dir(hierarchy.path().join("other-2")).unwrap();
+        remove_left(hierarchy.path(), |process| process == 1).unwrap();
+        let mut left: Vec<_> = fs::read_dir(hierarchy.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                &format!("{NAME}1"),
+                &format!("{NAME}3"),
+                &format!("{NAME}x"),
+                "other-2"
+            ]
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::cli::Common;
 use crate::guest::KEYBOARD;
 use crate::native;
 use crate::paths::Paths;
-use crate::process::{capture, run_visibly, tied};
+use crate::process::{InOrder, capture, tied};
 use crate::scenario::Needs;
 use crate::workshop::Workshop;
 use accounts::Accounts;
@@ -112,7 +112,8 @@ pub(crate) fn run(paths: &Paths, common: &Common, arguments: &Arguments) -> Resu
     }
     fs::write(place.join(KERNEL), KEYBOARD.build()?).context("cannot write the guest")?;
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
-    let cgroups = Cgroups::make(&format!("keeptime-soak-{}", std::process::id()))?;
+    let in_order = InOrder::begin();
+    let cgroups = Cgroups::make(std::process::id())?;
 
     let mut inside = tied("unshare");
     inside
@@ -132,8 +133,9 @@ pub(crate) fn run(paths: &Paths, common: &Common, arguments: &Arguments) -> Resu
         .args(["--killed", &arguments.killed.to_string()])
         .args(["--seed", &seed.to_string()])
         .env(cgroups::TOLD, cgroups.told());
-    let result = run_visibly(&mut inside);
+    let result = in_order.run(&mut inside);
     let left = cgroups.remove();
+    drop(in_order);
     result?;
     left?;
     Ok(ExitCode::SUCCESS)
