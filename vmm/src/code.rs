@@ -6,6 +6,39 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether code was used since the last look that a guest that runs by itself does not need.
+static USED: AtomicBool = AtomicBool::new(false);
+
+/// Notes that code is used that a guest that runs by itself does not need: that of a client's request, or of the
+/// measurement after a launch.
+pub(crate) fn note_use() {
+    USED.store(true, Ordering::Relaxed);
+}
+
+/// Who looks once in a while whether there is code to be given back.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    due: bool,
+}
+
+impl Quiet {
+    /// What was used until now is to be given back.
+    pub(crate) fn begin() -> Self {
+        Self { due: true }
+    }
+
+    /// Gives code back once after it was used, at the first look without use since the one before: clients that
+    /// ask again and again do not have it fetched again and again.
+    pub(crate) fn look(&mut self) {
+        if USED.swap(false, Ordering::Relaxed) {
+            self.due = true;
+        } else if std::mem::take(&mut self.due) {
+            unmap_what_the_start_needed();
+        }
+    }
+}
 
 /// Takes the code and the constants out of this process that have been mapped until now. The most of them belong to
 /// the start: the command line, the configuration, the kernel file, the tables. A jail has a copy of the program of its
@@ -71,6 +104,19 @@ mod tests {
             }
         }
         sum
+    }
+
+    #[test]
+    fn quiet_looks_give_code_back_once_after_each_use() {
+        let mut quiet = Quiet::begin();
+        note_use();
+        quiet.look();
+        assert!(quiet.due);
+        quiet.look();
+        assert!(!quiet.due);
+        note_use();
+        quiet.look();
+        assert!(quiet.due);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use support::api::Vm;
 use support::{FOR_EVER, print};
 
@@ -39,5 +41,35 @@ fn code_that_only_the_start_needed_is_given_back() {
         "{before} KiB before the start, {after} KiB after it"
     );
     vm.read_until("x");
-    vm.get("/");
+}
+
+/// Waits until less than `limit` KiB of the code are mapped.
+fn until_less(vm: &Vm, limit: u64) {
+    let begin = Instant::now();
+    while code(vm.child.id()) >= limit {
+        assert!(begin.elapsed() < Duration::from_secs(60), "never");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn code_of_requests_is_given_back_when_no_more_come() {
+    let mut vm = Vm::start(&[]);
+    let kernel: Vec<u8> = print("x").into_iter().chain(FOR_EVER).collect();
+    vm.boot(&kernel, 1);
+    let report = vm.get("/time");
+    let degradations = report["degradations"].as_array().expect("a list");
+    if degradations.iter().any(|told| told["name"] == "timekeeper") {
+        return println!(
+            "skipped: on this host nobody watches a guest's time, nor looks at the code"
+        );
+    }
+    // All kinds of answers.
+    for path in ["/", "/vm/config", "/time", "/machine-config"] {
+        vm.get(path);
+    }
+    let used = code(vm.child.id());
+    until_less(&vm, used / 8 * 7);
+    // It comes back when it is needed.
+    vm.get("/time");
 }

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::http::{Request, Response, Server};
 use super::mailbox::Post;
 use super::request::{self, Fault};
+use crate::code;
 use crate::error::one_line;
 use crate::metrics::{Metrics, Sample};
 use crate::seccomp::{Filters, Role};
@@ -82,6 +83,7 @@ impl Drop for ApiThread {
 }
 
 fn handle(request: &Request, post: &Post, metrics: &Metrics) -> Response {
+    code::note_use();
     let Some(found) = request::find(request.method, &request.path) else {
         return fault(&request::unknown(request.method, &request.path));
     };

@@ -40,6 +40,7 @@ use tsc::{CpuId, Khz};
 
 use crate::assessment::cache::{Cache, Key};
 use crate::assessment::{self, Finding, cpus};
+use crate::code;
 use crate::config::{CpuList, TscDomain};
 use crate::error::one_line;
 use crate::host_clock;
@@ -272,7 +273,10 @@ impl Placement {
         let handle = std::thread::Builder::new()
             .name("assess".to_owned())
             .spawn(move || match filters.enter(Role::Assess) {
-                Ok(()) => ending.unless_it_panics("assess", || task.run(khz, &stopped)),
+                Ok(()) => {
+                    ending.unless_it_panics("assess", || task.run(khz, &stopped));
+                    code::note_use();
+                }
                 Err(error) => tracing::error!("TSCs are not measured: {}", one_line(&error)),
             })?;
         Ok(Some(Measuring {

@@ -32,6 +32,7 @@ use super::page::Offset;
 use super::restart::{Home, restart};
 use super::{Answer, Event, Order, Rates, RestartCause, Timekeeper, error_bounds};
 use crate::assessment;
+use crate::code::Quiet;
 use crate::doctor;
 use crate::error::one_line;
 use crate::host_clock;
@@ -225,6 +226,7 @@ fn run<T: Halt>(
     last.set(first.boottime);
     let _ = begun.send(());
     drop(begun);
+    let mut quiet = Quiet::begin();
     loop {
         let rung = bell.wait(Duration::from_nanos(PERIOD.get()));
         if rung == Rung::ForTheEnd {
@@ -241,6 +243,7 @@ fn run<T: Halt>(
             watching.show_time();
         }
         last.set(now.boottime);
+        quiet.look();
     }
 }
 
