@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::bench::api::ApiProgram;
+use crate::bench::jail::Jails;
 use crate::bench::statistics::Summary;
 use crate::cli::Common;
 use crate::guest::RESET;
@@ -38,7 +39,8 @@ const WARM_UP: usize = 3;
 /// Measures launch cost on this machine's KVM, in turns with the least that KVM allows.
 ///
 /// One vCPU, 128 MiB. The bare program makes only the KVM calls that the guest needs, once without and
-/// once with an in-kernel irqchip, which the kernel takes its time to destroy. With the API: CPU time
+/// once with an in-kernel irqchip, which the kernel takes its time to destroy. As root, the launcher also starts
+/// in a jail, beside one that starts by the same configuration file in none. With the API: CPU time
 /// until the socket answers, and the time of InstanceStart.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -55,6 +57,8 @@ struct Program {
     name: String,
     binary: PathBuf,
     arguments: Vec<String>,
+    /// It launches there, and what is named before is not used.
+    jails: Option<Jails>,
     first_line: Vec<Duration>,
     exit: Vec<Duration>,
 }
@@ -68,6 +72,7 @@ impl Program {
                 .iter()
                 .map(|&argument| argument.to_owned())
                 .collect(),
+            jails: None,
             first_line: Vec::new(),
             exit: Vec::new(),
         }
@@ -125,6 +130,25 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
             &[&ours[..], &["--no-pit"]].concat(),
         ),
     ];
+    let by_file = Program::new(
+        "keeptime by file",
+        workshop.launcher()?,
+        &["--no-api", "--config-file", configuration],
+    );
+    programs.push(by_file);
+    match native::obstacle(Needs::Root) {
+        Some(obstacle) => eprintln!("lab: no jailed launch is measured: {obstacle}"),
+        None => programs.push(Program {
+            jails: Some(Jails::new(
+                workshop.jailer()?,
+                workshop.launcher()?,
+                folder.path(),
+                Path::new(kernel),
+                peer_configuration("kernel"),
+            )?),
+            ..Program::new("the same, jailed", Path::new(""), &[])
+        }),
+    }
     if let Some(peer) = &arguments.peer {
         let name = peer
             .file_name()
@@ -156,6 +180,13 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
         }
     }
     print!("{}", table(&programs).context("no launch was measured")?);
+    for pair in programs.windows(2) {
+        if let [plain, jailed] = pair
+            && jailed.jails.is_some()
+        {
+            println!("{}", added(plain, jailed));
+        }
+    }
     for program in &with_api {
         print!("\n{}", program.table().context("no launch was measured")?);
     }
@@ -174,8 +205,14 @@ fn peer_configuration(kernel: &str) -> String {
 
 /// Starts `program` once: the times to the guest's line and to the end.
 fn launch(program: &Program) -> Result<(Duration, Duration)> {
-    let mut command = Command::new(&program.binary);
-    command.args(&program.arguments);
+    let mut command = match &program.jails {
+        Some(jails) => jails.command()?,
+        None => {
+            let mut command = Command::new(&program.binary);
+            command.args(&program.arguments);
+            command
+        }
+    };
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -186,6 +223,9 @@ fn launch(program: &Program) -> Result<(Duration, Duration)> {
     let at_line = start.elapsed();
     let status = running.wait()?;
     let at_exit = start.elapsed();
+    if let Some(jails) = &program.jails {
+        jails.clean()?;
+    }
     if !first_line? || !status.success() {
         let mut words = String::new();
         if let Some(errors) = running.child().stderr.take() {
@@ -236,6 +276,21 @@ impl Watchdog {
         // The thread lives as long as its channel.
         let _ = self.0.send(());
     }
+}
+
+/// What the jail adds to the first line: of launches in the same turn, since both meet the machine in one mood.
+fn added(plain: &Program, jailed: &Program) -> String {
+    let pairs = plain.first_line.iter().zip(&jailed.first_line);
+    let mut more: Vec<f64> = pairs
+        .map(|(plain, jailed)| (jailed.as_secs_f64() - plain.as_secs_f64()) * 1000.0)
+        .collect();
+    more.sort_by(f64::total_cmp);
+    let rank = |percent: usize| more.get(more.len().saturating_sub(1) * percent / 100);
+    let [low, median, high] =
+        [10, 50, 90].map(|percent| rank(percent).copied().unwrap_or(f64::NAN));
+    format!(
+        "the jail adds to the first line: {low:.2} ms (p10), {median:.2} ms (median), {high:.2} ms (p90)"
+    )
 }
 
 /// The table: milliseconds, and ratios of medians to the bare program's, with the irqchip for the end.

@@ -1,6 +1,7 @@
 //! `cargo lab bench`: what things cost on this machine.
 
 mod api;
+mod jail;
 mod launch;
 mod statistics;
 
