@@ -2,6 +2,7 @@
 //! the other.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::guest::linux::{self, COMMAND_LINE, MEMORY_MIB, Report};
 use crate::host::image::{Files, Source};
@@ -73,43 +74,95 @@ fn stock() -> Scenario {
         tsc: Tsc::Unstable,
         paging: Paging::Nested,
     };
-    let configuration = serde_json::json!({
-        "boot-source": {
-            "kernel_image_path": "kernel", "initrd_path": "initrd-tenant", "boot_args": COMMAND_LINE,
-        },
-        "machine-config": {"vcpu_count": 2, "mem_size_mib": MEMORY_MIB},
-        "drives": [{"drive_id": "data", "path_on_host": "disk", "is_root_device": false}],
-        "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0"}],
-        "mmds-config": {"version": "V1", "network_interfaces": ["eth0"]},
+    let [boot, machine, drive, interface, service] = parts();
+    let configuration = json!({
+        "boot-source": boot, "machine-config": machine, "drives": [drive], "network-interfaces": [interface],
+        "mmds-config": service,
     });
     Scenario::new(
         Place::Emulated(host),
         "jailed",
         format!("configuration='{configuration}'\n{SCRIPT}"),
     )
-    .seconds(20, 120)
+    .seconds(40, 240)
     .files(files)
     .check(check)
+}
+
+/// What the guest is: its kernel, its machine, its disk, its network card, and its metadata service.
+fn parts() -> [Value; 5] {
+    [
+        json!({"kernel_image_path": "kernel", "initrd_path": "initrd-tenant", "boot_args": COMMAND_LINE}),
+        json!({"vcpu_count": 2, "mem_size_mib": MEMORY_MIB}),
+        json!({"drive_id": "data", "path_on_host": "disk", "is_root_device": false}),
+        json!({"iface_id": "eth0", "host_dev_name": "tap0"}),
+        json!({"version": "V1", "network_interfaces": ["eth0"]}),
+    ]
+}
+
+fn metadata() -> Value {
+    json!({"latest": {"meta-data": {"name": NAME}}})
+}
+
+/// The same as requests, a line each: what is put where.
+fn requests() -> String {
+    let paths = [
+        "/boot-source",
+        "/machine-config",
+        "/drives/data",
+        "/network-interfaces/eth0",
+        "/mmds/config",
+    ];
+    let start = json!({"action_type": "InstanceStart"});
+    let all = paths
+        .into_iter()
+        .zip(parts())
+        .chain([("/mmds", metadata()), ("/actions", start)]);
+    all.map(|(path, body)| format!("{path} {body}\n")).collect()
 }
 
 fn files(workshop: &Workshop) -> Result<Files> {
     let stock = workshop.stock(Kernel::Amd64)?;
     let initramfs = linux::tenant_initramfs(&stock, MODULES)?;
-    let metadata = serde_json::json!({"latest": {"meta-data": {"name": NAME}}});
     Ok(Files::from([
         ("kernel".to_owned(), file(&stock.image)),
         ("initrd-tenant".to_owned(), Source::Bytes(initramfs)),
         ("jailer".to_owned(), file(workshop.jailer()?)),
         (
             "metadata.json".to_owned(),
-            Source::Bytes(metadata.to_string().into_bytes()),
+            Source::Bytes(metadata().to_string().into_bytes()),
+        ),
+        (
+            "requests".to_owned(),
+            Source::Bytes(requests().into_bytes()),
         ),
     ]))
 }
 
 fn check(outcome: &Outcome) -> Result<()> {
     outcome.expect_status(0)?;
-    let report = Report::parse(&outcome.stdout)?;
+    // "vm-1" and "vm-2" take turns among domains of one CPU each.
+    for (id, cpu) in [("vm-1", "1"), ("vm-2", "0")] {
+        outcome.expect_line(&format!("host cpuset.cpus.effective of {id}: {cpu}"))?;
+    }
+    let output = outcome.stdout_text();
+    ensure!(
+        !output.contains("host: CPUs of two TSC domains are taken"),
+        "a cpuset of two TSC domains was not refused"
+    );
+    let (_, both) = output
+        .split_once("host begins: file\n")
+        .context("no guest by a file")?;
+    let (by_file, by_api) = both
+        .split_once("host begins: api\n")
+        .context("no guest by the API")?;
+    check_guest("file", by_file).context("the guest by a file")?;
+    check_guest("api", by_api).context("the guest by the API")
+}
+
+/// What is told of one guest, in the jail `id`.
+fn check_guest(id: &str, output: &str) -> Result<()> {
+    let report = Report::parse(output.as_bytes())?;
     let trouble: Vec<_> = report.all("trouble").collect();
     ensure!(trouble.is_empty(), "the guest met trouble: {trouble:?}");
     for (key, wanted) in [
@@ -130,22 +183,16 @@ fn check(outcome: &Outcome) -> Result<()> {
         ("CapBnd", "0000000000000000"),
         ("NoNewPrivs", "1"),
         ("Seccomp", "2"),
-        ("cgroup", "0::/keeptime/tenant"),
+        ("cgroup", &format!("0::/keeptime/{id}")),
         ("pids.max", "64"),
         ("cpuset.cpus", "0-1"),
         ("cpuset.cpus.effective", "0-1"),
-        // "vm-1" and "vm-2" take turns among domains of one CPU each.
-        ("cpuset.cpus.effective of vm-1", "1"),
-        ("cpuset.cpus.effective of vm-2", "0"),
         ("disk", report.value("made")?),
     ] {
-        outcome.expect_line(&format!("host {key}: {wanted}"))?;
+        let line = format!("host {key}: {wanted}");
+        let found = output.lines().any(|found| found == line);
+        ensure!(found, "the output has no line {line:?}");
     }
-    let output = outcome.stdout_text();
-    ensure!(
-        !output.contains("host: CPUs of two TSC domains are taken"),
-        "a cpuset of two TSC domains was not refused"
-    );
     let bare = output
         .lines()
         .find(|line| line.starts_with("host without a filter"));
