@@ -13,9 +13,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use devices::rate_limiter::{Bucket, RateLimiter};
+use devices::virtio::balloon::{self, Balloon, Options};
 use devices::virtio::block::{Access, Block, Cache, Image, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::net::{Detour, HEADER, Identity, Link, Net, Offloads};
@@ -23,7 +24,7 @@ use devices::virtio::vsock::{Cid, Event, Host, Place, Port, Stream, Token, Vsock
 use devices::virtio::{Buffers, Device, Next};
 use driver::*;
 use tsc::Nanos;
-use vm_memory::VolatileSlice;
+use vm_memory::{GuestAddress, VolatileSlice};
 
 struct Counting;
 
@@ -118,6 +119,54 @@ fn entropy_serves_without_allocating() {
     driver.put(&[(ROOM, 4096, true)]);
     assert_eq!(allocations_of(&driver), 0);
     assert_eq!(driver.used(), Some((0, 4096)));
+}
+
+/// A host that takes every page, and whose time stands still until it is set.
+#[derive(Clone, Default)]
+struct Taker(Arc<AtomicU64>);
+
+impl balloon::Host for Taker {
+    fn now(&mut self) -> Nanos {
+        Nanos::new(self.0.load(Ordering::SeqCst))
+    }
+
+    fn give_back(&mut self, _: GuestAddress, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn balloon_serves_without_allocating() {
+    let options = Options {
+        statistics: Some(Nanos::new(10)),
+        reporting: true,
+        ..Options::default()
+    };
+    let host = Taker::default();
+    let device = Balloon::new(host.clone(), options, Box::new(|_| {}));
+    let mut driver = Driver::ready(device, 1 << 1 | 1 << 5 | EVENT_INDEX);
+    let numbers: Vec<u8> = (0..3_000_u32).rev().flat_map(u32::to_le_bytes).collect();
+    driver.fill(ROOM, &numbers);
+    // Pages in, of which some are not there; pages out; freed ones.
+    for (queue, buffer) in [
+        (0, (ROOM, 12_000, false)),
+        (1, (ROOM, 1_024, false)),
+        (3, (ROOM + 0x1_0000, 0x8000, true)),
+    ] {
+        driver.queue = queue;
+        driver.put(&[buffer]);
+        assert_eq!(allocations_of(&driver), 0, "{queue}");
+        assert_eq!(driver.used(), Some((0, 0)));
+    }
+    // Statistics, which are held.
+    driver.queue = 2;
+    driver.put(&[(ROOM, 100, false)]);
+    let before = ALLOCATIONS.get();
+    assert_eq!(driver.run(), Next::After(Nanos::new(10)));
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    host.0.store(10, Ordering::SeqCst);
+    assert_eq!(allocations_of(&driver), 0);
+    assert_eq!(driver.used(), Some((0, 0)));
 }
 
 #[test]

@@ -23,6 +23,7 @@ use tsc::Khz;
 
 use crate::allocator;
 use crate::api::COMPATIBLE_VERSION;
+use crate::api::balloon::Balloon;
 use crate::api::body::TimePolicy;
 use crate::api::drive::{CacheType, Drive, Entropy};
 use crate::api::network::{Mac, NetworkInterface};
@@ -138,6 +139,10 @@ struct Run {
     /// and says CONNECT PORT; the guest's connections to the host's port P arrive at PATH_P
     #[arg(long, value_name = "CID,PATH", value_parser = parse_vsock)]
     vsock: Option<Vsock>,
+    /// A memory balloon: so much of its memory the guest does without. With deflate-on-oom, it takes memory back
+    /// when it has no other; with reporting, the host gets what the guest frees
+    #[arg(long, value_name = "MIB[,deflate-on-oom][,reporting]", value_parser = parse_balloon)]
+    balloon: Option<Balloon>,
     /// A virtio source of entropy
     #[arg(long)]
     entropy: bool,
@@ -266,6 +271,30 @@ fn parse_vsock(text: &str) -> Result<Vsock, String> {
     vsock.check().map_err(|fault| fault.to_string())
 }
 
+/// A size, and what else the balloon does. Statistics are for clients of the API, of which there are none.
+fn parse_balloon(text: &str) -> Result<Balloon, String> {
+    let mut words = text.split(',');
+    let amount = words.next().unwrap_or_default();
+    let amount_mib = amount
+        .parse()
+        .map_err(|_| format!("{amount:?} is not a number of MiB"))?;
+    let (mut deflate_on_oom, mut reporting) = (false, false);
+    for word in words {
+        match word {
+            "deflate-on-oom" => deflate_on_oom = true,
+            "reporting" => reporting = true,
+            _ => return Err(format!("{word:?} is none of deflate-on-oom and reporting")),
+        }
+    }
+    Ok(Balloon {
+        amount_mib,
+        deflate_on_oom,
+        stats_polling_interval_s: None,
+        free_page_hinting: None,
+        free_page_reporting: Some(reporting),
+    })
+}
+
 /// The devices that the flags ask for. Disks are named `disk0` and up, network interfaces `net0` and up.
 fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
     let mut peripherals = Peripherals::default();
@@ -284,6 +313,12 @@ fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
             .map_err(|fault| CommandError::Usage(format!("--net: {fault}")))?;
     }
     peripherals.vsock.clone_from(&run.vsock);
+    if let Some(balloon) = run.balloon {
+        balloon
+            .fits(run.memory)
+            .map_err(|fault| CommandError::Usage(format!("--balloon: {fault}")))?;
+        peripherals.balloon = Some(balloon);
+    }
     peripherals.entropy = run.entropy.then(Entropy::default);
     Ok(peripherals)
 }
@@ -542,7 +577,15 @@ mod tests {
     #[test]
     fn usage_errors_are_one_paragraph() {
         // (arguments, what the line must hold)
-        let rows: [(&[&str], &str); 9] = [
+        let rows: [(&[&str], &str); 11] = [
+            (
+                &["run", "--kernel", "k", "--balloon", "x,reporting"],
+                "\"x\" is not a number of MiB",
+            ),
+            (
+                &["run", "--kernel", "k", "--balloon", "1,stats=1"],
+                "none of deflate-on-oom and reporting",
+            ),
             (&["run"], "--kernel <FILE>"),
             (
                 &["run", "--kernel", "k", "--cpus", "0"],
@@ -574,6 +617,37 @@ mod tests {
             let line = first_paragraph(&error.to_string());
             assert!(line.contains(part) && !line.contains('\n'), "{line}");
         }
+    }
+
+    #[test]
+    fn balloon_of_a_flag_fits_into_the_guest() {
+        let balloon = |text: &str| {
+            let arguments = [
+                "keeptime",
+                "run",
+                "--kernel",
+                "k",
+                "--memory",
+                "64",
+                "--balloon",
+                text,
+            ];
+            let cli = Cli::try_parse_from(arguments).expect("clap allows it");
+            let Some(Command::Run(run)) = cli.command else {
+                panic!("another command");
+            };
+            peripherals(&run).map(|peripherals| peripherals.balloon.expect("given").options())
+        };
+        let plain = balloon("64").expect("fits");
+        assert_eq!(plain.pages, 64 * 256);
+        assert!(!plain.deflate_on_out_of_memory && !plain.reporting);
+        let full = balloon("1,reporting,deflate-on-oom").expect("fits");
+        assert!(full.deflate_on_out_of_memory && full.reporting);
+        let line = one_line(&balloon("65").expect_err("too large"));
+        assert!(
+            line.contains("--balloon") && line.contains("64 MiB"),
+            "{line}"
+        );
     }
 
     fn one_line_of(arguments: &[&str]) -> String {

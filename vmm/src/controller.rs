@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use devices::i8042::KeyboardError;
+use devices::virtio::balloon::PAGES_PER_MIB;
 use hypervisor::guest_clock::VmClock;
 use hypervisor::{Hypervisor, MissingFeature};
 use serde::Serialize;
 use serde_json::json;
 use tsc::Khz;
 
+use crate::api::balloon::{self, Balloon};
 use crate::api::body::{
     Action, BootSource, LoggerBody, MachinePatch, MetricsBody, TimeBody, TimePolicy, VmState,
 };
@@ -31,7 +33,7 @@ use crate::doctor;
 use crate::error::one_line;
 use crate::guest_rate::GuestRate;
 use crate::logging::{Change, log};
-use crate::machine::{self, MachineError, Running};
+use crate::machine::{self, BalloonState, MachineError, Running};
 use crate::metrics::{Metrics, prometheus};
 use crate::mmds::Metadata;
 use crate::time_report::{Kept, TimeReport};
@@ -48,6 +50,10 @@ pub(crate) trait Instance {
     fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault>;
     /// Changes a network interface.
     fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault>;
+    /// Changes the balloon to what is wanted of it.
+    fn change_balloon(&self, balloon: &Balloon);
+    /// What is known of the balloon, if there is one.
+    fn balloon(&self) -> Option<BalloonState>;
     /// The rate of the guest's TSC and how it is kept, and the host's own.
     fn tsc_rate(&self) -> (GuestRate, Option<Khz>);
     /// What became of its clocks.
@@ -78,6 +84,14 @@ where
 
     fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
         Running::change_interface(self, patch)
+    }
+
+    fn change_balloon(&self, balloon: &Balloon) {
+        Running::change_balloon(self, balloon);
+    }
+
+    fn balloon(&self) -> Option<BalloonState> {
+        Running::balloon(self)
     }
 
     fn kept(&self) -> Kept {
@@ -281,6 +295,13 @@ impl Controller {
             ApiRequest::PutNetworkInterface(body) => done(self.put_interface(body)),
             ApiRequest::PatchNetworkInterface(body) => done(self.patch_interface(&body)),
             ApiRequest::PutVsock(body) => done(self.put_vsock(body)),
+            ApiRequest::GetBalloon => Ok(json(self.configured_balloon()?)),
+            ApiRequest::PutBalloon(body) => done(self.put_balloon(body)),
+            ApiRequest::PatchBalloon(body) => done(self.patch_balloon(body.amount_mib)),
+            ApiRequest::GetBalloonStatistics => self.balloon_statistics(),
+            ApiRequest::PatchBalloonStatistics(body) => {
+                done(self.patch_balloon_statistics(body.stats_polling_interval_s))
+            }
             ApiRequest::PutEntropy(body) => done(self.put_entropy(body)),
             ApiRequest::PutTime(body) => done(self.put_time(body)),
             ApiRequest::PatchVm(state) => self.patch_vm(state),
@@ -342,7 +363,11 @@ impl Controller {
 
     fn change_machine(&mut self, machine: MachineConfig, patch: MachinePatch) -> Result<(), Fault> {
         self.not_started()?;
-        self.machine = patch.apply_to(machine)?;
+        let machine = patch.apply_to(machine)?;
+        if let Some(balloon) = &self.peripherals.balloon {
+            balloon.fits(machine.memory)?;
+        }
+        self.machine = machine;
         Ok(())
     }
 
@@ -381,6 +406,75 @@ impl Controller {
         machine::check_vsock(&vsock).map_err(|error| Fault::new(one_line(&error)))?;
         self.peripherals.vsock = Some(vsock);
         Ok(())
+    }
+
+    fn put_balloon(&mut self, balloon: Balloon) -> Result<(), Fault> {
+        self.not_started()?;
+        balloon.fits(self.machine.memory)?;
+        self.peripherals.balloon = Some(balloon);
+        Ok(())
+    }
+
+    fn configured_balloon(&self) -> Result<&Balloon, Fault> {
+        let balloon = self.peripherals.balloon.as_ref();
+        balloon.ok_or_else(|| Fault::new("there is no balloon: PUT /balloon before the start"))
+    }
+
+    /// Changes the balloon of a running or paused guest, where that is allowed.
+    fn change_balloon(&mut self, balloon: Balloon) -> Result<(), Fault> {
+        self.started()?.change_balloon(&balloon);
+        self.peripherals.balloon = Some(balloon);
+        Ok(())
+    }
+
+    fn patch_balloon(&mut self, amount_mib: u32) -> Result<(), Fault> {
+        self.started()?;
+        let balloon = Balloon {
+            amount_mib,
+            ..*self.configured_balloon()?
+        };
+        balloon.fits(self.machine.memory)?;
+        self.change_balloon(balloon)
+    }
+
+    /// The driver learns at its begin whether there are statistics.
+    fn patch_balloon_statistics(&mut self, seconds: u16) -> Result<(), Fault> {
+        self.started()?;
+        let known = *self.configured_balloon()?;
+        let (before, after) = (known.interval_s() > 0, seconds > 0);
+        if before != after {
+            return Err(Fault::new(format!(
+                "stats_polling_interval_s: statistics can be switched on or off before the start only, and are {}",
+                if before { "on" } else { "off" }
+            )));
+        }
+        self.change_balloon(Balloon {
+            stats_polling_interval_s: Some(seconds),
+            ..known
+        })
+    }
+
+    fn balloon_statistics(&self) -> Answer {
+        let instance = self.started()?;
+        let wanted = self.configured_balloon()?;
+        if wanted.interval_s() == 0 {
+            return Err(Fault::new(
+                "statistics are off: give stats_polling_interval_s with PUT /balloon, before the start",
+            ));
+        }
+        let state = instance.balloon().unwrap_or_default();
+        let mut told = json!({
+            "target_pages": wanted.pages(),
+            "actual_pages": state.actual,
+            "target_mib": wanted.amount_mib,
+            "actual_mib": state.actual / PAGES_PER_MIB,
+        });
+        for (name, value) in balloon::STATISTICS.iter().zip(state.statistics) {
+            if let Some(value) = value {
+                told[name] = json!(value);
+            }
+        }
+        Ok(json(&told))
     }
 
     fn put_entropy(&mut self, entropy: Entropy) -> Result<(), Fault> {
@@ -498,6 +592,9 @@ impl Controller {
         }
         if let Some(vsock) = &self.peripherals.vsock {
             config["vsock"] = json!(vsock);
+        }
+        if let Some(balloon) = &self.peripherals.balloon {
+            config["balloon"] = json!(balloon);
         }
         if let Some(entropy) = &self.peripherals.entropy {
             config["entropy"] = json!(entropy);

@@ -1,5 +1,6 @@
 //! Putting a microVM together, and running it to its end.
 
+mod balloon;
 mod devices;
 mod payload;
 mod sockets;
@@ -28,6 +29,7 @@ use tsc::{CpuId, Khz, VcpuId};
 use vm_memory::{Address, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::api::balloon::Balloon;
 use crate::api::body::TimePolicy;
 use crate::api::drive::DrivePatch;
 use crate::api::network::NetworkInterfacePatch;
@@ -54,6 +56,7 @@ use crate::timekeeper::{
 };
 use crate::vcpu::{Ending, Shared, VcpuThread};
 
+pub(crate) use balloon::BalloonState;
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
 pub(crate) use virtio::{check_image, check_tap, check_vsock, no_drive, no_interface};
@@ -116,8 +119,8 @@ pub(crate) enum MachineError {
     Rate(#[from] RateError),
     /// More virtio devices than there are places.
     #[error(
-        "{asked} drives, network interfaces, socket and entropy devices are more than the {limit} that a \
-         machine has places for"
+        "{asked} drives, network interfaces, socket, balloon and entropy devices are more than the {limit} that \
+         a machine has places for"
     )]
     TooManyDevices {
         /// What the configuration asks for.
@@ -431,6 +434,10 @@ where
                 timekeeper::figures(&vcpus, &keeper, samples);
             }));
         }
+        if let Some(told) = running.virtio.balloon_told() {
+            self.metrics
+                .add_source(Box::new(move |samples| balloon::count(&told, samples)));
+        }
         // The threads that are started from now on are not the guest's.
         running.placement.release();
         (running.virtio)
@@ -686,6 +693,17 @@ where
     /// There is no such interface.
     pub(crate) fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
         self.virtio.change_interface(patch)
+    }
+
+    /// Changes the size of the balloon, and how often its statistics are asked for where they are, to what
+    /// `balloon` says.
+    pub(crate) fn change_balloon(&self, balloon: &Balloon) {
+        self.virtio.change_balloon(balloon);
+    }
+
+    /// What is known of the balloon, if there is one.
+    pub(crate) fn balloon(&self) -> Option<BalloonState> {
+        self.virtio.balloon()
     }
 
     /// Types Ctrl+Alt+Del on the guest's keyboard.

@@ -102,6 +102,14 @@ fn constants() -> BTreeMap<&'static str, u64> {
     BTreeMap::from([
         ("AF_UNIX", number(libc::AF_UNIX)),
         ("CLOCK_REALTIME", number(libc::CLOCK_REALTIME)),
+        (
+            "FALLOC_FL_PUNCH_HOLE|FALLOC_FL_KEEP_SIZE",
+            number(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
+        ),
+        (
+            "FALLOC_FL_ZERO_RANGE|FALLOC_FL_KEEP_SIZE",
+            number(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
+        ),
         ("FIONBIO", libc::FIONBIO),
         ("FUTEX_WAIT", number(libc::FUTEX_WAIT)),
         (
@@ -369,6 +377,11 @@ fn with_all_threads(arguments: &[&str]) -> Vm {
         "/vsock",
         &json!({"guest_cid": 3, "uds_path": socket}),
     );
+    vm.done(
+        "PUT",
+        "/balloon",
+        &json!({"amount_mib": 1, "deflate_on_oom": false}),
+    );
     let code: Vec<u8> = print("x").into_iter().chain(FOR_EVER).collect();
     vm.boot(&code, 2);
     vm.read_until("x");
@@ -391,13 +404,14 @@ fn each_thread_of_a_microvm_has_its_filter() {
             "vcpu0",
             "vcpu1",
             "drive disk",
+            "balloon",
             "vsock",
             "time",
             "report",
         ];
         // SECCOMP_MODE_FILTER, with its own, and with the one that refuses where threads are started.
         let bare = |(name, fields): &&(String, [String; 3])| {
-            let one = ["api", "report", "drive disk", "vsock"].contains(&&name[..])
+            let one = ["api", "report", "drive disk", "balloon", "vsock"].contains(&&name[..])
                 || name.starts_with("vcpu");
             !is_of_kernel(name) && fields != &["2", if one { "1" } else { "2" }, "1"]
         };

@@ -13,7 +13,7 @@
 
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 /// A driver broke the protocol in a way that leaves nothing to go on with: the device wants a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -226,6 +226,25 @@ impl<'a> Buffers<'a> {
             second.skip = 0;
         }
         Some((first, second))
+    }
+
+    /// Where the pieces are: their first addresses and lengths.
+    pub fn places(&self) -> impl Iterator<Item = (GuestAddress, u64)> + use<'a> {
+        let (mut skip, mut left) = (u64::from(self.skip), self.len);
+        self.segments.iter().map_while(move |segment| {
+            let here = (u64::from(segment.len) - skip).min(left);
+            // OK because the segment is in memory, and memory ends before the last address.
+            let address = segment.address.unchecked_add(skip);
+            skip = 0;
+            left -= here;
+            (here > 0).then_some((address, here))
+        })
+    }
+
+    /// Whether all of the `len` bytes from `address` on are guest memory.
+    #[must_use]
+    pub fn has_in_memory(&self, address: GuestAddress, len: usize) -> bool {
+        self.memory.check_range(address, len)
     }
 
     /// Calls `visit` for each piece in order, until one fails.

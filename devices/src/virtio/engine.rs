@@ -11,7 +11,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::chain::Copied;
-use super::{COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Served, Violation};
+use super::{COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, MAX_CONFIG, Served, Violation};
 use crate::trigger::Trigger;
 
 /// When [`Engine::run`] wants to be called again.
@@ -54,6 +54,8 @@ pub struct Engine<D: Device> {
     core: Mutex<Core<D>>,
     gate: Arc<Gate>,
     config: Mutex<Config>,
+    /// The driver wrote into the configuration space, and the device does not know.
+    config_written: AtomicBool,
     update: Mutex<D::Update>,
     updated: AtomicBool,
     interrupt_status: AtomicU32,
@@ -83,6 +85,7 @@ impl<D: Device> Engine<D> {
                 space: device.config(),
                 generation: 0,
             }),
+            config_written: AtomicBool::new(false),
             core: Mutex::new(Core {
                 device,
                 queues: Vec::with_capacity(D::QUEUES.len()),
@@ -110,6 +113,20 @@ impl<D: Device> Engine<D> {
 
     pub(super) fn config(&self) -> Config {
         *lock(&self.config)
+    }
+
+    /// Reads the configuration space at `offset`, as the driver would. Waits for nobody.
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.config().space.read(offset, data);
+    }
+
+    /// The driver writes into the configuration space.
+    pub(super) fn write_config(&self, offset: u64, data: &[u8]) {
+        if D::WRITABLE.is_empty() {
+            return;
+        }
+        lock(&self.config).space.write(offset, data, D::WRITABLE);
+        self.config_written.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn interrupt_status(&self) -> u32 {
@@ -162,6 +179,9 @@ impl<D: Device> Engine<D> {
         core.queues.clear();
         core.device.stop();
         drop(core);
+        for range in D::WRITABLE {
+            self.write_config(range.start as u64, &[0; MAX_CONFIG][range.clone()]);
+        }
         self.running.store(false, Ordering::SeqCst);
         self.failed.store(false, Ordering::SeqCst);
         self.interrupt_status.store(0, Ordering::SeqCst);
@@ -196,8 +216,9 @@ impl<D: Device> Engine<D> {
         }
         let update = std::mem::take(&mut *lock(&self.update));
         device.update(update);
-        let space = device.config();
         let mut config = lock(&self.config);
+        let space = device.config();
+        let space = space.with_those_of(&config.space, D::WRITABLE);
         if config.space != space {
             config.space = space;
             config.generation = config.generation.wrapping_add(1);
@@ -234,6 +255,10 @@ impl<D: Device> Engine<D> {
         loop {
             let (mut next, mut more) = (Next::Notification, false);
             if !core.queues.is_empty() {
+                if self.config_written.swap(false, Ordering::SeqCst) {
+                    let space = self.config().space;
+                    core.device.configured(&space);
+                }
                 core.device.poll();
             }
             for index in 0..core.queues.len() {

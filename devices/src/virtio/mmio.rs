@@ -10,7 +10,8 @@
 //! | `Status` | bits are added, none taken away; 0 resets the device |
 //!
 //! Control registers are read and written 32 bits wide and aligned (4.2.2.2): other accesses read zeros and
-//! write nothing. The configuration space takes any width; no device here has a field in it to be written.
+//! write nothing. The configuration space takes any width; what a device lets be written there
+//! ([`Device::WRITABLE`]) can be after `FEATURES_OK`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -324,8 +325,11 @@ impl<D: Device> BusDevice for Registers<D> {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Reaction {
-        if offset < CONFIG
-            && let Some(offset) = control(offset, data.len())
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            if self.has(status::FEATURES_OK) {
+                self.engine.write_config(offset, data);
+            }
+        } else if let Some(offset) = control(offset, data.len())
             && let Ok(value) = data.try_into().map(u32::from_le_bytes)
         {
             self.write_register(offset, value);

@@ -27,6 +27,7 @@
 //!
 //! Nothing here allocates while requests are served, and nothing is logged for each.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 mod engine;
@@ -34,6 +35,8 @@ pub mod entropy;
 pub mod mmio;
 pub mod net;
 pub mod vsock;
+
+use std::ops::Range;
 
 use tsc::Nanos;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
@@ -65,11 +68,13 @@ pub enum Kind {
     Net = virtio_ids::VIRTIO_ID_NET,
     /// A source of entropy (5.4).
     Entropy = virtio_ids::VIRTIO_ID_RNG,
+    /// A memory balloon (5.5).
+    Balloon = virtio_ids::VIRTIO_ID_BALLOON,
     /// A socket device (5.10).
     Socket = virtio_ids::VIRTIO_ID_VSOCK,
 }
 
-/// A device's configuration space: fields that the driver reads, such as a capacity.
+/// A device's configuration space: fields that the driver reads, such as a capacity, or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigSpace {
     bytes: [u8; MAX_CONFIG],
@@ -95,7 +100,7 @@ impl ConfigSpace {
     }
 
     /// Reads at `offset`; bytes beyond the fields are zero (4.2.2.2 says nothing of them).
-    fn read(&self, offset: u64, data: &mut [u8]) {
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let fields = self.bytes.get(..self.len).unwrap_or_default();
         let from = usize::try_from(offset)
@@ -104,6 +109,33 @@ impl ConfigSpace {
         for (to, from) in data.iter_mut().zip(from.unwrap_or_default()) {
             *to = *from;
         }
+    }
+
+    /// Writes at `offset`, as far as the bytes there are in `writable`.
+    fn write(&mut self, offset: u64, data: &[u8], writable: &[Range<usize>]) {
+        let Ok(offset) = usize::try_from(offset) else {
+            return;
+        };
+        // OK because no access has more than eight bytes, and nothing is so far out that they do not count.
+        for (place, from) in (offset..=usize::MAX).zip(data) {
+            let is_writable = writable.iter().any(|range| range.contains(&place));
+            if let Some(to) = self.bytes.get_mut(place).filter(|_| is_writable) {
+                *to = *from;
+            }
+        }
+    }
+
+    /// The same with the bytes in `writable` as `other` has them.
+    fn with_those_of(mut self, other: &Self, writable: &[Range<usize>]) -> Self {
+        for range in writable {
+            if let (Some(to), Some(from)) = (
+                self.bytes.get_mut(range.clone()),
+                other.bytes.get(range.clone()),
+            ) {
+                to.copy_from_slice(from);
+            }
+        }
+        self
     }
 }
 
@@ -141,6 +173,10 @@ pub trait Device: Send {
     /// For how many chains of the greatest length there is room where it answers [`Served::Gather`].
     const GATHERS: u16 = 1;
 
+    /// The bytes of its configuration space that the driver may write. They are zero after a reset, and from then
+    /// on what the driver wrote last, whatever [`Self::config`] says of them.
+    const WRITABLE: &'static [Range<usize>] = &[];
+
     /// The features that it offers, beside those that all devices do.
     fn features(&self) -> u64;
 
@@ -152,6 +188,10 @@ pub trait Device: Send {
 
     /// The driver resets the device. Called on the thread of the driver's access, so it must not wait.
     fn stop(&mut self) {}
+
+    /// The driver wrote into the configuration space, of which this is a copy, or a reset emptied what it may write.
+    /// Called before the next round over the queues, while there is a driver.
+    fn configured(&mut self, _: &ConfigSpace) {}
 
     /// Looks what there is outside the queues, and does what needs none. Called before each round over the queues,
     /// while there is a driver.

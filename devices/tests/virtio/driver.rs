@@ -42,6 +42,8 @@ pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const DESCRIPTORS: u64 = 0x1000;
 pub(crate) const AVAILABLE: u64 = 0x3000;
 pub(crate) const USED: u64 = 0x5000;
+/// The most queues of a device.
+const QUEUES: usize = 5;
 /// The rings of the second queue are so much further on, and those of the third as much again.
 pub(crate) const SECOND: u64 = 0x6000;
 /// From here on tests put what they like.
@@ -66,8 +68,8 @@ pub(crate) struct Driver<D: Device> {
     pub(crate) size: u16,
     /// The queue that is spoken of.
     pub(crate) queue: usize,
-    made_available: [u16; 3],
-    seen: [u16; 3],
+    made_available: [u16; QUEUES],
+    seen: [u16; QUEUES],
 }
 
 impl<D: Device> Driver<D> {
@@ -104,8 +106,8 @@ impl<D: Device> Driver<D> {
             notifications,
             size: 16,
             queue: 0,
-            made_available: [0; 3],
-            seen: [0; 3],
+            made_available: [0; QUEUES],
+            seen: [0; QUEUES],
         }
     }
 
@@ -255,10 +257,10 @@ impl<D: Device> Driver<D> {
     /// Forgets its rings, as a driver does that resets its device.
     pub(crate) fn reset(&mut self) {
         self.write(STATUS, 0);
-        self.made_available = [0; 3];
-        self.seen = [0; 3];
+        self.made_available = [0; QUEUES];
+        self.seen = [0; QUEUES];
         for ring in [AVAILABLE, USED] {
-            for queue in 0..3 {
+            for queue in 0..QUEUES as u64 {
                 self.fill(ring + queue * SECOND, &[0; 0x100]);
             }
         }

@@ -4,6 +4,7 @@
     reason = "a driver writes 64-bit numbers in halves"
 )]
 
+mod balloon;
 mod block;
 mod driver;
 mod entropy;

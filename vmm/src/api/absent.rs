@@ -19,9 +19,9 @@ use super::request::Fault;
 /// Something that this version does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
-    Balloon,
     CpuConfig,
     DriveRemoval,
+    FreePageHinting,
     MemoryHotplug,
     NetworkRemoval,
     Pmem,
@@ -34,9 +34,9 @@ impl Missing {
     #[must_use]
     pub fn fault(self) -> Fault {
         let what = match self {
-            Self::Balloon => "balloon device",
             Self::CpuConfig => "custom CPU templates",
             Self::DriveRemoval => "removal of drives",
+            Self::FreePageHinting => "free page hinting",
             Self::MemoryHotplug => "memory hotplug",
             Self::NetworkRemoval => "removal of network interfaces",
             Self::Pmem => "persistent memory devices",
@@ -72,15 +72,7 @@ macro_rules! checked_by_their_types {
     };
 }
 
-checked_by_their_types!(
-    Balloon,
-    BalloonPatch,
-    BalloonStatistics,
-    CpuConfig,
-    MemoryHotplugPatch,
-    Serial,
-    SnapshotCreate
-);
+checked_by_their_types!(CpuConfig, MemoryHotplugPatch, Serial, SnapshotCreate);
 
 /// Bodies whose identifier is also in the path.
 macro_rules! identified_by {
@@ -119,28 +111,6 @@ pub struct PmemPatch {
     id: String,
     #[serde(default, deserialize_with = "super::object::optional")]
     rate_limiter: Option<RateLimiter>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Balloon {
-    amount_mib: u32,
-    deflate_on_oom: bool,
-    stats_polling_interval_s: Option<u16>,
-    free_page_hinting: Option<bool>,
-    free_page_reporting: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BalloonPatch {
-    amount_mib: u32,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BalloonStatistics {
-    stats_polling_interval_s: u16,
 }
 
 #[derive(Debug, Default, Deserialize)]

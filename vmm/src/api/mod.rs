@@ -13,6 +13,7 @@
 //! for everything else.
 
 pub mod absent;
+pub mod balloon;
 pub mod body;
 pub(crate) mod client;
 pub mod drive;

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::absent::{self, Missing};
+use super::balloon::{Balloon, BalloonPatch, BalloonStatisticsPatch};
 use super::body::{
     Action, ActionBody, BootSource, LoggerBody, MachineBody, MachinePatch, MetricsBody, MmdsConfig,
     TimeBody, VmBody, VmState,
@@ -74,6 +75,16 @@ pub enum ApiRequest {
     PatchNetworkInterface(NetworkInterfacePatch),
     /// `PUT /vsock`.
     PutVsock(Vsock),
+    /// `GET /balloon`.
+    GetBalloon,
+    /// `PUT /balloon`.
+    PutBalloon(Balloon),
+    /// `PATCH /balloon`.
+    PatchBalloon(BalloonPatch),
+    /// `GET /balloon/statistics`.
+    GetBalloonStatistics,
+    /// `PATCH /balloon/statistics`.
+    PatchBalloonStatistics(BalloonStatisticsPatch),
     /// `PUT /entropy`.
     PutEntropy(Entropy),
     /// `PUT /time`.
@@ -259,23 +270,22 @@ pub const ROUTES: &[Route] = &[
         let body: Vsock = input.json()?;
         Ok(ApiRequest::PutVsock(body.check()?))
     }),
-    get("/balloon", None, |_| {
-        Ok(ApiRequest::Absent(Missing::Balloon))
-    }),
+    get("/balloon", None, |_| Ok(ApiRequest::GetBalloon)),
     put("/balloon", None, |input| {
-        absent::<absent::Balloon>(input, Missing::Balloon)
+        let body: Balloon = input.json()?;
+        Ok(ApiRequest::PutBalloon(body.check()?))
     }),
     patch("/balloon", None, |input| {
-        absent::<absent::BalloonPatch>(input, Missing::Balloon)
+        Ok(ApiRequest::PatchBalloon(input.json()?))
     }),
     get("/balloon/statistics", None, |_| {
-        Ok(ApiRequest::Absent(Missing::Balloon))
+        Ok(ApiRequest::GetBalloonStatistics)
     }),
     patch("/balloon/statistics", None, |input| {
-        absent::<absent::BalloonStatistics>(input, Missing::Balloon)
+        Ok(ApiRequest::PatchBalloonStatistics(input.json()?))
     }),
     get("/balloon/hinting/status", None, |_| {
-        Ok(ApiRequest::Absent(Missing::Balloon))
+        Ok(ApiRequest::Absent(Missing::FreePageHinting))
     }),
     route(
         Method::Patch,
@@ -284,7 +294,7 @@ pub const ROUTES: &[Route] = &[
         Payload::Optional,
         |input| {
             let _: absent::BalloonHinting = input.json_or_default()?;
-            Ok(ApiRequest::Absent(Missing::Balloon))
+            Ok(ApiRequest::Absent(Missing::FreePageHinting))
         },
     ),
     route(
@@ -294,7 +304,7 @@ pub const ROUTES: &[Route] = &[
         Payload::Optional,
         |input| {
             let _: absent::Empty = input.json_or_default()?;
-            Ok(ApiRequest::Absent(Missing::Balloon))
+            Ok(ApiRequest::Absent(Missing::FreePageHinting))
         },
     ),
     put("/entropy", None, |input| {

@@ -310,7 +310,7 @@ mod tests {
             (r#"{"boot-source":"#, "correct it at the line and column"),
             ("{}", "correct it at the line and column"),
             (
-                r#"{"boot-source":{"kernel_image_path":"k"},"balloon":{}}"#,
+                r#"{"boot-source":{"kernel_image_path":"k"},"serial":{}}"#,
                 "remove the key",
             ),
             (

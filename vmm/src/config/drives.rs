@@ -1,5 +1,7 @@
-//! A machine's disks, network interfaces with what is on them, socket device and source of entropy, validated.
+//! A machine's disks, network interfaces with what is on them, socket device, balloon and source of entropy,
+//! validated.
 
+use crate::api::balloon::Balloon;
 use crate::api::body::MmdsConfig;
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
@@ -18,6 +20,8 @@ pub struct Peripherals {
     mmds: Option<MmdsConfig>,
     /// The socket device.
     pub vsock: Option<Vsock>,
+    /// The memory balloon.
+    pub balloon: Option<Balloon>,
     /// The source of entropy.
     pub entropy: Option<Entropy>,
 }

@@ -15,6 +15,7 @@ use super::{
     InvalidTscRate, InvalidVcpuCount, MachineConfig, Peripherals, TscDomain, TscRate, VcpuCount,
     VmConfig,
 };
+use crate::api::balloon::Balloon;
 use crate::api::body::{BootSource, LoggerBody, MetricsBody, MmdsConfig};
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
@@ -58,6 +59,9 @@ pub enum ConfigFileError {
     /// A socket device that cannot be had.
     #[error("vsock")]
     Vsock(#[source] Fault),
+    /// A balloon that cannot be had.
+    #[error("balloon")]
+    Balloon(#[source] Fault),
     /// An entropy device that cannot be had.
     #[error("entropy")]
     Entropy(#[source] Fault),
@@ -78,13 +82,19 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     }
     let vsock = file.vsock.map(Vsock::check).transpose();
     peripherals.vsock = vsock.map_err(ConfigFileError::Vsock)?;
+    let memory = MemorySize::from_mib(machine.mem_size_mib)?;
+    let balloon = file.balloon.map(|balloon| {
+        let balloon = balloon.check()?;
+        balloon.fits(memory).map(|()| balloon)
+    });
+    peripherals.balloon = balloon.transpose().map_err(ConfigFileError::Balloon)?;
     let entropy = file.entropy.map(Entropy::check).transpose();
     peripherals.entropy = entropy.map_err(ConfigFileError::Entropy)?;
     Ok(VmConfig {
         boot: file.boot_source.into(),
         machine: MachineConfig {
             vcpus: VcpuCount::new(machine.vcpu_count)?,
-            memory: MemorySize::from_mib(machine.mem_size_mib)?,
+            memory,
             tsc: TscRate {
                 khz: machine.tsc_khz.map(TscRate::khz).transpose()?,
                 allow_catch_up: machine.allow_tsc_catchup.unwrap_or(false),
@@ -145,8 +155,7 @@ struct ConfigFile {
     logger: Option<LoggerBody>,
     metrics: Option<MetricsBody>,
     mmds_config: Option<MmdsConfig>,
-    #[serde(default, rename = "balloon")]
-    _balloon: NotYet<Balloon>,
+    balloon: Option<Balloon>,
     entropy: Option<Entropy>,
     #[serde(default, rename = "serial")]
     _serial: NotYet<SerialOutput>,
@@ -209,7 +218,6 @@ macro_rules! features {
 features! {
     Pmem: "`pmem` (persistent memory devices)",
     CpuConfig: "`cpu-config` (custom CPU templates)",
-    Balloon: "`balloon` (the balloon device)",
     SerialOutput: "`serial` (serial output to a file)",
     MemoryHotplug: "`memory-hotplug`",
     Smt: "`smt` (two threads in a core)",
@@ -400,6 +408,35 @@ mod tests {
     }
 
     #[test]
+    fn parse_takes_a_balloon_that_fits() {
+        let config = |balloon: &str| {
+            let text = format!(
+                r#"{{"boot-source":{{"kernel_image_path":"k"}},
+                    "machine-config":{{"vcpu_count":1,"mem_size_mib":64}},"balloon":{balloon}}}"#
+            );
+            parse(text.as_bytes()).map(|config| config.peripherals.balloon)
+        };
+        assert_eq!(config("null").expect("valid"), None);
+        let balloon = config(r#"{"amount_mib":64,"deflate_on_oom":true}"#);
+        let balloon = balloon.expect("valid").expect("given");
+        assert_eq!(balloon.amount_mib, 64);
+        for (wrong, part) in [
+            (
+                r#"{"amount_mib":65,"deflate_on_oom":true}"#,
+                "balloon of 65 MiB",
+            ),
+            (r#"{"amount_mib":1}"#, "`deflate_on_oom`"),
+            (
+                r#"{"amount_mib":1,"deflate_on_oom":true,"free_page_hinting":true}"#,
+                "balloon: free_page_hinting",
+            ),
+        ] {
+            let message = one_line(&config(wrong).expect_err(wrong));
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_key_and_the_place() {
         // (text, what the message must hold)
         let rows: [(&str, &[&str]); 10] = [
@@ -518,7 +555,7 @@ mod tests {
                 message(&text)
             );
         }
-        for key in ["pmem", "cpu-config", "balloon", "serial", "memory-hotplug"] {
+        for key in ["pmem", "cpu-config", "serial", "memory-hotplug"] {
             for value in ["{}", "1", "-1", "1.5", "\"x\"", "true", "[{}]"] {
                 let text =
                     format!(r#"{{"boot-source":{{"kernel_image_path":"k"}},"{key}":{value}}}"#);

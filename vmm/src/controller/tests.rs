@@ -37,6 +37,19 @@ impl Instance for Noting {
         Ok(())
     }
 
+    fn change_balloon(&self, _: &Balloon) {
+        self.0.borrow_mut().push("balloon");
+    }
+
+    fn balloon(&self) -> Option<BalloonState> {
+        let mut statistics = [None; devices::virtio::balloon::STATISTICS];
+        statistics[5] = Some(1 << 27);
+        Some(BalloonState {
+            actual: 600,
+            statistics,
+        })
+    }
+
     fn kept(&self) -> Kept {
         Kept::default()
     }
@@ -600,4 +613,86 @@ fn interfaces_are_configured_before_the_start_changed_after_it_and_shown() {
     let unknown = json!({"iface_id": "z", "rx_rate_limiter": {}});
     let message = vm.refused(Method::Patch, "/network-interfaces/z", &unknown);
     assert!(message.contains("no network interface \"z\""), "{message}");
+}
+
+#[test]
+fn balloon_is_configured_before_the_start_changed_after_it_and_shown() {
+    let mut vm = Fixture::new();
+    let balloon = |mib: u32, seconds: u16| {
+        json!({
+            "amount_mib": mib, "deflate_on_oom": true, "stats_polling_interval_s": seconds,
+            "free_page_hinting": false, "free_page_reporting": false,
+        })
+    };
+    let size = |mib: u32| json!({"amount_mib": mib});
+    let every = |seconds: u16| json!({"stats_polling_interval_s": seconds});
+    for path in ["/balloon", "/balloon/statistics"] {
+        vm.refused(Method::Get, path, &Value::Null);
+    }
+    assert_eq!(vm.get("/vm/config")["balloon"], Value::Null);
+    vm.done(Method::Put, "/balloon", &balloon(1, 9));
+    vm.done(Method::Put, "/balloon", &balloon(128, 1));
+    assert_eq!(vm.get("/balloon"), balloon(128, 1));
+    // It is never more than the guest's memory, whichever of them is changed.
+    let message = vm.refused(Method::Put, "/balloon", &balloon(129, 1));
+    assert!(
+        message.contains("129 MiB is more than the 128"),
+        "{message}"
+    );
+    let memory = |mib: u32| json!({"mem_size_mib": mib});
+    let message = vm.refused(Method::Patch, "/machine-config", &memory(127));
+    assert!(message.contains("more than the 127 MiB"), "{message}");
+    assert_eq!(vm.get("/machine-config")["mem_size_mib"], 128);
+    vm.done(Method::Patch, "/machine-config", &memory(256));
+    assert_eq!(vm.get("/vm/config")["balloon"], balloon(128, 1));
+    for (path, body) in [("/balloon", size(1)), ("/balloon/statistics", every(1))] {
+        let message = vm.refused(Method::Patch, path, &body);
+        assert!(message.contains("has not started"), "{message}");
+    }
+
+    vm.start();
+    let message = vm.refused(Method::Put, "/balloon", &balloon(1, 1));
+    assert!(message.contains("before the start only"), "{message}");
+    vm.done(Method::Patch, "/balloon", &size(200));
+    vm.done(Method::Patch, "/balloon/statistics", &every(2));
+    assert_eq!(*vm.notes.borrow(), ["balloon", "balloon"]);
+    assert_eq!(vm.get("/balloon"), balloon(200, 2));
+    let message = vm.refused(Method::Patch, "/balloon", &size(257));
+    assert!(message.contains("more than the 256 MiB"), "{message}");
+    let message = vm.refused(Method::Patch, "/balloon/statistics", &every(0));
+    assert!(message.contains("and are on"), "{message}");
+    let statistics = json!({
+        "target_pages": 51_200, "target_mib": 200, "actual_pages": 600, "actual_mib": 2,
+        "total_memory": 1 << 27,
+    });
+    assert_eq!(vm.get("/balloon/statistics"), statistics);
+}
+
+#[test]
+fn balloon_without_statistics_has_none_later_either() {
+    let mut vm = Fixture::new();
+    let body = json!({"amount_mib": 1, "deflate_on_oom": false});
+    vm.done(Method::Put, "/balloon", &body);
+    vm.start();
+    let message = vm.refused(Method::Get, "/balloon/statistics", &Value::Null);
+    assert!(
+        message.contains("stats_polling_interval_s with PUT"),
+        "{message}"
+    );
+    let every = |seconds: u16| json!({"stats_polling_interval_s": seconds});
+    let message = vm.refused(Method::Patch, "/balloon/statistics", &every(1));
+    assert!(message.contains("and are off"), "{message}");
+    vm.done(Method::Patch, "/balloon/statistics", &every(0));
+    // And of a guest without one nothing can be asked.
+    let mut vm = Fixture::new();
+    vm.start();
+    for (method, path, body) in [
+        (Method::Get, "/balloon", Value::Null),
+        (Method::Patch, "/balloon", json!({"amount_mib": 1})),
+        (Method::Get, "/balloon/statistics", Value::Null),
+        (Method::Patch, "/balloon/statistics", every(1)),
+    ] {
+        let message = vm.refused(method, path, &body);
+        assert!(message.contains("there is no balloon: PUT"), "{message}");
+    }
 }

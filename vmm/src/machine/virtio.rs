@@ -15,6 +15,7 @@ use arch::acpi::VirtioMmio;
 use arch::layout;
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
+use devices::virtio::balloon::{self, Told};
 use devices::virtio::block::{Block, Image, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
@@ -27,10 +28,12 @@ use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::balloon::{BalloonState, Inflated, Pages};
 use super::devices::press;
 use super::sockets::{SocketFile, Sockets, allow_descriptors};
 use super::tap::Tap;
 use super::{MachineError, host};
+use crate::api::balloon::{Balloon, interval};
 use crate::api::body::MmdsConfig;
 use crate::api::drive::{self, DrivePatch};
 use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
@@ -52,6 +55,7 @@ pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, Machi
     let asked = peripherals.drives().len()
         + peripherals.interfaces().len()
         + usize::from(peripherals.vsock.is_some())
+        + usize::from(peripherals.balloon.is_some())
         + usize::from(peripherals.entropy.is_some());
     if asked > MAX_DEVICES {
         return Err(MachineError::TooManyDevices {
@@ -171,6 +175,7 @@ struct Waiting {
 pub(super) struct Virtio {
     disks: Vec<Disk>,
     cards: Vec<Card>,
+    balloon: Option<Inflated>,
     waiting: Vec<Waiting>,
     threads: Vec<DeviceThread>,
     holds: Vec<Hold>,
@@ -279,6 +284,25 @@ impl Virtio {
             }
             virtio._socket_file = Some(file);
         }
+        if let Some(balloon) = &peripherals.balloon
+            && let Some(place) = places.next()
+        {
+            let device = balloon::Balloon::new(
+                Pages(memory.clone()),
+                balloon.options(),
+                Box::new(|error| {
+                    tracing::warn!(
+                        "balloon: the host does not take pages back: {}; the guest does without them all the \
+                         same, and this is told once",
+                        one_line(error)
+                    );
+                }),
+            );
+            let told = device.told();
+            let name = "balloon".to_owned();
+            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            virtio.balloon = Some(Inflated { engine, kick, told });
+        }
         if let (Some(entropy), Some(place)) = (&peripherals.entropy, places.next()) {
             let device = Entropy::new(
                 Box::new(host_random),
@@ -375,6 +399,30 @@ impl Virtio {
         Ok(())
     }
 
+    /// Changes the size of the balloon, and how often its statistics are asked for. The device takes it over with
+    /// its next request.
+    pub(super) fn change_balloon(&self, wanted: &Balloon) {
+        let Some(balloon) = &self.balloon else {
+            return;
+        };
+        balloon.engine.change(|update| {
+            update.pages = Some(wanted.pages());
+            update.statistics = Some(interval(wanted.interval_s()));
+        });
+        press(&balloon.kick);
+    }
+
+    /// What is known of the balloon.
+    pub(super) fn balloon(&self) -> Option<BalloonState> {
+        self.balloon.as_ref().map(BalloonState::from)
+    }
+
+    /// What the balloon tells from now on.
+    pub(super) fn balloon_told(&self) -> Option<Arc<Told>> {
+        let balloon = self.balloon.as_ref()?;
+        Some(balloon.told.clone())
+    }
+
     /// Changes a network interface while it is in use.
     ///
     /// # Errors
@@ -435,6 +483,7 @@ impl std::fmt::Debug for Virtio {
         f.debug_struct("Virtio")
             .field("disks", &self.disks)
             .field("cards", &self.cards)
+            .field("balloon", &self.balloon)
             .finish_non_exhaustive()
     }
 }
