@@ -36,6 +36,9 @@ if [ -x /bin/witness ]; then
     done </modules/order
     /bin/witness "${witness:-10}" "$page"
 fi
+if [ -x /bin/balloon ]; then
+    /bin/balloon
+fi
 /bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|lockup|stall|APIC timer disabled' |
     /bin/busybox sed 's/^/trouble: /'
 echo "uptime: $(/bin/busybox cut -d ' ' -f 1 /proc/uptime) s"

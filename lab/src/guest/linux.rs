@@ -30,19 +30,34 @@ pub(crate) fn initramfs(stock: &Stock) -> Result<Vec<u8>> {
 pub(crate) fn initramfs_with_witness(stock: &Stock, kernel: Kernel) -> Result<Vec<u8>> {
     let mut archive = archive(stock)?;
     archive.directory("modules")?;
+    add_modules(&mut archive, stock, witness::MODULES)?;
+    archive.executable("bin/witness", &witness::build(kernel)?)?;
+    Ok(archive.finish()?)
+}
+
+/// What a guest with a balloon does before it ends its report.
+const BALLOON: &str = include_str!("balloon.sh");
+
+/// The same with a balloon's modules, where the kernel's option `balloon` says how many MiB the host puts into it.
+pub(crate) fn balloon_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    let mut archive = archive(stock)?;
+    archive.directory("modules")?;
+    add_modules(&mut archive, stock, wanted)?;
+    archive.executable("bin/balloon", BALLOON.as_bytes())?;
+    Ok(archive.finish()?)
+}
+
+/// Adds modules, and the order in which they are to be loaded.
+fn add_modules(archive: &mut Archive, stock: &Stock, wanted: &[&str]) -> Result<()> {
     let mut order = String::new();
-    for module in modules::in_load_order(&stock.modules, witness::MODULES)? {
-        archive.file(
-            &format!("modules/{}.ko", module.name),
-            0o644,
-            &module.contents,
-        )?;
+    for module in modules::in_load_order(&stock.modules, wanted)? {
+        let path = format!("modules/{}.ko", module.name);
+        archive.file(&path, 0o644, &module.contents)?;
         order.push_str(&module.name);
         order.push('\n');
     }
     archive.file("modules/order", 0o644, order.as_bytes())?;
-    archive.executable("bin/witness", &witness::build(kernel)?)?;
-    Ok(archive.finish()?)
+    Ok(())
 }
 
 fn archive(stock: &Stock) -> Result<Archive> {
@@ -104,14 +119,7 @@ fn archive_with_modules(stock: &Stock, init: &str, wanted: &[&str]) -> Result<Ar
     archive.device("dev/console", 5, 1)?;
     archive.executable("bin/busybox", &stock.read_busybox()?)?;
     archive.executable("init", [BEGIN, init].concat().as_bytes())?;
-    let mut order = String::new();
-    for module in modules::in_load_order(&stock.modules, wanted)? {
-        let path = format!("modules/{}.ko", module.name);
-        archive.file(&path, 0o644, &module.contents)?;
-        order.push_str(&module.name);
-        order.push('\n');
-    }
-    archive.file("modules/order", 0o644, order.as_bytes())?;
+    add_modules(&mut archive, stock, wanted)?;
     Ok(archive)
 }
 

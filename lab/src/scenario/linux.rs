@@ -2,13 +2,10 @@
 //! entry, the 32-bit kernels through the 32-bit boot protocol. On a host whose TSC is unstable they are
 //! the guests that 2.6.37 could not boot.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::linux::{COMMAND_LINE, MEMORY_MIB, Report};
 use crate::host::image::{Files, Source};
-use crate::host::program::{LOADER, with_libraries};
 use crate::host::{Host, Paging, Tsc};
 use crate::kernels::Kernel;
 use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
@@ -24,8 +21,6 @@ enum Form {
     Elf,
     /// As a bzImage, on a machine without an interval timer.
     BzImageWithoutPit,
-    /// As a bzImage, configured and started by requests to the API, paused and resumed.
-    ByApi,
 }
 
 /// The scenarios.
@@ -44,11 +39,6 @@ pub(super) fn all() -> Vec<Scenario> {
         scenarios.push(boot(nested, Kernel::Amd64, Form::BzImage));
         scenarios.push(boot(nested, Kernel::Amd64, Form::Elf));
         scenarios.push(boot(nested, Kernel::Amd64, Form::BzImageWithoutPit));
-        // What the API does does not depend on the host's TSC. On the stable host two of twenty such
-        // guests stopped in mid-boot, as lab/README.md tells under "Traps".
-        if tsc == Tsc::Unstable {
-            scenarios.push(boot(nested, Kernel::Amd64, Form::ByApi));
-        }
         scenarios.push(boot(nested, Kernel::I386, Form::BzImage));
         scenarios.push(boot(shadow, Kernel::I386Pae, Form::BzImage));
     }
@@ -62,67 +52,32 @@ fn boot(host: Host, kernel: Kernel, form: Form) -> Scenario {
         Form::BzImage => "",
         Form::Elf => "-pvh",
         Form::BzImageWithoutPit => "-no-pit",
-        Form::ByApi => "-api",
     };
     let option = match form {
         Form::BzImageWithoutPit => "--no-pit",
-        Form::BzImage | Form::Elf | Form::ByApi => "",
+        Form::BzImage | Form::Elf => "",
     };
     let name = format!("{}{suffix}", kernel.name());
     let image = format!("kernel-{name}");
     let initrd = format!("initrd-{}", kernel.name());
-    let script = if form == Form::ByApi {
-        by_api(&image, &initrd)
-    } else {
-        format!(
-            "exec ./{LAUNCHER} run --kernel {image} --initrd {initrd} --cmdline '{COMMAND_LINE}' \
-             --cpus {PROCESSORS} --memory {MEMORY_MIB} {option}\n"
-        )
-    };
+    let script = format!(
+        "exec ./{LAUNCHER} run --kernel {image} --initrd {initrd} --cmdline '{COMMAND_LINE}' \
+         --cpus {PROCESSORS} --memory {MEMORY_MIB} {option}\n"
+    );
     Scenario::new(Place::Emulated(host), name, script)
         .files(move |workshop: &Workshop| {
             let stock = workshop.stock(kernel)?;
             let contents = match form {
-                Form::BzImage | Form::BzImageWithoutPit | Form::ByApi => file(&stock.image),
+                Form::BzImage | Form::BzImageWithoutPit => file(&stock.image),
                 Form::Elf => file(&stock.elf()?),
             };
             let initramfs = Source::Bytes(workshop.guest_initramfs(kernel)?);
-            let mut files = match form {
-                Form::ByApi => with_libraries(Path::new(CURL))?,
-                Form::BzImage | Form::Elf | Form::BzImageWithoutPit => Files::new(),
-            };
+            let mut files = Files::new();
             files.insert(image.clone(), contents);
             files.insert(initrd.clone(), initramfs);
             Ok(files)
         })
         .check(move |outcome| check(host, kernel, outcome))
-}
-
-/// The client of the API that operators have at hand, in Debian's place.
-const CURL: &str = "/usr/bin/curl";
-
-/// A script that does all with curl. What it is told goes to standard error: standard output is the guest's
-/// console.
-fn by_api(image: &str, initrd: &str) -> String {
-    let boot_source = serde_json::json!({
-        "kernel_image_path": image, "initrd_path": initrd, "boot_args": COMMAND_LINE,
-    });
-    let machine = serde_json::json!({"vcpu_count": PROCESSORS, "mem_size_mib": MEMORY_MIB});
-    format!(
-        "set -e\n\
-         ./{LAUNCHER} --api-sock api.socket --id debian &\n\
-         api() {{ ./{LOADER} --library-path . ./curl --silent --show-error --fail-with-body \
-         --unix-socket api.socket --request \"$1\" \"http://localhost/$2\" ${{3:+--data \"$3\"}} >&2; }}\n\
-         until [ -S api.socket ]; do sleep 1; done\n\
-         api PUT boot-source '{boot_source}'\n\
-         api PUT machine-config '{machine}'\n\
-         api PUT actions '{{\"action_type\":\"InstanceStart\"}}'\n\
-         for pause in 1 2 3; do\n\
-         api PATCH vm '{{\"state\":\"Paused\"}}'; api GET ''; sleep 1\n\
-         api PATCH vm '{{\"state\":\"Resumed\"}}'; sleep 1\n\
-         done\n\
-         wait $!\n"
-    )
 }
 
 /// The clocksource that a stock guest must choose. A guest that is told of an invariant TSC prefers the
@@ -182,7 +137,8 @@ fn how_far(outcome: &Outcome) -> String {
     }
 }
 
-fn check(host: Host, kernel: Kernel, outcome: &Outcome) -> Result<()> {
+/// Whether the guest reached user space with all of its processors and the right clocksource, and met no trouble.
+pub(super) fn check(host: Host, kernel: Kernel, outcome: &Outcome) -> Result<()> {
     let report = Report::parse(&outcome.stdout).with_context(|| how_far(outcome))?;
     let expect = |key: &str, wanted: &str| {
         let found = report.value(key).map(str::to_owned)?;

@@ -5,6 +5,7 @@
 //! is checked here, afterwards. To add one, add a row to a module's `all`, or a module to [`all`], break
 //! the product to see it fail, and say how in lab/README.md.
 
+mod api;
 mod block;
 mod clients;
 mod errors;
@@ -224,6 +225,7 @@ impl Outcome {
 pub(crate) fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     scenarios.extend(linux::all());
+    scenarios.extend(api::all());
     scenarios.extend(block::all());
     scenarios.extend(network::all());
     scenarios.extend(sockets::all());

@@ -1,0 +1,42 @@
+set -e
+./keeptime --api-sock api.socket --id debian >console &
+launcher=$!
+# What clients are told goes to standard error, but for what the host says.
+ask() {
+    ./loader --library-path . ./curl --silent --show-error --fail-with-body \
+        --unix-socket api.socket --request "$1" "http://localhost/$2" ${3:+--data "$3"}
+}
+api() { ask "$@" >&2; }
+# How much of the host's memory is behind the guest's, in KiB.
+taken() {
+    for file in "/proc/$launcher/fd/"*; do
+        case $(readlink "$file") in
+        /memfd:guest-memory*) echo $(($(stat -L -c %b "$file") / 2)) ;;
+        esac
+    done
+}
+# A guest that ends too early is told by what it has not said.
+until_it_says() { until grep -q "^$1: " console; do kill -0 "$launcher" || break; sleep 1; done; }
+until_told() { until ask GET balloon/statistics | grep -q "$1"; do kill -0 "$launcher" || break; sleep 1; done; }
+until [ -S api.socket ]; do sleep 1; done
+api PUT boot-source "$boot_source"
+api PUT machine-config "$machine"
+api PUT balloon '{"amount_mib":0,"deflate_on_oom":false,"stats_polling_interval_s":1}'
+api PUT actions '{"action_type":"InstanceStart"}'
+for pause in 1 2 3; do
+    api PATCH vm '{"state":"Paused"}'; api GET ''; sleep 1
+    api PATCH vm '{"state":"Resumed"}'; sleep 1
+done
+until_it_says touched
+echo "host before: $(taken)"
+api PATCH balloon "{\"amount_mib\":$balloon}"
+until_it_says 'with a balloon'
+total=$(sed -n 's/^with a balloon: \([0-9]*\) kB.*/\1/p' console)
+until_told "\"actual_mib\":$balloon,.*\"total_memory\":$((total * 1024))"
+echo "host with a balloon: $(taken)"
+echo "host statistics: $(ask GET balloon/statistics)"
+api PATCH balloon '{"amount_mib":0}'
+status=0
+wait "$launcher" || status=$?
+cat console
+exit "$status"
