@@ -1,5 +1,5 @@
-# The first program of a Linux guest with two disks and a source of entropy: writes,
-# flushes, reads back, and tells what it saw.
+# The first program of a Linux guest with two disks, a source of entropy and a balloon that only hears of freed pages:
+# writes, flushes, reads back, fills its memory and frees it, and tells what it saw.
 echo "command line: $(/bin/busybox cat /proc/cmdline)"
 for disk in vda vdb; do
     echo "$disk: $(/bin/busybox cat /sys/block/$disk/size) sectors, ro $(/bin/busybox cat /sys/block/$disk/ro), $(/bin/busybox cat /sys/block/$disk/serial), $(/bin/busybox cat /sys/block/$disk/queue/write_cache)"
@@ -19,6 +19,16 @@ else
 fi
 echo "entropy from: $(/bin/busybox cat /sys/class/misc/hw_random/rng_current)"
 echo "entropy: $(/bin/busybox dd if=/dev/hwrng bs=64 count=4 iflag=fullblock 2>/dev/null | /bin/busybox wc -c) bytes"
+# What is filled and freed is the host's again, which looks before it says to go on.
+/bin/busybox mkdir /fill
+/bin/busybox mount -t ramfs ramfs /fill
+fill=96
+/bin/busybox dd if=/dev/zero of=/fill/file bs=1M count="$fill" 2>/dev/null && echo "filled: $fill MiB"
+read -r _
+/bin/busybox rm /fill/file && echo "freed: yes"
+read -r _
+/bin/busybox dd if=/dev/zero of=/fill/file bs=1M count="$fill" 2>/dev/null && echo "filled again: yes"
+/bin/busybox rm /fill/file
 /bin/busybox dmesg | /bin/busybox grep -E 'WARNING: CPU|BUG:|Oops|I/O error|lockup' |
     /bin/busybox sed 's/^/trouble: /'
 echo "--- power off ---"

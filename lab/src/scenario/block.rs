@@ -1,7 +1,7 @@
-//! Disks and a source of entropy, driven by the modules of a stock kernel: `virtio_mmio` finds them through
-//! ACPI.
+//! Disks, a source of entropy and a balloon that hears of freed pages, driven by the modules of a stock kernel:
+//! `virtio_mmio` finds them through ACPI.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::guest::linux::{self, COMMAND_LINE, MEMORY_MIB, Report};
 use crate::host::image::{Files, Source};
@@ -11,7 +11,13 @@ use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
 use crate::workshop::Workshop;
 
 /// The modules that the guest loads, and all that they need.
-const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng"];
+const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng", "virtio_balloon"];
+
+/// The host's side.
+const SCRIPT: &str = include_str!("block.sh");
+
+/// How much memory the guest fills and frees, in MiB.
+const FILLED_MIB: u64 = 96;
 
 /// Sectors of the disk that is written: 16 MiB.
 const SECTORS: u64 = 16 << 11;
@@ -26,15 +32,11 @@ pub(super) fn all() -> Vec<Scenario> {
         tsc: Tsc::Unstable,
         paging: Paging::Nested,
     };
-    // The disk is made in the host: its holes are then the host's own.
-    let script = format!(
-        "set -e\n\
-         dd if=/dev/zero of=disk bs=512 count=0 seek={SECTORS} 2>/dev/null\n\
-         ./{LAUNCHER} run --kernel kernel --initrd initrd --cmdline '{COMMAND_LINE}' --cpus 2 \
-         --memory {MEMORY_MIB} --disk disk,root --disk other,readonly --entropy\n\
-         echo \"on the host: $(dd if=disk bs=1M count=8 2>/dev/null | sha256sum | cut -d ' ' -f 1)\"\n\
-         echo \"other on the host: $(head -c 9 other)\"\n"
+    let launch = format!(
+        "exec ./{LAUNCHER} run --kernel kernel --initrd initrd --cmdline '{COMMAND_LINE}' --cpus 2 \
+         --memory {MEMORY_MIB} --disk disk,root --disk other,readonly --balloon 0,reporting --entropy"
     );
+    let script = format!("sectors={SECTORS}\nlaunch() {{ {launch}; }}\n{SCRIPT}");
     vec![
         Scenario::new(Place::Emulated(host), "block", script)
             .files(files)
@@ -76,10 +78,26 @@ fn check(outcome: &Outcome) -> Result<()> {
         ("written to vdb", "no".to_owned()),
         ("entropy from", "virtio_rng.0".to_owned()),
         ("entropy", "256 bytes".to_owned()),
+        ("filled", format!("{FILLED_MIB} MiB")),
+        ("freed", "yes".to_owned()),
+        ("filled again", "yes".to_owned()),
     ] {
         let found = report.value(key)?;
         ensure!(found == wanted, "the guest's {key}: {found}, not {wanted}");
     }
+    let output = outcome.stdout_text();
+    let taken = |when: &str| -> Result<u64> {
+        let prefix = format!("host {when}: ");
+        let mut lines = output.lines();
+        let line = lines.find_map(|line| line.strip_prefix(&prefix));
+        let line = line.with_context(|| format!("the host's part has no line {when:?}"))?;
+        Ok(line.parse()?)
+    };
+    let (filled, freed) = (taken("filled")?, taken("freed")?);
+    ensure!(
+        freed <= filled.saturating_sub(FILLED_MIB * 1024 * 3 / 4),
+        "the guest's memory takes {filled} KiB of the host, and {freed} after {FILLED_MIB} MiB of it are freed"
+    );
     outcome.expect_line(&format!("on the host: {}", report.value("made")?))?;
     outcome.expect_line(&format!("other on the host: {READ_ONLY}"))
 }

@@ -1,0 +1,33 @@
+set -e
+# The disk is made in the host: its holes are then the host's own.
+dd if=/dev/zero of=disk bs=512 count=0 seek="$sectors" 2>/dev/null
+mkfifo keys
+launch <keys >console &
+launcher=$!
+exec 3>keys
+# How much of the host's memory is behind the guest's, in KiB.
+taken() {
+    for file in "/proc/$launcher/fd/"*; do
+        case $(readlink "$file") in
+        /memfd:guest-memory*) echo $(($(stat -L -c %b "$file") / 2)) ;;
+        esac
+    done
+}
+# A guest that ends too early is told by what it has not said.
+until_it_says() { until grep -q "^$1: " console; do kill -0 "$launcher" || break; sleep 1; done; }
+until_it_says filled
+before=$(taken)
+filled=$(sed -n 's/^filled: \([0-9]*\) MiB.*/\1/p' console)
+echo go >&3
+until_it_says freed
+# Linux reports what has been free for two seconds.
+while [ "$(taken)" -gt $((before - filled * 1024 * 3 / 4)) ]; do kill -0 "$launcher" || break; sleep 1; done
+echo "host filled: $before"
+echo "host freed: $(taken)"
+echo go >&3
+status=0
+wait "$launcher" || status=$?
+cat console
+echo "on the host: $(dd if=disk bs=1M count=8 2>/dev/null | sha256sum | cut -d ' ' -f 1)"
+echo "other on the host: $(head -c 9 other)"
+exit "$status"
