@@ -37,7 +37,9 @@ pub use scaling::{tsc_nested, tsc_ratio, tsc_scale};
 pub use simulator::tsc_simulator;
 pub use skew::tsc_skew;
 pub use tables::{acpi, cpuid};
-pub use virtio::{virtio_block, virtio_entropy, virtio_mmio, virtio_net, virtio_vsock};
+pub use virtio::{
+    virtio_balloon, virtio_block, virtio_entropy, virtio_mmio, virtio_net, virtio_vsock,
+};
 pub use watch::tsc_watch;
 
 /// A fuzz target: takes any bytes, panics when an invariant does not hold.
@@ -65,6 +67,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tsc_simulator", tsc_simulator),
     ("tsc_skew", tsc_skew),
     ("tsc_watch", tsc_watch),
+    ("virtio_balloon", virtio_balloon),
     ("virtio_block", virtio_block),
     ("virtio_entropy", virtio_entropy),
     ("virtio_mmio", virtio_mmio),

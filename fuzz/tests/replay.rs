@@ -12,7 +12,8 @@ fn mutations(target: &str) -> u64 {
         // A millisecond each: a guest that boots.
         "tsc_simulator" => 200,
         // As long: connections; a guest's memory, compared after each step.
-        "mmds_frames" | "virtio_block" | "virtio_entropy" | "virtio_net" | "virtio_vsock" => 200,
+        "mmds_frames" | "virtio_balloon" | "virtio_block" | "virtio_entropy" | "virtio_net"
+        | "virtio_vsock" => 200,
         _ => 2000,
     }
 }
@@ -158,7 +159,7 @@ macro_rules! replays {
 
 replays! {
     acpi api_http api_request boot_any boot_bzimage boot_elf boot_multiboot cache config cpuid mmds_frames pvclock tsc_catchup
-    tsc_nested tsc_plan tsc_ratio tsc_scale tsc_simulator tsc_skew tsc_watch virtio_block virtio_entropy
+    tsc_nested tsc_plan tsc_ratio tsc_scale tsc_simulator tsc_skew tsc_watch virtio_balloon virtio_block virtio_entropy
     virtio_mmio virtio_net virtio_vsock vmclock
 }
 

@@ -8,7 +8,15 @@ type Named = (&'static str, &'static str, Vec<u8>);
 const BUFFERS: usize = 6;
 
 pub(crate) fn seeds() -> Vec<Named> {
-    [entropy(), disk(), registers(), network(), sockets()].concat()
+    [
+        entropy(),
+        disk(),
+        registers(),
+        network(),
+        sockets(),
+        balloon(),
+    ]
+    .concat()
 }
 
 fn low(at: u16, len: u16, writable: bool) -> Seed {
@@ -310,5 +318,68 @@ fn sockets() -> Vec<Named> {
         ("virtio_vsock", "by-guest", input(by_guest)),
         ("virtio_vsock", "by-program", input(by_program)),
         ("virtio_vsock", "unknown", input(unknown)),
+    ]
+}
+
+fn balloon() -> Vec<Named> {
+    let ask = |queue: u8, request: Seed| joined([seed().variant(0, 6).u8(queue), request]);
+    let numbers = |at: u16, numbers: [u8; 16]| seed().variant(1, 6).u16(at).bytes(&numbers);
+    let configure = |field: u8, value: u32| seed().variant(2, 6).u8(field).u32(value);
+    let target = |pages: u32| seed().variant(3, 6).u32(pages);
+    let time = |more: u8| seed().variant(4, 6).u8(more);
+    let run = || seed().variant(5, 6);
+    let input =
+        |features: u64, steps: Seed| seed().u64(features).flag(true).bytes(&steps.done()).done();
+    let all = 1 << 1 | 1 << 4 | 1 << 5;
+    let numbers_of_pages = [9, 8, 7, 3, 3, 19, 200, 201, 202, 0, 1, 2, 15, 16, 10, 5];
+    let every = || {
+        seed().list([
+            numbers(64, numbers_of_pages),
+            // What the request itself puts into its first buffer is read before.
+            ask(0, request([low(0, 32, false), low(64, 64, false)], true)),
+            ask(1, request([low(0, 64, false)], false)),
+            ask(2, request([low(0, 40, false)], true)),
+            ask(
+                3,
+                request([low(0x100, 0x1fff, true), high(0, 0x300, true)], true),
+            ),
+            ask(4, request([border(0, 0, true)], true)),
+            target(100),
+            configure(1, 3),
+            run(),
+            time(100),
+            ask(2, request([low(50, 45, false)], true)),
+            run(),
+            configure(3, 1),
+            ask(3, request([low(0, 0x1fff, true)], false)),
+            run(),
+        ])
+    };
+    let hole = seed().list([ask(0, request([hole(0, 32, false)], true)), run()]);
+    let many = seed().list([
+        ask(
+            0,
+            request(
+                [
+                    low(0, 0x1000, false),
+                    low(0, 0x1000, false),
+                    low(64, 0x1000, false),
+                    low(64, 0x1000, false),
+                    low(64, 0x1000, false),
+                    low(64, 0x1000, false),
+                ],
+                true,
+            ),
+        ),
+        numbers(64, numbers_of_pages),
+        numbers(256, numbers_of_pages),
+        run(),
+    ]);
+    vec![
+        ("virtio_balloon", "every", input(all, every())),
+        ("virtio_balloon", "no-statistics", input(1 << 5, every())),
+        ("virtio_balloon", "nothing", input(0, every())),
+        ("virtio_balloon", "hole", input(all, hole)),
+        ("virtio_balloon", "many", input(all, many)),
     ]
 }

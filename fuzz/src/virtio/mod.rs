@@ -5,6 +5,7 @@
 //! but for the device's own rings, which are looked at entry by entry: so a device that writes anywhere but where
 //! the driver said is found, as is one that reads a descriptor twice.
 
+mod balloon;
 mod block;
 mod entropy;
 mod net;
@@ -20,6 +21,7 @@ use devices::virtio::mmio::Registers;
 use devices::virtio::{Device, Engine};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+pub use balloon::virtio_balloon;
 pub use block::virtio_block;
 pub use entropy::virtio_entropy;
 pub use net::virtio_net;
@@ -33,11 +35,11 @@ const HIGH_LEN: u64 = 0x1000;
 
 /// Where a queue's rings are, and how far the next queue's are from them.
 const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x1400;
-const USED: u64 = 0x1800;
-const NEXT_QUEUE: u64 = 0x1000;
+const AVAILABLE: u64 = 0x1100;
+const USED: u64 = 0x1200;
+const NEXT_QUEUE: u64 = 0x400;
 /// Indirect tables; then data.
-const TABLES: u64 = 0x3000;
+const TABLES: u64 = 0x2800;
 const DATA: u64 = 0x4000;
 
 /// Places of each queue.
@@ -205,8 +207,14 @@ struct Driver<D: Device> {
 }
 
 impl<D: Device> Driver<D> {
-    /// One that is ready. It takes of `features` what is on offer.
+    /// One that is ready. It takes of `features` what is on offer. A third queue is left alone: a driver need not use
+    /// all.
     fn ready(device: D, features: u64) -> (Self, u64) {
+        Self::with_queues(device, features, 2)
+    }
+
+    /// The same with so many queues, if there are.
+    fn with_queues(device: D, features: u64, queues: usize) -> (Self, u64) {
         let ranges = [(0, LOW_END), (HIGH, HIGH_LEN)]
             .map(|(begin, len)| (GuestAddress(begin), usize::try_from(len).expect("small")));
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"));
@@ -217,7 +225,11 @@ impl<D: Device> Driver<D> {
             model: Memory::new(),
             engine,
             registers,
-            queues: D::QUEUES.iter().take(2).map(|_| Queue::default()).collect(),
+            queues: D::QUEUES
+                .iter()
+                .take(queues)
+                .map(|_| Queue::default())
+                .collect(),
         };
         let mut offered = 0;
         for half in [1, 0] {
@@ -232,8 +244,7 @@ impl<D: Device> Driver<D> {
             driver.write(0x20, u32::try_from(value).expect("a half"));
         }
         driver.write(0x70, 11);
-        // A third queue is left alone: a driver need not use all.
-        for (queue, more) in (0..D::QUEUES.len().min(2)).zip((0..).step_by(0x1000)) {
+        for (queue, more) in (0..driver.queues.len()).zip((0..).step_by(0x400)) {
             driver.write(0x30, u32::try_from(queue).expect("few"));
             driver.write(0x38, SIZE.into());
             for (register, ring) in [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED)] {
@@ -286,7 +297,9 @@ impl<D: Device> Driver<D> {
         }
         let count = usize::from(request.count) % MAX_BUFFERS + 1;
         let buffers = request.buffers[..count].iter();
-        let segments: Vec<_> = buffers.map(|buffer| segment(queue, buffer)).collect();
+        let segments: Vec<_> = buffers
+            .map(|buffer| segment(queue, self.queues.len(), buffer))
+            .collect();
         let offset = queue as u64 * NEXT_QUEUE;
         let ring = self.queues[queue].available % SIZE;
         let table = if request.indirect || count > 1 {
@@ -353,7 +366,7 @@ impl<D: Device> Driver<D> {
 
     /// Nothing else was used, and nothing else was written.
     fn expect_nothing_else(&mut self) {
-        for (queue, offset) in (0..self.queues.len()).zip((0..).step_by(0x1000)) {
+        for (queue, offset) in (0..self.queues.len()).zip((0..).step_by(0x400)) {
             let index: u16 = self.load(USED + offset + 2);
             assert_eq!(index, self.queues[queue].used, "queue {queue}: used");
             // The device's own ring.
@@ -378,17 +391,23 @@ impl<D: Device> Driver<D> {
     }
 }
 
-/// The buffer that is asked for, kept short, out of the rings, and out of the other queue's buffers: in which order
+/// The buffer that is asked for, kept short, out of the rings, and out of the other queues' buffers: in which order
 /// queues are served is the device's to choose.
-fn segment(queue: usize, buffer: &Buffer) -> Segment {
-    let mut len = u64::from(buffer.len) % 0x800;
-    let half = |begin: u64, end: u64, at: u16| {
-        let half = (end - begin) / 2;
-        begin + queue as u64 * half + u64::from(at) % (half - len + 1)
+fn segment(queue: usize, queues: usize, buffer: &Buffer) -> Segment {
+    let parts = queues.max(2) as u64;
+    // A device with more of them looks at whole pages.
+    let longest = if parts > 2 { 0x2000 } else { 0x800 };
+    let mut len = u64::from(buffer.len) % longest;
+    let part = |begin: u64, end: u64, at: u16, len: u64| {
+        let part = (end - begin) / parts;
+        begin + queue as u64 * part + u64::from(at) % (part - len + 1)
     };
     let address = match buffer.place {
-        Place::Low(at) => half(DATA, LOW_END, at),
-        Place::High(at) => half(HIGH, HIGH + HIGH_LEN, at),
+        Place::Low(at) => part(DATA, LOW_END, at, len),
+        Place::High(at) => {
+            len = len.min(HIGH_LEN / parts);
+            part(HIGH, HIGH + HIGH_LEN, at, len)
+        }
         Place::Border(before) => {
             len = len.max(u64::from(before) + 1);
             LOW_END - u64::from(before)

@@ -39,7 +39,8 @@ pub(super) fn all() -> Vec<Scenario> {
     vec![
         Scenario::new(Place::Emulated(host), "amd64-api", script())
             .files(files)
-            .check(move |outcome| check(host, outcome)),
+            .check(move |outcome| check(host, outcome))
+            .seconds(25, 180),
     ]
 }
 
