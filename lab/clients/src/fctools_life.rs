@@ -7,7 +7,9 @@ use fctools::process_spawner::DirectProcessSpawner;
 use fctools::runtime::tokio::TokioRuntime;
 use fctools::vm::api::VmApi;
 use fctools::vm::configuration::{InitMethod, VmConfiguration, VmConfigurationData};
-use fctools::vm::models::{BootSource, MachineConfiguration};
+use fctools::vm::models::{
+    BalloonDevice, BootSource, MachineConfiguration, UpdateBalloonDevice, UpdateBalloonStatistics,
+};
 use fctools::vm::shutdown::{VmShutdownAction, VmShutdownMethod};
 use fctools::vm::{Vm, VmState};
 use fctools::vmm::arguments::jailer::JailerArguments;
@@ -105,7 +107,12 @@ async fn live(
         },
         cpu_template: None,
         network_interfaces: Vec::new(),
-        balloon_device: None,
+        balloon_device: Some(BalloonDevice {
+            amount_mib: 8,
+            deflate_on_oom: true,
+            stats_polling_interval_s: Some(1),
+            free_page_reporting: Some(true),
+        }),
         vsock_device: None,
         logger_system: None,
         metrics_system: None,
@@ -138,6 +145,25 @@ async fn live(
     let merged = serde_json::json!({ "a": { "b": 1 }, "c": "d" });
     expect("the metadata", &metadata, &merged)?;
     done("kept metadata");
+
+    // The guest has no driver for it.
+    vm.update_balloon_device(UpdateBalloonDevice { amount_mib: 16 })
+        .await?;
+    vm.update_balloon_statistics(UpdateBalloonStatistics {
+        stats_polling_interval_s: 2,
+    })
+    .await?;
+    let balloon = vm.get_balloon_device().await?;
+    expect("the balloon", &balloon.amount_mib, &16)?;
+    expect(
+        "its interval",
+        &balloon.stats_polling_interval_s,
+        &Some(2),
+    )?;
+    let statistics = vm.get_balloon_statistics().await?;
+    expect("its target", &statistics.target_pages, &(16 * 256))?;
+    expect("its size", &statistics.actual_mib, &0)?;
+    done("changed the balloon");
 
     for _ in 0..3 {
         vm.pause().await?;
