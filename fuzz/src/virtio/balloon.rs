@@ -44,9 +44,12 @@ struct Input {
     steps: Vec<Step>,
 }
 
-/// Time, and what was given back.
+/// Time, and what was given back: addresses and lengths.
+#[derive(Default)]
+struct Noted(u64, VecDeque<(u64, u64)>);
+
 #[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<(u64, VecDeque<(u64, u64)>)>>);
+struct Recorder(Arc<Mutex<Noted>>);
 
 impl Host for Recorder {
     fn now(&mut self) -> Nanos {

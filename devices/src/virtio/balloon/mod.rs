@@ -31,6 +31,7 @@ pub use told::{STATISTICS, Told};
 
 /// The size of a page, whatever the guest's own is (5.5.6).
 pub const PAGE: u64 = 4096;
+const PAGE_LEN: usize = 4096;
 /// So many of them are a MiB.
 pub const PAGES_PER_MIB: u32 = 256;
 
@@ -185,7 +186,7 @@ impl<H: Host> Balloon<H> {
         for number in numbers.as_chunks().0 {
             let page = u32::from_le_bytes(*number);
             let address = GuestAddress(u64::from(page) * PAGE);
-            if memory.has_in_memory(address, PAGE as usize)
+            if memory.has_in_memory(address, PAGE_LEN)
                 && let Some(place) = pages.get_mut(count)
             {
                 *place = page;
