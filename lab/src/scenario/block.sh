@@ -21,7 +21,10 @@ filled=$(sed -n 's/^filled: \([0-9]*\) MiB.*/\1/p' console)
 echo go >&3
 until_it_says freed
 # Linux reports what has been free for two seconds, in pieces of 2 MiB and more: not all of it.
-while [ "$(taken)" -gt $((before - filled * 1024 / 2)) ]; do kill -0 "$launcher" || break; sleep 1; done
+for _ in $(seq 30); do
+    [ "$(taken)" -gt $((before - filled * 1024 / 2)) ] && kill -0 "$launcher" || break
+    sleep 1
+done
 echo "host filled: $before"
 echo "host freed: $(taken)"
 echo go >&3
