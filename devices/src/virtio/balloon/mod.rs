@@ -14,7 +14,7 @@
 //!
 //! By the specification each queue has its number, whether those before it are there or not (5.5.2). Linux counts
 //! the ones that are there. Without free page hinting, which this device does not offer, both can be told apart: see
-//! [`role`].
+//! `role`.
 
 mod told;
 
