@@ -155,11 +155,7 @@ async fn live(
     .await?;
     let balloon = vm.get_balloon_device().await?;
     expect("the balloon", &balloon.amount_mib, &16)?;
-    expect(
-        "its interval",
-        &balloon.stats_polling_interval_s,
-        &Some(2),
-    )?;
+    expect("its interval", &balloon.stats_polling_interval_s, &Some(2))?;
     let statistics = vm.get_balloon_statistics().await?;
     expect("its target", &statistics.target_pages, &(16 * 256))?;
     expect("its size", &statistics.actual_mib, &0)?;
