@@ -255,6 +255,11 @@ fn call_of(thread: libc::pid_t) -> Option<Call> {
 fn refuse(thread: libc::pid_t) {
     let number = offset_of!(libc::user, regs) + offset_of!(libc::user_regs_struct, orig_rax);
     let answer = offset_of!(libc::user, regs) + offset_of!(libc::user_regs_struct, rax);
-    ask(libc::PTRACE_POKEUSER, thread, number, word(-1)).expect("a register");
-    ask(libc::PTRACE_POKEUSER, thread, answer, word(-libc::ENOSYS)).expect("a register");
+    for (register, value) in [(number, -1), (answer, -libc::ENOSYS)] {
+        match ask(libc::PTRACE_POKEUSER, thread, register, word(value)) {
+            // It was killed meanwhile, with all of its process.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return,
+            written => written.expect("a register"),
+        };
+    }
 }
