@@ -34,7 +34,7 @@ pub(super) fn all() -> Vec<Scenario> {
         paging: Paging::Nested,
     };
     let launch = format!(
-        "./{LAUNCHER} --no-api --config-file vm.json --metadata metadata.json --metrics-path metrics"
+        "./{LAUNCHER} --no-api --config-file vm.json --metadata network-metadata.json --metrics-path metrics"
     );
     let script = format!("size={MIB}\nmtu={MTU}\nlaunch() {{ {launch}; }}\n{SCRIPT}");
     vec![
@@ -69,7 +69,7 @@ fn files(workshop: &Workshop) -> Result<Files> {
     });
     for (name, text) in [
         ("vm.json", configuration.to_string()),
-        ("metadata.json", metadata.to_string()),
+        ("network-metadata.json", metadata.to_string()),
         ("large", large),
     ] {
         files.insert(name.to_owned(), Source::Bytes(text.into_bytes()));
