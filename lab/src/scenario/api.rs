@@ -27,7 +27,7 @@ const BALLOON_MIB: u32 = 96;
 const CURL: &str = "/usr/bin/curl";
 
 /// The host's side.
-const SCRIPT: &str = include_str!("api.sh");
+const SCRIPT: &str = concat!(include_str!("launcher.sh"), include_str!("api.sh"));
 
 /// The scenarios. What the API does does not depend on the host's TSC. On the stable host two of twenty such guests
 /// stopped in mid-boot, as lab/README.md tells under "Traps".

@@ -7,16 +7,6 @@ ask() {
         --unix-socket api.socket --request "$1" "http://localhost/$2" ${3:+--data "$3"}
 }
 api() { ask "$@" >&2; }
-# How much of the host's memory is behind the guest's, in KiB.
-taken() {
-    for file in "/proc/$launcher/fd/"*; do
-        case $(readlink "$file") in
-        /memfd:guest-memory*) echo $(($(stat -L -c %b "$file") / 2)) ;;
-        esac
-    done
-}
-# A guest that ends too early is told by what it has not said.
-until_it_says() { until grep -q "^$1: " console; do kill -0 "$launcher" || break; sleep 1; done; }
 until_told() { until ask GET balloon/statistics | grep -q "$1"; do kill -0 "$launcher" || break; sleep 1; done; }
 until [ -S api.socket ]; do sleep 1; done
 api PUT boot-source "$boot_source"

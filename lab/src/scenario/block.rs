@@ -14,7 +14,7 @@ use crate::workshop::Workshop;
 const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng", "virtio_balloon"];
 
 /// The host's side.
-const SCRIPT: &str = include_str!("block.sh");
+const SCRIPT: &str = concat!(include_str!("launcher.sh"), include_str!("block.sh"));
 
 /// How much memory the guest fills and frees, in MiB.
 const FILLED_MIB: u64 = 96;

@@ -5,16 +5,6 @@ mkfifo keys
 launch <keys >console &
 launcher=$!
 exec 3>keys
-# How much of the host's memory is behind the guest's, in KiB.
-taken() {
-    for file in "/proc/$launcher/fd/"*; do
-        case $(readlink "$file") in
-        /memfd:guest-memory*) echo $(($(stat -L -c %b "$file") / 2)) ;;
-        esac
-    done
-}
-# A guest that ends too early is told by what it has not said.
-until_it_says() { until grep -q "^$1: " console; do kill -0 "$launcher" || break; sleep 1; done; }
 until_it_says filled
 before=$(taken)
 filled=$(sed -n 's/^filled: \([0-9]*\) MiB.*/\1/p' console)
