@@ -38,59 +38,85 @@ mod flag {
 
 /// Which time the page tells (`VMCLOCK_TIME_*`); smeared times are not for a page like this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum TimeType {
     /// UTC, never smeared.
-    Utc = 0,
+    Utc,
     /// International atomic time.
-    Tai = 1,
+    Tai,
     /// Monotonic time of no particular epoch.
-    Monotonic = 2,
+    Monotonic,
 }
 
 /// How good the host's clock is (`VMCLOCK_STATUS_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum ClockStatus {
     /// Nothing is known.
-    Unknown = 0,
+    Unknown,
     /// Synchronisation is under way.
-    Initializing = 1,
+    Initializing,
     /// Synchronised.
-    Synchronized = 2,
+    Synchronized,
     /// It was synchronised once.
-    FreeRunning = 3,
+    FreeRunning,
     /// Not to be relied on.
-    Unreliable = 4,
+    Unreliable,
 }
 
 /// Which counter the page is about (`VMCLOCK_COUNTER_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Counter {
     /// The time stamp counter.
-    Tsc = 1,
+    Tsc,
     /// None: the page tells of disruptions alone, and never of a time.
-    Invalid = 0xff,
+    Invalid,
 }
 
 /// A leap second nearby (`VMCLOCK_LEAP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Leap {
     /// None that is known.
-    None = 0,
+    None,
     /// One is inserted at the end of the month.
-    BeforePositive = 1,
+    BeforePositive,
     /// One is left out at the end of the month.
-    BeforeNegative = 2,
+    BeforeNegative,
     /// It is 23:59:60.
-    Positive = 3,
+    Positive,
     /// One was inserted.
-    AfterPositive = 4,
+    AfterPositive,
     /// One was left out.
-    AfterNegative = 5,
+    AfterNegative,
 }
+
+/// Gives each value its number in the page, both ways.
+macro_rules! numbers {
+    ($kind:ident: $($value:ident = $number:literal),+) => {
+        impl From<$kind> for u8 {
+            fn from(value: $kind) -> Self {
+                match value {
+                    $($kind::$value => $number,)+
+                }
+            }
+        }
+
+        /// Fails with a number that this version does not know.
+        impl TryFrom<u8> for $kind {
+            type Error = u8;
+
+            fn try_from(number: u8) -> Result<Self, u8> {
+                match number {
+                    $($number => Ok(Self::$value),)+
+                    other => Err(other),
+                }
+            }
+        }
+    };
+}
+
+numbers!(TimeType: Utc = 0, Tai = 1, Monotonic = 2);
+numbers!(ClockStatus: Unknown = 0, Initializing = 1, Synchronized = 2, FreeRunning = 3, Unreliable = 4);
+numbers!(Counter: Tsc = 1, Invalid = 0xff);
+numbers!(Leap: None = 0, BeforePositive = 1, BeforeNegative = 2, Positive = 3, AfterPositive = 4, AfterNegative = 5);
 
 /// The period of a counter: `fraction / 2^(64 + shift)` seconds, 64 significant bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,12 +321,6 @@ impl VmClock {
         self.sequence
     }
 
-    /// The count to write, alone and first, before any other byte changes: odd.
-    #[must_use]
-    pub const fn sequence_under_change(&self) -> u32 {
-        self.sequence | 1
-    }
-
     /// The count to write, alone and first, on the way to this page from the one before it: odd.
     #[must_use]
     pub const fn sequence_before(&self) -> u32 {
@@ -366,14 +386,14 @@ impl VmClock {
         put(0, &MAGIC.to_le_bytes());
         put(4, &REGION_SIZE.to_le_bytes());
         put(8, &VERSION.to_le_bytes());
-        put(10, &[self.counter_id as u8, self.time_type as u8]);
+        put(10, &[self.counter_id.into(), self.time_type.into()]);
         put(12, &self.sequence.to_le_bytes());
         put(16, &self.disruption_marker.to_le_bytes());
         put(24, &self.flags().to_le_bytes());
         // 32 and 33 are padding, 35 hints at no smearing (VMCLOCK_SMEARING_STRICT).
-        put(34, &[self.status as u8]);
+        put(34, &[self.status.into()]);
         put(36, &self.tai_offset.unwrap_or(0).to_le_bytes());
-        put(38, &[self.leap as u8, self.period.shift]);
+        put(38, &[self.leap.into(), self.period.shift]);
         put(40, &self.counter.get().to_le_bytes());
         put(48, &self.period.fraction.to_le_bytes());
         put(
@@ -431,34 +451,13 @@ impl VmClock {
         if version != VERSION {
             return Err(VmClockError::Version { version });
         }
-        let counter_id = match bytes[10] {
-            1 => Counter::Tsc,
-            0xff => Counter::Invalid,
-            other => return Err(VmClockError::Counter { counter: other }),
-        };
-        let time_type = match bytes[11] {
-            0 => TimeType::Utc,
-            1 => TimeType::Tai,
-            2 => TimeType::Monotonic,
-            other => return Err(VmClockError::TimeType { time_type: other }),
-        };
-        let status = match bytes[34] {
-            0 => ClockStatus::Unknown,
-            1 => ClockStatus::Initializing,
-            2 => ClockStatus::Synchronized,
-            3 => ClockStatus::FreeRunning,
-            4 => ClockStatus::Unreliable,
-            other => return Err(VmClockError::Status { status: other }),
-        };
-        let leap = match bytes[38] {
-            0 => Leap::None,
-            1 => Leap::BeforePositive,
-            2 => Leap::BeforeNegative,
-            3 => Leap::Positive,
-            4 => Leap::AfterPositive,
-            5 => Leap::AfterNegative,
-            other => return Err(VmClockError::Leap { leap: other }),
-        };
+        let counter_id =
+            Counter::try_from(bytes[10]).map_err(|counter| VmClockError::Counter { counter })?;
+        let time_type = TimeType::try_from(bytes[11])
+            .map_err(|time_type| VmClockError::TimeType { time_type })?;
+        let status =
+            ClockStatus::try_from(bytes[34]).map_err(|status| VmClockError::Status { status })?;
+        let leap = Leap::try_from(bytes[38]).map_err(|leap| VmClockError::Leap { leap })?;
         if bytes[39] >= 64 {
             return Err(VmClockError::Shift { shift: bytes[39] });
         }
@@ -668,7 +667,6 @@ mod tests {
             VmClock::from_bytes(&without_counter.to_bytes()),
             Ok(without_counter)
         );
-        assert_eq!(changing.sequence_under_change(), 1);
         assert_eq!(changing.succeeded_by(page()).sequence_before(), 1);
         assert_eq!(changing.succeeded_by(page()).sequence(), 2);
     }

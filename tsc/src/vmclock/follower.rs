@@ -91,7 +91,7 @@ impl HostClock {
     /// ```
     #[must_use]
     pub fn from_kernel(answer: Adjtimex) -> Self {
-        /// `STA_INS`, `STA_DEL`, `STA_UNSYNC`.
+        /// `STA_INS` and `STA_UNSYNC`.
         const INSERT: i32 = 0x10;
         const UNSYNCHRONIZED: i32 = 0x40;
         let nanos = |micros| u64::try_from(micros).ok().and_then(Nanos::from_micros);
