@@ -5,14 +5,13 @@ mod support;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
-use support::{FOR_EVER, echo, elf, print};
+use support::{FOR_EVER, echo, elf, print, pseudoterminal};
 
 const LAUNCHER: &str = env!("CARGO_BIN_EXE_keeptime");
 
@@ -27,15 +26,7 @@ struct OnTerminal {
 
 impl OnTerminal {
     fn start(code: &[u8]) -> Self {
-        let operator: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pty");
-        grantpt(&operator).expect("granted");
-        unlockpt(&operator).expect("unlocked");
-        let name = ptsname(&operator, Vec::new()).expect("a name");
-        let terminal = File::options()
-            .read(true)
-            .write(true)
-            .open(name.to_str().expect("text"))
-            .expect("the terminal's side");
+        let (operator, terminal) = pseudoterminal();
         let guest = elf(code);
         // setsid gives the launcher a session of its own with this terminal, so that it is in its
         // foreground.

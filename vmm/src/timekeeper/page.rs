@@ -58,15 +58,6 @@ impl RealTime {
     };
 }
 
-/// What is known of a guest's TSC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Offset {
-    /// All vCPUs have this offset.
-    Is(TscOffset),
-    /// They have not, or the host's counters cannot be relied on.
-    Unknown,
-}
-
 /// The page of a guest.
 #[derive(Debug)]
 pub(crate) struct TimePage {
@@ -75,7 +66,8 @@ pub(crate) struct TimePage {
     /// What the host's TSC is multiplied by; nothing for a page without a counter.
     ratio: Option<VendorRatio>,
     host: RealTime,
-    offset: Offset,
+    /// That of all vCPUs; nothing where they have several, or the host's counters cannot be relied on.
+    offset: Option<TscOffset>,
     /// The last that was known.
     known: Option<TscOffset>,
 }
@@ -97,15 +89,15 @@ impl TimePage {
             follower,
             ratio: rates.map(|rates| rates.ratio),
             host,
-            offset: Offset::Unknown,
+            offset: None,
             known: None,
         })
     }
 
-    /// Shows the time by `offset`. `disturbed`: the guest's TSC may not have gone on as it did.
-    pub(super) fn show(&mut self, offset: Offset, disturbed: bool) {
+    /// Shows the time by `offset`, that of all vCPUs, or that nobody knows it. `disturbed`: the guest's TSC may not have gone on as it did.
+    pub(super) fn show(&mut self, offset: Option<TscOffset>, disturbed: bool) {
         let mut disturbed = disturbed;
-        if let Offset::Is(new) = offset {
+        if let Some(new) = offset {
             disturbed |= self.known.replace(new).is_some_and(|known| known != new);
         }
         if disturbed {
@@ -113,8 +105,8 @@ impl TimePage {
         }
         self.offset = offset;
         let shown = self.follower.page().sequence();
-        match (offset, self.ratio) {
-            (Offset::Is(offset), Some(ratio)) => {
+        match offset.zip(self.ratio) {
+            Some((offset, ratio)) => {
                 let (before, real, after) = (self.host.between)();
                 let sample = RealSample {
                     before: ratio.guest_at(offset, before),
@@ -123,7 +115,7 @@ impl TimePage {
                 };
                 self.follower.follow(sample, (self.host.clock)());
             }
-            _ => {
+            None => {
                 self.follower.distrust();
             }
         }
@@ -140,10 +132,7 @@ impl TimePage {
 
     /// The guest is about to go on from a pause: with all of its clocks `moved` to this offset, or as they were.
     pub(super) fn go_on(&mut self, moved: Option<TscOffset>) {
-        let offset = match (self.offset, moved) {
-            (Offset::Is(_), Some(moved)) => Offset::Is(moved),
-            (offset, _) => offset,
-        };
+        let offset = self.offset.map(|offset| moved.unwrap_or(offset));
         self.show(offset, moved.is_some());
     }
 }

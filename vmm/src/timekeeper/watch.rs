@@ -28,7 +28,6 @@ use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
 
 use super::exits::LOOK_EVERY;
 use super::observed::{Bell, Observed, Rung, Step, one_offset};
-use super::page::Offset;
 use super::restart::{Home, restart};
 use super::{Answer, Event, Order, Rates, RestartCause, Timekeeper, error_bounds};
 use crate::assessment;
@@ -276,10 +275,7 @@ impl<T: Halt> Watching<T> {
     fn show_time(&mut self) {
         let apart = self.measured.values().any(|(bounds, _)| bounds.is_apart());
         let home = self.watch.home.offset;
-        let offset = match one_offset(&self.watch.vcpus, home) {
-            Some(offset) if !apart && !self.condemned => Offset::Is(offset),
-            _ => Offset::Unknown,
-        };
+        let offset = one_offset(&self.watch.vcpus, home).filter(|_| !apart && !self.condemned);
         let keeper = self.watch.keeper.clone();
         let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
         // Of a guest that is paused, whoever lets it go on writes the page.

@@ -17,7 +17,7 @@ mod tracer;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -25,12 +25,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use guest::{Guest, Part};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::{Value, json};
 use support::api::raw;
 use support::rules::{Condition, numbers, rules};
-use support::{FOR_EVER, RESET, elf, print};
+use support::{FOR_EVER, RESET, elf, print, pseudoterminal};
 use tempfile::TempDir;
 use tracer::{Call, Strike, Traced, traced_rules};
 use vmm::seccomp::{Filters, Role, tell_panics_in_one_line};
@@ -321,15 +320,7 @@ fn run(code: &[u8], failure: bool) -> BTreeSet<Call> {
 /// A microVM on a terminal, with a thread of each kind, of which `role`'s gets a signal that ends the process.
 fn struck(role: Role, signal: i32) -> BTreeSet<Call> {
     let ground = Ground::new();
-    let operator: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pty");
-    grantpt(&operator).expect("granted");
-    unlockpt(&operator).expect("unlocked");
-    let name = ptsname(&operator, Vec::new()).expect("a name");
-    let terminal = File::options()
-        .read(true)
-        .write(true)
-        .open(name.to_str().expect("text"))
-        .expect("a terminal");
+    let (_operator, terminal) = pseudoterminal();
     let kernel = elf(&[print("ready"), FOR_EVER.to_vec()].concat());
     std::fs::write(ground.path("disk"), [0; 4096]).expect("room");
     let configuration = json!({

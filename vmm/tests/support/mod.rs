@@ -4,12 +4,29 @@
 pub(crate) mod api;
 pub(crate) mod rules;
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use tempfile::NamedTempFile;
 
 /// Where the image is loaded.
 const LOAD: u64 = 0x10_0000;
+
+/// A pseudoterminal: the operator's side, and the program's.
+pub(crate) fn pseudoterminal() -> (OwnedFd, File) {
+    let operator = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pty");
+    grantpt(&operator).expect("granted");
+    unlockpt(&operator).expect("unlocked");
+    let name = ptsname(&operator, Vec::new()).expect("a name");
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().expect("text"))
+        .expect("the terminal's side");
+    (operator, terminal)
+}
 
 /// An ELF file whose only segment is itself and whose entry is `code`, in 64-bit mode.
 pub(crate) fn elf(code: &[u8]) -> NamedTempFile {
