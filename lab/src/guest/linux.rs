@@ -83,6 +83,9 @@ const NETWORK: &str = include_str!("network.sh");
 /// The first program of a guest with a socket device.
 const SOCKETS: &str = include_str!("sockets.sh");
 
+/// The first program of a guest whose devices are measured.
+const IO: &str = include_str!("io.sh");
+
 /// The first program of a tenant's guest.
 const TENANT: &str = include_str!("tenant.sh");
 
@@ -108,6 +111,13 @@ pub(crate) fn sockets_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8
         "bin/sockets",
         &program::build(program::SOCKETS, Kernel::Amd64)?,
     )?;
+    Ok(archive.finish()?)
+}
+
+/// The same with disk, network card and socket device, and the program that loads them.
+pub(crate) fn io_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    let mut archive = archive_with_modules(stock, IO, wanted)?;
+    archive.executable("bin/io", &program::build(program::IO, Kernel::Amd64)?)?;
     Ok(archive.finish()?)
 }
 

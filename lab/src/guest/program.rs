@@ -8,6 +8,12 @@ use anyhow::{Context, Result};
 use crate::kernels::Kernel;
 use crate::process::capture;
 
+/// What programs that use no library share, by the name under which they include it.
+const USER: (&str, &str) = ("user.h", include_str!("../../guests/user.h"));
+
+/// Loads devices and measures it; and the host's side. For 64-bit guests.
+pub(crate) const IO: &str = include_str!("../../guests/io.c");
+
 /// Talks over sockets, on either side. For 64-bit guests.
 pub(crate) const SOCKETS: &str = include_str!("../../guests/sockets.c");
 
@@ -17,6 +23,7 @@ pub(crate) fn build(source: &str, kernel: Kernel) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let file = |name: &str| folder.path().join(name);
     fs::write(file("program.c"), source).context("cannot write a guest program's source")?;
+    fs::write(file(USER.0), USER.1).context("cannot write a header of guest programs")?;
     let mode: &[&str] = match kernel {
         Kernel::Amd64 => &["-m64"],
         Kernel::I386 | Kernel::I386Pae => &["-m32", "-march=i686"],

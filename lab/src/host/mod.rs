@@ -45,6 +45,8 @@ pub(crate) enum Host {
         /// How KVM maps a guest's memory.
         paging: Paging,
     },
+    /// QEMU with AMD's SVM, one processor, and a clock on which a nanosecond is an executed instruction: for measuring.
+    Counted,
     /// Bochs with Intel's VMX.
     Vmx,
 }
@@ -64,6 +66,7 @@ impl Host {
                 };
                 format!("svm-{tsc}{paging}")
             }
+            Self::Counted => "svm-counted".to_owned(),
             Self::Vmx => "vmx".to_owned(),
         }
     }
@@ -76,7 +79,8 @@ impl Host {
             } => "hpet",
             Self::Svm {
                 tsc: Tsc::Stable, ..
-            } => "tsc",
+            }
+            | Self::Counted => "tsc",
             // The TSC, before the kernel has measured it a second time.
             Self::Vmx => "tsc-early",
         }
@@ -87,7 +91,7 @@ impl Host {
     /// second that the kernel waits for would take minutes, and changes nothing for KVM.
     fn tries(self) -> u32 {
         match self {
-            Self::Svm { .. } => 100,
+            Self::Svm { .. } | Self::Counted => 100,
             Self::Vmx => 0,
         }
     }
@@ -95,7 +99,7 @@ impl Host {
     /// The Debian packages that the host needs.
     pub(crate) fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Svm { .. } => svm::PACKAGES,
+            Self::Svm { .. } | Self::Counted => svm::PACKAGES,
             Self::Vmx => vmx::PACKAGES,
         }
     }
@@ -103,6 +107,7 @@ impl Host {
     fn loads(self) -> Vec<Load> {
         match self {
             Self::Svm { paging, .. } => svm::loads(paging),
+            Self::Counted => svm::loads(Paging::Nested),
             Self::Vmx => vmx::loads(),
         }
     }
@@ -114,7 +119,8 @@ impl Host {
             } => svm::OPTIONS,
             Self::Svm {
                 tsc: Tsc::Stable, ..
-            } => svm::OPTIONS_STABLE,
+            }
+            | Self::Counted => svm::OPTIONS_STABLE,
             Self::Vmx => vmx::OPTIONS,
         };
         // Without a rate the kernel sets the port to 9600 baud, which Bochs takes seriously.
@@ -127,17 +133,17 @@ impl Host {
     fn silence(self) -> Option<Duration> {
         match self {
             Self::Svm { .. } => Some(Duration::from_secs(60)),
-            Self::Vmx => None,
+            Self::Counted | Self::Vmx => None,
         }
     }
 
     /// How long a host may take for `job`, in real time. A step's own limit is on the host's clock, which
-    /// on vmx is some hundred times slower.
+    /// on vmx is some hundred times slower, and some ten times where it counts instructions.
     fn limit(self, job: &Job) -> Duration {
         let steps: Duration = job.steps.iter().map(|step| step.limit).sum();
         match self {
             Self::Svm { .. } => Duration::from_secs(120) + steps * 2,
-            Self::Vmx => Duration::from_secs(900) + steps * 20,
+            Self::Counted | Self::Vmx => Duration::from_secs(900) + steps * 20,
         }
     }
 }
@@ -279,8 +285,9 @@ impl Run<'_> {
     ) -> Result<(Running, Box<dyn Read + Send>)> {
         let options = self.host.kernel_options(self.options);
         match self.host {
-            Host::Svm { .. } => {
-                let mut command = svm::command(&self.stock.image, initrd, &options);
+            Host::Svm { .. } | Host::Counted => {
+                let counted = self.host == Host::Counted;
+                let mut command = svm::command(&self.stock.image, initrd, &options, counted);
                 let errors = log.try_clone().context("cannot share the log")?;
                 command
                     .stdin(Stdio::null())

@@ -84,7 +84,7 @@ fn boot(host: Host, kernel: Kernel, form: Form) -> Scenario {
 /// TSC to kvmclock; KVM tells it so on the vmx host alone, whose processor has one.
 fn clocksource(host: Host) -> &'static str {
     match host {
-        Host::Svm { .. } => "kvm-clock",
+        Host::Svm { .. } | Host::Counted => "kvm-clock",
         Host::Vmx => "tsc",
     }
 }

@@ -72,7 +72,7 @@ impl Where {
     fn of(place: Place) -> Self {
         match place {
             Place::Native => Self::Native,
-            Place::Emulated(Host::Svm { .. }) => Self::Svm,
+            Place::Emulated(Host::Svm { .. } | Host::Counted) => Self::Svm,
             Place::Emulated(Host::Vmx) => Self::Vmx,
         }
     }
@@ -104,7 +104,7 @@ impl Task {
         };
         let start = |host: &Host| {
             Duration::from_secs(match host {
-                Host::Svm { .. } => 5,
+                Host::Svm { .. } | Host::Counted => 5,
                 Host::Vmx => 90,
             })
         };
