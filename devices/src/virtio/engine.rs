@@ -62,6 +62,8 @@ pub struct Engine<D: Device> {
     interrupt: Box<dyn Trigger + Sync>,
     running: AtomicBool,
     failed: AtomicBool,
+    /// Something may have come for the device from outside the queues, of which it does not know.
+    told: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,6 +100,7 @@ impl<D: Device> Engine<D> {
             interrupt,
             running: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            told: AtomicBool::new(true),
         }
     }
 
@@ -229,8 +232,15 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Serves what the driver has made available, on this thread. While the engine is held, it waits.
+    /// Serves what the driver has made available, and what has come for the device from outside, on this thread.
+    /// While the engine is held, it waits.
     pub fn run(&self) -> Next {
+        self.told.store(true, Ordering::SeqCst);
+        self.run_notified()
+    }
+
+    /// The same where nothing can have come from outside since the last time.
+    pub fn run_notified(&self) -> Next {
         loop {
             let mut holds = lock(&self.gate.holds);
             while *holds > 0 {
@@ -259,7 +269,7 @@ impl<D: Device> Engine<D> {
                     let space = self.config().space;
                     core.device.configured(&space);
                 }
-                core.device.poll();
+                core.device.poll(self.told.swap(false, Ordering::SeqCst));
             }
             for index in 0..core.queues.len() {
                 if self.failed() {

@@ -174,6 +174,8 @@ pub struct Net {
     frame: Box<[u8]>,
     /// How long it is, with its header.
     waiting: Option<usize>,
+    /// The link had no more the last time, and has told of nothing since.
+    is_dry: bool,
     /// One buffer need not hold a whole frame.
     mergeable: bool,
     detour: Option<Box<dyn Detour>>,
@@ -215,6 +217,7 @@ impl Net {
             told: 0,
             frame: vec![0; MAX_FRAME].into_boxed_slice(),
             waiting: None,
+            is_dry: false,
             mergeable: false,
             detour: None,
             is_detours: false,
@@ -249,8 +252,14 @@ impl Net {
             self.waiting = answer.map(|len| len.min(self.frame.len()));
             return self.waiting;
         }
+        if self.is_dry {
+            return None;
+        }
         match self.link.receive(&mut self.frame) {
-            Ok(len) => self.waiting = len.map(|len| len.min(self.frame.len())),
+            Ok(len) => {
+                self.is_dry = len.is_none();
+                self.waiting = len.map(|len| len.min(self.frame.len()));
+            }
             Err(error) => self.failed(Operation::Receive, &error),
         }
         self.waiting
@@ -390,8 +399,9 @@ impl Device for Net {
         }
     }
 
-    fn poll(&mut self) {
+    fn poll(&mut self, told: bool) {
         self.detoured = false;
+        self.is_dry &= !told;
     }
 
     /// An answer to a frame of this round has no other notification.

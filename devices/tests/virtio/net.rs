@@ -36,6 +36,8 @@ struct Wire {
     refusals: VecDeque<io::Error>,
     offloads: Vec<Offloads>,
     told: Vec<(Operation, String)>,
+    /// How often it was asked for a frame.
+    asked: u32,
 }
 
 type Shared = Arc<Mutex<Wire>>;
@@ -60,7 +62,9 @@ impl Link for Cable {
     }
 
     fn receive(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        let next = self.0.lock().unwrap().coming.pop_front();
+        let mut wire = self.0.lock().unwrap();
+        wire.asked += 1;
+        let next = wire.coming.pop_front();
         let Some(frame) = next.transpose()? else {
             return Ok(None);
         };
@@ -146,6 +150,42 @@ fn frame_is_sent_as_it_lies_in_its_buffers() {
     assert_eq!(driver.run(), Next::Notification);
     assert_eq!(driver.used(), Some((0, 0)));
     assert_eq!(wire.lock().unwrap().sent, [whole]);
+}
+
+#[test]
+fn link_that_had_no_more_is_asked_again_when_it_has_told_of_something() {
+    let (mut driver, wire) = ready(0);
+    let asked = || std::mem::take(&mut wire.lock().unwrap().asked);
+    driver.put(&[(ROOM, 2_000, true)]);
+    driver.run();
+    assert_eq!(asked(), 1);
+    driver.queue = TX;
+    for _ in 0..3 {
+        driver.put(&[(HIGH, 100, false)]);
+        driver.engine.run_notified();
+        assert_eq!((driver.used(), asked()), (Some((0, 0)), 0));
+    }
+    // What came meanwhile is not lost: the link has told.
+    driver.queue = RX;
+    come(&wire, frame(60));
+    driver.run();
+    assert_eq!((driver.used(), asked()), (Some((0, 60)), 1));
+    // One that was full of frames when the buffers ended is asked when there are others.
+    come(&wire, frame(70));
+    driver.run();
+    assert_eq!((driver.used(), asked()), (None, 0));
+    driver.put(&[(ROOM, 2_000, true)]);
+    driver.engine.run_notified();
+    assert_eq!((driver.used(), asked()), (Some((0, 70)), 1));
+    // So is one that failed.
+    wire.lock()
+        .unwrap()
+        .coming
+        .push_back(Err(io::ErrorKind::OutOfMemory.into()));
+    driver.put(&[(ROOM, 2_000, true)]);
+    driver.run();
+    driver.engine.run_notified();
+    assert_eq!(asked(), 2);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -179,19 +180,17 @@ impl Link for Tap {
     }
 
     fn send(&mut self, frame: &Buffers<'_>) -> io::Result<()> {
-        let nothing = libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
-        let mut pieces = [nothing; MAX_PIECES];
+        let mut pieces = [const { MaybeUninit::<libc::iovec>::uninit() }; MAX_PIECES];
         let mut count = 0;
         frame.try_for_each(io::Error::other, |slice| {
             let piece = pieces
                 .get_mut(count)
                 .ok_or(io::ErrorKind::ArgumentListTooLong)?;
-            // The memory is mapped as it is for as long as the frame is borrowed, so no guard is needed later.
-            piece.iov_base = slice.ptr_guard_mut().as_ptr().cast();
-            piece.iov_len = slice.len();
+            piece.write(libc::iovec {
+                // The memory is mapped as it is for as long as the frame is borrowed, so no guard is needed later.
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
             count += 1;
             Ok::<(), io::Error>(())
         })?;
@@ -200,7 +199,7 @@ impl Link for Tap {
         loop {
             // SAFETY: `count` pieces are set, each within guest memory that is mapped while `frame` is borrowed. The
             // kernel reads it, and what the guest writes to it meanwhile is its own frame.
-            let sent = unsafe { libc::writev(self.0.as_raw_fd(), pieces.as_ptr(), length) };
+            let sent = unsafe { libc::writev(self.0.as_raw_fd(), pieces.as_ptr().cast(), length) };
             if sent >= 0 {
                 return Ok(());
             }

@@ -166,8 +166,17 @@ struct Waiting {
     source: Option<OwnedFd>,
     /// What its thread may do.
     role: Role,
-    run: Box<dyn Fn() -> Next + Send>,
+    run: Box<dyn Fn(Waker) -> Next + Send>,
     hold: Box<dyn Fn() -> Hold + Send>,
+}
+
+/// Who woke a device's thread.
+#[derive(Clone, Copy)]
+enum Waker {
+    /// The driver, somebody of ours, or the time.
+    Bell,
+    /// What the device has outside the guest.
+    Source,
 }
 
 /// A machine's virtio devices.
@@ -350,7 +359,10 @@ impl Virtio {
             kick: duplicate(&kick)?,
             source: None,
             role: Role::Device,
-            run: Box::new(move || runner.run()),
+            run: Box::new(move |woken_by| match woken_by {
+                Waker::Bell => runner.run_notified(),
+                Waker::Source => runner.run(),
+            }),
             hold: Box::new(move || holder.hold()),
         });
         Ok((engine, kick))
@@ -548,14 +560,19 @@ fn serve(
     bell: &EventFd,
     source: Option<&OwnedFd>,
     stop: &AtomicBool,
-    run: &dyn Fn() -> Next,
+    run: &dyn Fn(Waker) -> Next,
 ) -> io::Result<()> {
+    const BELL: u64 = 0;
+    const SOURCE: u64 = 1;
     let epoll = Epoll::new()?;
-    let event = EpollEvent::new(EventSet::IN, 0);
+    // By edges: each write to an eventfd is one (fs/eventfd.c, `eventfd_signal`), and nobody needs to read it. Its
+    // counter has room for 2^64 - 2 of them.
+    let by_edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+    let event = EpollEvent::new(by_edges, BELL);
     epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
     if let Some(source) = source {
-        // By edges: as long as the guest has no buffers, what is there stays there.
-        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
+        // As long as the guest has no buffers, what is there stays there.
+        let event = EpollEvent::new(by_edges, SOURCE);
         epoll.ctl(ControlOperation::Add, source.as_raw_fd(), event)?;
     }
     let mut next = Next::Notification;
@@ -565,17 +582,21 @@ fn serve(
             // In milliseconds, rounded up: earlier there is nothing to be had.
             Next::After(wait) => i32::try_from(wait.get().div_ceil(1_000_000)).unwrap_or(i32::MAX),
         };
-        match epoll.wait(timeout, &mut [EpollEvent::default()]) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        let mut events = [EpollEvent::default(); 2];
+        let count = match epoll.wait(timeout, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
-        }
+        };
         if stop.load(Ordering::SeqCst) {
             return Ok(());
         }
-        // Nothing is there after a timeout.
-        let _ = bell.read();
-        next = run();
+        let mut events = events.iter().take(count);
+        let woken_by = match events.any(|event| event.data() == SOURCE) {
+            true => Waker::Source,
+            false => Waker::Bell,
+        };
+        next = run(woken_by);
     }
 }
 

@@ -66,6 +66,8 @@ pub(super) struct Connections<H: Host> {
     called: bool,
     /// A packet of the guest gave a connection a turn, or the host may have more.
     again: bool,
+    /// The host had more events than it could tell of at once.
+    more: bool,
 }
 
 impl<H: Host> Connections<H> {
@@ -83,6 +85,7 @@ impl<H: Host> Connections<H> {
             last_port: FIRST_PORT - 1,
             called: false,
             again: false,
+            more: false,
         }
     }
 
@@ -115,6 +118,11 @@ impl<H: Host> Connections<H> {
         }
     }
 
+    /// Whether the host has more to tell than it could, without telling again that it has.
+    pub(super) fn has_more(&self) -> bool {
+        self.more || self.called
+    }
+
     /// Looks what has become possible at the host, and does what needs no buffer of the guest.
     pub(super) fn poll(&mut self) {
         let mut events = [Event::default(); AT_ONCE];
@@ -125,7 +133,8 @@ impl<H: Host> Connections<H> {
                 0
             }
         };
-        self.again |= count == events.len();
+        self.more = count == events.len();
+        self.again |= self.more;
         for event in events.iter().take(count) {
             match event.place {
                 Place::Listener => self.called = true,

@@ -76,8 +76,10 @@ impl<H: Host> Device for Vsock<H> {
         self.connections.clear();
     }
 
-    fn poll(&mut self) {
-        self.connections.poll();
+    fn poll(&mut self, told: bool) {
+        if told || self.connections.has_more() {
+            self.connections.poll();
+        }
     }
 
     fn again(&mut self) -> bool {

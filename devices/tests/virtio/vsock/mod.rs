@@ -69,9 +69,18 @@ struct World {
     /// Programs that the guest was connected to, with their ports.
     connected: VecDeque<(u32, usize)>,
     events: VecDeque<Event>,
+    /// The device's thread is to be woken for them.
+    wakes: bool,
     /// What the next accept and connect fail with.
     faults: VecDeque<ErrorKind>,
     told: Vec<(Refusal, ErrorKind)>,
+}
+
+impl World {
+    fn tell(&mut self, event: Event) {
+        self.events.push_back(event);
+        self.wakes = true;
+    }
 }
 
 #[derive(Clone, Default)]
@@ -97,7 +106,7 @@ impl Outside {
         let id = self.link();
         let mut world = self.world();
         world.calling.push_back(id);
-        world.events.push_back(Event::default());
+        world.tell(Event::default());
         drop(world);
         let program = Program(self.clone(), id);
         program.send(text.as_bytes());
@@ -127,7 +136,7 @@ impl Program {
     fn tell(&self, readable: bool, writable: bool, hung_up: bool) {
         let mut world = self.0.world();
         if let Some(token) = world.links[self.1].token {
-            world.events.push_back(Event {
+            world.tell(Event {
                 place: Place::Stream(token),
                 readable,
                 writable,
@@ -491,7 +500,12 @@ impl Guest {
     /// The device's thread runs as often as it is told of something.
     fn run(&self) {
         loop {
-            self.driver.run();
+            // As an edge-triggered epoll on the host's does: for new events, not for those that are left.
+            if std::mem::take(&mut self.outside.world().wakes) {
+                self.driver.run();
+            } else {
+                self.driver.engine.run_notified();
+            }
             if self.outside.world().events.is_empty() || !self.has_driver {
                 return;
             }

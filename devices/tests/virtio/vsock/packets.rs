@@ -245,7 +245,7 @@ fn event_of_an_earlier_connection_is_not_the_next_ones() {
     let token = program.change(|link| link.token);
     guest.send(&Packet::new(1_000, 80, RST));
     let second = guest.connect(1_001, 80);
-    guest.outside.world().events.push_back(Event {
+    guest.outside.world().tell(Event {
         place: Place::Stream(token.expect("watched")),
         readable: true,
         writable: true,
