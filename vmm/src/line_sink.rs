@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// Where lines go.
 #[derive(Debug)]
@@ -95,8 +96,13 @@ fn is_ready(output: &impl AsFd) -> bool {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    poll(&mut descriptors, Some(&now)).is_ok_and(|ready| ready == 1)
-        && descriptors[0].revents().contains(PollFlags::OUT)
+    let ready = loop {
+        match poll(&mut descriptors, Some(&now)) {
+            Err(Errno::INTR) => {}
+            ready => break ready,
+        }
+    };
+    ready.is_ok_and(|ready| ready == 1) && descriptors[0].revents().contains(PollFlags::OUT)
 }
 
 #[cfg(test)]

@@ -203,11 +203,15 @@ fn lazy_pit<V: Vm + 'static>(vm: Arc<V>, ending: Arc<Ending>) -> LazyPit {
 /// Random bytes.
 pub(super) fn random<const N: usize>() -> Result<[u8; N], MachineError> {
     let mut bytes = [0; N];
-    match getrandom(&mut bytes, GetRandomFlags::empty()) {
-        // Up to 256 bytes come all or not at all (getrandom(2)).
-        Ok(count) if count == N => Ok(bytes),
-        Ok(_) => Err(host("get random numbers")(ErrorKind::UnexpectedEof.into())),
-        Err(error) => Err(host("get random numbers")(error.into())),
+    loop {
+        match getrandom(&mut bytes, GetRandomFlags::empty()) {
+            // Up to 256 bytes come all or not at all (getrandom(2)),
+            Ok(count) if count == N => return Ok(bytes),
+            Ok(_) => return Err(host("get random numbers")(ErrorKind::UnexpectedEof.into())),
+            // and who waits for the kernel to have any can be interrupted.
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(host("get random numbers")(error.into())),
+        }
     }
 }
 
