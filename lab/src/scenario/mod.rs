@@ -11,6 +11,7 @@ mod clients;
 mod errors;
 mod faults;
 mod hostile;
+mod interrupted;
 mod jails;
 mod keeping;
 mod linux;
@@ -234,6 +235,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(small::all());
     scenarios.extend(errors::all());
     scenarios.extend(faults::all());
+    scenarios.extend(interrupted::all());
     scenarios.extend(hostile::all());
     scenarios.extend(time::all());
     scenarios.extend(clients::all());
