@@ -1,9 +1,12 @@
 //! A stock Linux guest: its initramfs, its command line, and what its user space says.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
 use crate::guest::{program, witness};
+use crate::host::program::{CURL, with_libraries};
 use crate::kernels::{Kernel, Stock};
 use crate::modules;
 
@@ -94,9 +97,16 @@ pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> 
     Ok(archive_with_modules(stock, DISK, wanted)?.finish()?)
 }
 
-/// The same with the network card.
+/// The same with the network card, and the programs that use it.
 pub(crate) fn network_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
-    Ok(archive_with_modules(stock, NETWORK, wanted)?.finish()?)
+    let mut archive = archive_with_modules(stock, NETWORK, wanted)?;
+    let program = program::build(program::STREAM, Kernel::Amd64)?;
+    archive.executable("bin/stream", &program)?;
+    archive.directory("curl")?;
+    for (name, contents) in with_libraries(Path::new(CURL))? {
+        archive.executable(&format!("curl/{name}"), &contents.read()?)?;
+    }
+    Ok(archive.finish()?)
 }
 
 /// The same with a disk and a network card.

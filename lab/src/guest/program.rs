@@ -14,6 +14,9 @@ const USER: (&str, &str) = ("user.h", include_str!("../../guests/user.h"));
 /// Loads devices and measures it; and the host's side. For 64-bit guests.
 pub(crate) const IO: &str = include_str!("../../guests/io.c");
 
+/// Moves a lot, to and from disks and over TCP, on either side, and says what it was. For 64-bit guests.
+pub(crate) const STREAM: &str = include_str!("../../guests/stream.c");
+
 /// Talks over sockets, on either side. For 64-bit guests.
 pub(crate) const SOCKETS: &str = include_str!("../../guests/sockets.c");
 

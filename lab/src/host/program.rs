@@ -12,6 +12,9 @@ use crate::process::capture;
 /// `./LOADER --library-path . ./PROGRAM` (ld.so(8)).
 pub(crate) const LOADER: &str = "ld-linux-x86-64.so.2";
 
+/// The HTTP client that people have at hand, in Debian's place.
+pub(crate) const CURL: &str = "/usr/bin/curl";
+
 /// `program` and all that it needs to be loaded, each under its file's name.
 pub(crate) fn with_libraries(program: &Path) -> Result<Files> {
     let list = capture(Command::new("ldd").arg(program))?;

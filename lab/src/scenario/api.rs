@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::guest::linux::{self, COMMAND_LINE, MEMORY_MIB, Report};
 use crate::host::image::{Files, Source};
-use crate::host::program::{LOADER, with_libraries};
+use crate::host::program::{CURL, LOADER, with_libraries};
 use crate::host::{Host, Paging, Tsc};
 use crate::kernels::Kernel;
 use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
@@ -22,9 +22,6 @@ const MODULES: &[&str] = &["virtio_mmio", "virtio_balloon"];
 
 /// How much of its memory the guest does without for a while, in MiB.
 const BALLOON_MIB: u32 = 96;
-
-/// The client of the API that operators have at hand, in Debian's place.
-const CURL: &str = "/usr/bin/curl";
 
 /// The host's side.
 const SCRIPT: &str = concat!(include_str!("launcher.sh"), include_str!("api.sh"));
