@@ -80,6 +80,9 @@ const BEGIN: &str = include_str!("begin.sh");
 /// The first program of a guest with disks.
 const DISK: &str = include_str!("disk.sh");
 
+/// The first program of a guest whose root is on a disk.
+const ROOT: &str = include_str!("root.sh");
+
 /// The first program of a guest with a network card.
 const NETWORK: &str = include_str!("network.sh");
 
@@ -95,6 +98,11 @@ const TENANT: &str = include_str!("tenant.sh");
 /// An initramfs whose first program loads these modules, uses the disks, and powers off.
 pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
     Ok(archive_with_modules(stock, DISK, wanted)?.finish()?)
+}
+
+/// The same, whose first program goes on from the root file system that the kernel's command line names.
+pub(crate) fn root_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    Ok(archive_with_modules(stock, ROOT, wanted)?.finish()?)
 }
 
 /// The same with the network card, and the programs that use it.

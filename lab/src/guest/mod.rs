@@ -2,6 +2,7 @@
 
 pub(crate) mod linux;
 pub(crate) mod program;
+pub(crate) mod root;
 pub(crate) mod witness;
 
 use std::fs;

@@ -18,6 +18,7 @@ mod linux;
 mod network;
 mod packaging;
 mod rate;
+mod root;
 mod small;
 mod sockets;
 mod time;
@@ -228,6 +229,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(linux::all());
     scenarios.extend(api::all());
     scenarios.extend(block::all());
+    scenarios.extend(root::all());
     scenarios.extend(network::all());
     scenarios.extend(sockets::all());
     scenarios.extend(rate::all());
