@@ -7,6 +7,11 @@
  *   sockets call PLACE COUNT           has COUNT connections at once, and sends over each what tells it from the
  *                                      others, twice, and over some of them more than either side keeps; then ends
  *                                      what it sends, sees the other side do the same, and says "called: COUNT"
+ *   sockets bear SLOW GOOD             calls two ports of the host, of which nobody reads at the first: says "stalled:
+ *                                      BYTES" when it takes no more; then waits for its end, and says with which errors
+ *                                      (0 for none) that came, and what is sent or called after: "ended: 0", "sent
+ *                                      after: 32", "called after: 104". The other connection is used at each step:
+ *                                      "steps: COUNT"
  *
  * PLACE is "vsock PORT", of the host when called; "unix PATH"; or, to be called, "guest PATH PORT": the launcher's
  * socket, with the line that asks for a port of the guest. That is asked again while nobody serves it.
@@ -21,7 +26,7 @@ typedef unsigned char u8;
 
 enum {
 	SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_nanosleep = 35, SYS_socket = 41, SYS_connect = 42,
-	SYS_accept = 43, SYS_shutdown = 48, SYS_bind = 49, SYS_listen = 50, SYS_exit = 60, SYS_prlimit64 = 302,
+	SYS_accept = 43, SYS_sendto = 44, SYS_shutdown = 48, SYS_bind = 49, SYS_listen = 50, SYS_exit = 60, SYS_prlimit64 = 302,
 	SYS_epoll_create1 = 291, SYS_epoll_wait = 232, SYS_epoll_ctl = 233
 };
 
@@ -38,7 +43,7 @@ static long call4(long number, long a, long b, long c, long d)
 #define call(number, a, b, c, d) call4(number, (long)(a), (long)(b), (long)(c), (long)(d))
 
 enum { AF_UNIX = 1, AF_VSOCK = 40, SOCK_STREAM = 1, SHUT_WR = 1, RLIMIT_NOFILE = 7 };
-enum { EPOLL_CTL_ADD = 1, EPOLLIN = 1 };
+enum { EPOLL_CTL_ADD = 1, EPOLLIN = 1, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, EAGAIN = 11 };
 #define ANY_CID 0xffffffffU
 #define HOST_CID 2U
 #define MAX_COUNT 1000
@@ -293,6 +298,47 @@ static void call_all(struct address address, const char *port, u64 count)
 	say_number("called: ", count);
 }
 
+/* The error of a call, or 0. */
+static u64 error_of(long result)
+{
+	return result < 0 ? (u64)-result : 0;
+}
+
+static void use(u64 connection, u64 *steps)
+{
+	send_pattern(connection, MANY);
+	expect_pattern(connection, MANY);
+	++*steps;
+}
+
+static void bear(const char *slow_port, const char *good_port)
+{
+	struct address slow = address_of("vsock", slow_port, HOST_CID);
+	struct address good = address_of("vsock", good_port, HOST_CID);
+	long socket = connected(&slow, 0);
+	u64 steps = 0, taken = 0, before;
+	sockets[0] = connected(&good, 0);
+	/* What the device still had of it when it took no more, it has passed on when it has answered over the other one. */
+	do {
+		long sent;
+		before = taken;
+		while ((sent = call(SYS_sendto, socket, buffer, PIECE, MSG_DONTWAIT | MSG_NOSIGNAL)) > 0)
+			taken += (u64)sent;
+		if (sent != -EAGAIN)
+			fail("trouble: send: ", sent);
+		use(0, &steps);
+	} while (taken != before);
+	say_number("stalled: ", taken);
+	use(0, &steps);
+	say_number("ended: ", error_of(call(SYS_read, socket, buffer, sizeof buffer, 0)));
+	say_number("sent after: ", error_of(call(SYS_sendto, socket, buffer, 1, MSG_NOSIGNAL)));
+	use(0, &steps);
+	socket = call(SYS_socket, AF_VSOCK, SOCK_STREAM, 0, 0);
+	say_number("called after: ", error_of(call(SYS_connect, socket, &slow, size_of(&slow), 0)));
+	use(0, &steps);
+	say_number("steps: ", steps);
+}
+
 __attribute__((used)) static void run(long *stack)
 {
 	long arguments = stack[0];
@@ -303,6 +349,8 @@ __attribute__((used)) static void run(long *stack)
 		fail("trouble: prlimit: ", result);
 	if (arguments == 5 && same(words[1], "serve"))
 		serve(address_of(words[2], words[3], ANY_CID), number(words[4]));
+	else if (arguments == 4 && same(words[1], "bear"))
+		bear(words[2], words[3]);
 	else if (arguments == 5 && same(words[1], "call"))
 		call_all(address_of(words[2], words[3], HOST_CID), 0, number(words[4]));
 	else if (arguments == 6 && same(words[1], "call") && same(words[2], "guest"))

@@ -1,4 +1,5 @@
-//! A socket device, driven by the module of a stock kernel.
+//! A socket device, driven by the module of a stock kernel: with many programs of the host, and with one that is
+//! stopped, and then killed, which is the matter of its own connection alone.
 
 use anyhow::{Context, Result, ensure};
 
@@ -17,7 +18,7 @@ const MODULES: &[&str] = &["virtio_mmio", "vmw_vsock_virtio_transport"];
 const COUNT: u64 = 1_000;
 
 /// The host's side.
-const SCRIPT: &str = include_str!("sockets.sh");
+const SCRIPT: &str = concat!(include_str!("launcher.sh"), include_str!("sockets.sh"));
 
 /// The scenarios.
 pub(super) fn all() -> Vec<Scenario> {
@@ -73,5 +74,35 @@ fn check(outcome: &Outcome) -> Result<()> {
     ] {
         ensure!(found == COUNT.to_string(), "{way} {found}, not {COUNT}");
     }
+    check_slow(&report)?;
+    let log = outcome.stderr_text();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("vsock")).collect();
+    ensure!(told.is_empty(), "the log says {told:?} of programs");
     Ok(())
+}
+
+/// What the guest saw of the program that took nothing and was killed, beside one that answered at all times.
+fn check_slow(report: &Report) -> Result<()> {
+    // What the driver may send ahead, and what the program's socket holds: 256 and 208 KiB.
+    let stalled: u64 = report.value("stalled")?.parse()?;
+    ensure!(
+        (1..1 << 20).contains(&stalled),
+        "a program that takes nothing took {stalled} bytes"
+    );
+    for (key, errors) in [
+        // The end of what comes, or ECONNRESET; EPIPE or ECONNRESET; ECONNRESET.
+        ("ended", &["0", "104"][..]),
+        ("sent after", &["32", "104"]),
+        ("called after", &["104"]),
+    ] {
+        let found = report.value(key)?;
+        ensure!(
+            errors.contains(&found),
+            "{key}: the error {found}, not one of {errors:?}"
+        );
+    }
+    report
+        .value("steps")
+        .map(|_| ())
+        .context("the other connection did not go on")
 }
