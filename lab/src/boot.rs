@@ -13,7 +13,7 @@ use crate::guest::linux::{COMMAND_LINE, MEMORY_MIB, Report};
 use crate::guest::{LOOP, LOOP_INSTRUCTIONS};
 use crate::host::image::{Files, Job, Source, Step};
 use crate::host::protocol::Event;
-use crate::host::{Host, Paging, Run, Tsc};
+use crate::host::{Host, Pace, Paging, Run, Tsc};
 use crate::kernels::Kernel;
 use crate::native;
 use crate::paths::Paths;
@@ -205,7 +205,9 @@ fn shown(outcome: Outcome) -> Outcome {
 fn emulated(workshop: &Workshop, guest: Kernel, svm: bool, scenario: &Scenario) -> Result<Outcome> {
     const STEP: &str = "boot";
     let host = match (svm, guest) {
-        (false, _) => Host::Vmx,
+        (false, _) => Host::Vmx {
+            pace: Pace::Claimed,
+        },
         (true, Kernel::I386Pae) => Host::Svm {
             tsc: Tsc::Unstable,
             paging: Paging::Shadow,

@@ -20,6 +20,9 @@ pub(crate) const STREAM: &str = include_str!("../../guests/stream.c");
 /// Talks over sockets, on either side. For 64-bit guests.
 pub(crate) const SOCKETS: &str = include_str!("../../guests/sockets.c");
 
+/// Skews CPUs, on a host.
+pub(crate) const UNREST: &str = include_str!("../../guests/unrest.c");
+
 /// The program for guests with `kernel`, of one file in C. Needs the C compiler that Rust's linker needs too, for 32
 /// bits as well.
 pub(crate) fn build(source: &str, kernel: Kernel) -> Result<Vec<u8>> {

@@ -94,6 +94,16 @@ pub(crate) struct Sum {
     pub(crate) latest_ns: u64,
 }
 
+impl Sum {
+    /// From the numbers of a line.
+    ///
+    /// # Errors
+    /// They are not a sum's.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        sum(&hexadecimal(text).with_context(|| format!("no sum: {text:?}"))?)
+    }
+}
+
 /// All that a witness said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Testimony {
@@ -121,9 +131,7 @@ impl Testimony {
             let (word, numbers) = said.split_once(' ').unwrap_or((said, ""));
             ensure!(word != "failed", "the witness has {said}");
             ensure!(!ended, "the witness said {said:?} after its end");
-            let numbers = numbers.split_whitespace();
-            let numbers: Result<Vec<u64>, _> =
-                numbers.map(|n| u64::from_str_radix(n, 16)).collect();
+            let numbers = hexadecimal(numbers);
             let numbers = numbers.with_context(|| format!("the witness said {said:?}"))?;
             match (word, numbers.as_slice()) {
                 ("begin", &[processors]) => (began, found.processors) = (true, processors),
@@ -162,6 +170,13 @@ impl Testimony {
     pub(crate) fn total(&self) -> Result<Sum> {
         self.sums.last().copied().context("the witness has no sum")
     }
+}
+
+fn hexadecimal(text: &str) -> Result<Vec<u64>, std::num::ParseIntError> {
+    let numbers = text.split_whitespace();
+    numbers
+        .map(|number| u64::from_str_radix(number, 16))
+        .collect()
 }
 
 fn look(guest: u64, ahead: Within, [before, later, after]: [u64; 3]) -> Look {

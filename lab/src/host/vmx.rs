@@ -29,6 +29,10 @@ pub(crate) const PACKAGES: &[&str] = &[
 /// The kernel's options: a stable TSC, and nothing that an emulated PC is slow or wrong at.
 pub(crate) const OPTIONS: &str =
     "tsc=reliable no_timer_check lpj=1000000 ima=off nokaslr mitigations=off";
+/// The same at the rate of `ips` below. A kernel that knows `IA32_TSC_ADJUST` sets it back when a CPU is idle
+/// (`tsc_verify_tsc_adjust` in arch/x86/kernel/tsc_sync.c).
+pub(crate) const OPTIONS_REAL: &str = "tsc=reliable tsc_early_khz=200000 clearcpuid=tsc_adjust \
+    no_timer_check lpj=1000000 ima=off nokaslr mitigations=off";
 
 /// Bochs's configuration. It has no serial port to a pipe, but to a file, which here is a FIFO.
 const CONFIGURATION: &str = "\

@@ -28,7 +28,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Place::Emulated(Host::Svm { tsc, paging })
     };
     let pause = |name: &str, clocksource: &'static str, options: &str| {
-        let script = format!("OPTIONS='{options}'\n{GUEST}{PAUSE}");
+        let script = script(&format!("OPTIONS='{options}'\n{PAUSE}"));
         Scenario::new(svm(Tsc::Stable), name, script)
             .files(|workshop| with_witness(workshop, Kernel::Amd64))
             .check(move |outcome| stops::check(clocksource, outcome))
@@ -40,7 +40,12 @@ pub(super) fn all() -> Vec<Scenario> {
     ]
 }
 
-fn with_witness(workshop: &Workshop, kernel: Kernel) -> Result<Files> {
+/// A script that starts guests with the witness.
+pub(super) fn script(rest: &str) -> String {
+    format!("{GUEST}{rest}")
+}
+
+pub(super) fn with_witness(workshop: &Workshop, kernel: Kernel) -> Result<Files> {
     let stock = workshop.stock(kernel)?;
     let initramfs = workshop.witness_initramfs(kernel)?;
     Ok(Files::from([
@@ -55,16 +60,16 @@ fn with_witness(workshop: &Workshop, kernel: Kernel) -> Result<Files> {
 }
 
 /// What came out of a guest with the witness.
-struct Evidence {
-    report: Report,
-    testimony: Testimony,
+pub(super) struct Evidence {
+    pub(super) report: Report,
+    pub(super) testimony: Testimony,
     /// The launcher's last time report.
-    time: Value,
+    pub(super) time: Value,
     stderr: String,
 }
 
 impl Evidence {
-    fn of(outcome: &Outcome) -> Result<Self> {
+    pub(super) fn of(outcome: &Outcome) -> Result<Self> {
         let stderr = outcome.stderr_text();
         let time = stderr
             .lines()

@@ -19,6 +19,7 @@ mod network;
 mod packaging;
 mod rate;
 mod root;
+mod skew;
 mod small;
 mod sockets;
 mod time;
@@ -243,6 +244,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(clients::all());
     scenarios.extend(jails::all());
     scenarios.extend(packaging::all());
+    scenarios.extend(skew::all());
     scenarios
 }
 

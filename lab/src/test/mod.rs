@@ -73,7 +73,7 @@ impl Where {
         match place {
             Place::Native => Self::Native,
             Place::Emulated(Host::Svm { .. } | Host::Counted) => Self::Svm,
-            Place::Emulated(Host::Vmx) => Self::Vmx,
+            Place::Emulated(Host::Vmx { .. }) => Self::Vmx,
         }
     }
 }
@@ -105,7 +105,7 @@ impl Task {
         let start = |host: &Host| {
             Duration::from_secs(match host {
                 Host::Svm { .. } | Host::Counted => 5,
-                Host::Vmx => 90,
+                Host::Vmx { .. } => 90,
             })
         };
         match self {
@@ -191,11 +191,11 @@ fn prepare(
     let mut emulated: BTreeMap<Host, Vec<Scenario>> = BTreeMap::new();
     let mut contract = false;
     for scenario in scenarios {
-        contract |=
-            scenario.contract && !(skip_vmx && scenario.place == Place::Emulated(Host::Vmx));
+        let is_vmx = matches!(scenario.place, Place::Emulated(Host::Vmx { .. }));
+        contract |= scenario.contract && !(skip_vmx && is_vmx);
         match scenario.place {
             Place::Native => native.push(scenario),
-            Place::Emulated(Host::Vmx) if skip_vmx => {
+            Place::Emulated(Host::Vmx { .. }) if skip_vmx => {
                 tally.add(&skipped(&scenario, "--skip-vmx".to_owned(), true));
             }
             Place::Emulated(host) => emulated.entry(host).or_default().push(scenario),
