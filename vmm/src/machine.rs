@@ -1,6 +1,7 @@
 //! Putting a microVM together, and running it to its end.
 
 mod balloon;
+mod counts;
 mod devices;
 mod payload;
 mod sockets;
@@ -434,10 +435,8 @@ where
                 timekeeper::figures(&vcpus, &keeper, samples);
             }));
         }
-        if let Some(told) = running.virtio.balloon_told() {
-            self.metrics
-                .add_source(Box::new(move |samples| balloon::count(&told, samples)));
-        }
+        let counts = running.virtio.take_counts();
+        (self.metrics).add_source(Box::new(move |samples| counts.read(samples)));
         // The threads that are started from now on are not the guest's.
         running.placement.release();
         (running.virtio)

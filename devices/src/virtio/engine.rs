@@ -11,7 +11,9 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::chain::Copied;
-use super::{COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, MAX_CONFIG, Served, Violation};
+use super::{
+    COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Faults, MAX_CONFIG, Served, Violation,
+};
 use crate::trigger::Trigger;
 
 /// When [`Engine::run`] wants to be called again.
@@ -64,6 +66,7 @@ pub struct Engine<D: Device> {
     failed: AtomicBool,
     /// Something may have come for the device from outside the queues, of which it does not know.
     told: AtomicBool,
+    faults: Arc<Faults>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,6 +104,7 @@ impl<D: Device> Engine<D> {
             running: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             told: AtomicBool::new(true),
+            faults: Arc::default(),
         }
     }
 
@@ -112,6 +116,12 @@ impl<D: Device> Engine<D> {
     /// Whether the device wants a reset.
     pub(super) fn failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
+    }
+
+    /// What the driver did that made the device want a reset, now and later.
+    #[must_use]
+    pub fn faults(&self) -> Arc<Faults> {
+        self.faults.clone()
     }
 
     pub(super) fn config(&self) -> Config {
@@ -168,6 +178,7 @@ impl<D: Device> Engine<D> {
         if fault.is_some() {
             core.queues.clear();
             drop(core);
+            self.faults.activations.add(1);
             self.fail();
             return;
         }
@@ -285,7 +296,10 @@ impl<D: Device> Engine<D> {
                             _ => Next::After(wait),
                         };
                     }
-                    Err(_) => self.fail(),
+                    Err(_) => {
+                        self.faults.add(index);
+                        self.fail();
+                    }
                 }
             }
             if !more && !core.device.again() {

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
-use super::{Chain, ConfigSpace, Device, Kind, Served, Violation};
+use super::{Chain, ConfigSpace, Count, Device, Kind, Served, Violation};
 use crate::rate_limiter::{Bucket, RateLimiter};
 
 /// The most bytes that one request gets, however much room it has. The driver asks again.
@@ -18,11 +19,25 @@ pub type Source = Box<dyn FnMut(&mut [u8]) -> io::Result<()> + Send>;
 /// Told of a failure of the source, once.
 pub type Report = Box<dyn FnMut(&io::Error) + Send>;
 
+/// What it counts.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Requests that were answered,
+    pub requests: Count,
+    /// and the bytes that they got.
+    pub bytes: Count,
+    /// How often the source failed,
+    pub failures: Count,
+    /// and the limiter had a request wait.
+    pub throttled: Count,
+}
+
 /// The device.
 pub struct Entropy {
     source: Source,
     limiter: RateLimiter,
     report: Option<Report>,
+    counts: Arc<Counts>,
 }
 
 impl Entropy {
@@ -33,7 +48,14 @@ impl Entropy {
             source,
             limiter,
             report: Some(report),
+            counts: Arc::default(),
         }
+    }
+
+    /// What it counts, now and later.
+    #[must_use]
+    pub fn counts(&self) -> Arc<Counts> {
+        self.counts.clone()
     }
 }
 
@@ -68,6 +90,7 @@ impl Device for Entropy {
     fn serve(&mut self, _: usize, chain: &Chain<'_>) -> Result<Served, Violation> {
         let wanted = chain.writable.len().min(MAX_REQUEST);
         if let Err(wait) = self.limiter.take(wanted) {
+            self.counts.throttled.add(1);
             return Ok(Served::Later(wait));
         }
         let mut piece = [0; PIECE];
@@ -79,6 +102,7 @@ impl Device for Entropy {
                 .and_then(|len| piece.get_mut(..len))
                 .ok_or(Violation::Buffer)?;
             if let Err(error) = (self.source)(random) {
+                self.counts.failures.add(1);
                 if let Some(mut report) = self.report.take() {
                     report(&error);
                 }
@@ -89,6 +113,8 @@ impl Device for Entropy {
             rest = others;
             left -= len;
         }
+        self.counts.requests.add(1);
+        self.counts.bytes.add(wanted - left);
         Ok(Served::Done {
             // OK because it is at most MAX_REQUEST.
             written: u32::try_from(wanted - left).unwrap_or(0),

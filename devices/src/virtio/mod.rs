@@ -30,6 +30,7 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+mod count;
 mod engine;
 pub mod entropy;
 pub mod mmio;
@@ -42,6 +43,7 @@ use tsc::Nanos;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
 
 pub use chain::{Buffers, Chain, Violation};
+pub use count::{Count, Faults};
 pub use engine::{Engine, Hold, Next};
 
 /// The device conforms to version 1 of the specification or later (6); without it a driver is of the

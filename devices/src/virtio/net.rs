@@ -21,14 +21,19 @@
 //! answers count against the card's rates. It is no firewall: a guest that writes to a frame while it is looked at
 //! can have any frame on the link.
 
+mod counts;
+
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use tsc::Nanos;
 use virtio_bindings::virtio_net as net;
 
 use super::{Buffers, Chain, ConfigSpace, Device, Kind, Served, Violation};
 use crate::rate_limiter::{Bucket, RateLimiter};
+
+pub use counts::{Counts, Direction};
 
 /// The length of the header before each frame: `struct virtio_net_hdr_v1` (5.1.6).
 pub const HEADER: usize = 12;
@@ -88,10 +93,10 @@ pub trait Link: Send {
     /// The host's.
     fn offload(&mut self, offloads: Offloads) -> io::Result<()>;
 
-    /// Sends one frame. It must not wait: a frame that cannot be sent now is lost.
+    /// Sends one frame. It must not wait: a frame that cannot be sent is lost.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's: [`WouldBlock`](io::ErrorKind::WouldBlock) where there is no room for it now.
     fn send(&mut self, frame: &Buffers<'_>) -> io::Result<()>;
 
     /// Puts the next frame into `into` and says how long it is; `None` when there is none.
@@ -167,6 +172,7 @@ pub struct Net {
     identity: Identity,
     receive: RateLimiter,
     transmit: RateLimiter,
+    counts: Arc<Counts>,
     report: Report,
     /// The operations whose failures are told already, as bits.
     told: u8,
@@ -213,6 +219,7 @@ impl Net {
             identity,
             receive,
             transmit,
+            counts: Arc::default(),
             report,
             told: 0,
             frame: vec![0; MAX_FRAME].into_boxed_slice(),
@@ -230,6 +237,12 @@ impl Net {
     pub fn with_detour(mut self, detour: Box<dyn Detour>) -> Self {
         self.detour = Some(detour);
         self
+    }
+
+    /// What it counts, now and later.
+    #[must_use]
+    pub fn counts(&self) -> Arc<Counts> {
+        self.counts.clone()
     }
 
     fn failed(&mut self, operation: Operation, error: &io::Error) {
@@ -260,7 +273,10 @@ impl Net {
                 self.is_dry = len.is_none();
                 self.waiting = len.map(|len| len.min(self.frame.len()));
             }
-            Err(error) => self.failed(Operation::Receive, &error),
+            Err(error) => {
+                self.counts.received.failures.add(1);
+                self.failed(Operation::Receive, &error);
+            }
         }
         self.waiting
     }
@@ -277,6 +293,7 @@ impl Net {
                 return Ok(Served::Gather);
             }
             if !fits || len < MIN_FRAME {
+                self.counts.received.malformed.add(1);
                 self.waiting = None;
                 if chain.parts > 1 {
                     return Ok(Served::Again);
@@ -286,6 +303,7 @@ impl Net {
             if !self.is_detours
                 && let Err(wait) = self.receive.take((len - HEADER) as u64)
             {
+                self.counts.received.throttled.add(1);
                 return Ok(Served::Later(wait));
             }
             self.waiting = None;
@@ -296,6 +314,8 @@ impl Net {
                 field.copy_from_slice(&parts.to_le_bytes());
             }
             chain.writable.write(frame)?;
+            self.counts.received.frames.add(1);
+            self.counts.received.bytes.add(len as u64);
             return Ok(Served::Done {
                 // OK because it is at most MAX_FRAME.
                 written: u32::try_from(len).unwrap_or(0),
@@ -330,16 +350,28 @@ impl Net {
         let done = Served::Done { written: 0 };
         let len = usize::try_from(frame.len()).unwrap_or(usize::MAX);
         if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+            self.counts.sent.malformed.add(1);
             return done;
         }
         if self.detour(frame, len) {
             return done;
         }
         if let Err(wait) = self.transmit.take((len - HEADER) as u64) {
+            self.counts.sent.throttled.add(1);
             return Served::Later(wait);
         }
-        if let Err(error) = self.link.send(frame) {
-            self.failed(Operation::Send, &error);
+        match self.link.send(frame) {
+            Ok(()) => {
+                self.counts.sent.frames.add(1);
+                self.counts.sent.bytes.add(len as u64);
+            }
+            Err(error) => {
+                self.counts.sent.failures.add(1);
+                // Without room a frame is lost, as on any network.
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    self.failed(Operation::Send, &error);
+                }
+            }
         }
         done
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use devices::rate_limiter::{Bucket, RateLimiter};
-use devices::virtio::Next;
 use devices::virtio::entropy::{Entropy, MAX_REQUEST};
+use devices::virtio::{Count, Next};
 use tsc::Nanos;
 
 use crate::driver::*;
@@ -61,7 +61,9 @@ fn limit_holds_requests_back_until_its_time() {
         None,
         Box::new(move || Nanos::new(clock.load(Ordering::SeqCst))),
     );
-    let mut driver = Driver::ready(counting(limiter), 0);
+    let device = counting(limiter);
+    let counts = device.counts();
+    let mut driver = Driver::ready(device, 0);
     driver.put(&[(ROOM, 10, true)]);
     driver.put(&[(ROOM, 10, true)]);
     // 10 bytes in 1000 ns
@@ -73,6 +75,8 @@ fn limit_holds_requests_back_until_its_time() {
     time.store(1_000, Ordering::SeqCst);
     assert_eq!(driver.run(), Next::Notification);
     assert_eq!(driver.used(), Some((0, 10)));
+    let told = [&counts.requests, &counts.bytes, &counts.throttled].map(Count::get);
+    assert_eq!(told, [2, 20, 2]);
     // and none at all when it is taken away
     driver.engine.change(|update| update.bandwidth = Some(None));
     driver.put(&[(ROOM, 10, true)]);
@@ -91,6 +95,7 @@ fn failing_source_gives_nothing_and_is_told_once() {
             count.fetch_add(1, Ordering::SeqCst);
         }),
     );
+    let counts = device.counts();
     let mut driver = Driver::ready(device, 0);
     for _ in 0..3 {
         driver.put(&[(ROOM, 10, true)]);
@@ -98,4 +103,6 @@ fn failing_source_gives_nothing_and_is_told_once() {
         assert_eq!(driver.used(), Some((0, 0)));
     }
     assert_eq!(told.load(Ordering::SeqCst), 1);
+    let told = [&counts.requests, &counts.bytes, &counts.failures].map(Count::get);
+    assert_eq!(told, [3, 0, 3]);
 }

@@ -72,6 +72,8 @@ fn queue_at_an_impossible_place_fails_when_the_driver_is_ready() {
         driver.write(QUEUE_READY, 1);
         driver.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         assert_fails_and_recovers(&mut driver, &format!("{what} {size}"));
+        let faults = driver.engine.faults();
+        assert_eq!((faults.activations.get(), faults.queues()), (1, 0));
     }
 }
 
@@ -120,6 +122,9 @@ fn chains_that_make_no_sense_fail() {
         assert_fails_and_recovers(&mut driver, what);
         // only that of the recovery
         assert_eq!(log.lock().unwrap().served.len(), 1, "{what}");
+        let faults = driver.engine.faults();
+        assert_eq!((faults.activations.get(), faults.queues()), (0, 1));
+        assert_eq!(faults.queue(0), 1);
     }
 }
 

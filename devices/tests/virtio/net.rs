@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use devices::rate_limiter::{Bucket, RateLimiter};
 use devices::virtio::net::{
-    Detour, HEADER, Identity, Link, MAX_FRAME, MacAddress, Net, Offloads, Operation, PEEK,
+    Detour, Direction, HEADER, Identity, Link, MAX_FRAME, MacAddress, Net, Offloads, Operation,
+    PEEK,
 };
-use devices::virtio::{Buffers, Next};
+use devices::virtio::{Buffers, Count, Next};
 use tsc::Nanos;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -420,6 +421,55 @@ fn failing_link_loses_frames_and_is_told_once_each_way() {
     let gone = (Operation::Receive, "gone".to_owned());
     assert_eq!(wire.told, [gone, down]);
     assert_eq!(driver.read(STATUS) & NEEDS_RESET, 0);
+}
+
+/// Each number is made by something else.
+#[test]
+fn card_counts_frames_and_what_became_of_them() {
+    let limiter = |burst| {
+        let bucket = Bucket::new(1, burst, Nanos::new(1_000)).unwrap();
+        RateLimiter::new(None, Some(bucket), Box::new(|| Nanos::ZERO))
+    };
+    // One more than the burst goes through.
+    let (net, wire) = card(Identity::default(), limiter(1), limiter(3));
+    let counts = net.counts();
+    let mut driver = Driver::ready(net, 0);
+    {
+        let mut wire = wire.lock().unwrap();
+        let refused = io::ErrorKind::WouldBlock;
+        wire.refusals.push_back(io::Error::other("down"));
+        wire.refusals.push_back(refused.into());
+        for _ in 0..3 {
+            wire.coming.push_back(Err(io::Error::other("gone")));
+        }
+    }
+    driver.put(&[(ROOM, 100, true)]);
+    driver.queue = TX;
+    for len in [100, 200, 300, 400, 25, 500, 500] {
+        driver.put(&[(ROOM, len, false)]);
+        driver.run();
+    }
+    // Lack of room is nothing to be told.
+    assert_eq!(wire.lock().unwrap().told.len(), 2);
+    driver.queue = RX;
+    for len in [101, 25, 60, 90, 90, 90, 90] {
+        come(&wire, frame(len));
+        driver.put(&[(ROOM, 100, true)]);
+        driver.run();
+    }
+    let tell = |direction: &Direction| {
+        [
+            &direction.frames,
+            &direction.bytes,
+            &direction.malformed,
+            &direction.failures,
+            &direction.throttled,
+        ]
+        .map(Count::get)
+    };
+    assert_eq!(tell(&counts.received), [2, 150, 2, 3, 3]);
+    // The first run after the last frame that was let through, and each run from then on.
+    assert_eq!(tell(&counts.sent), [2, 700, 1, 2, 9]);
 }
 
 /// A driver that refills its receive queue at once does not keep the other queue waiting.

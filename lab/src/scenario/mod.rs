@@ -253,6 +253,20 @@ pub(crate) fn file(path: &Path) -> Source {
     Source::Path(path.to_owned())
 }
 
+/// What a counter has come to, over all lines of metrics that a script has printed after "host metrics: ".
+fn sum_of_metrics(output: &str, group: &str, name: &str) -> Result<u64> {
+    let lines = output.lines();
+    let lines: Vec<_> = lines
+        .filter_map(|line| line.strip_prefix("host metrics: "))
+        .collect();
+    ensure!(!lines.is_empty(), "there are no metrics");
+    lines.into_iter().try_fold(0, |sum, line| {
+        let line: serde_json::Value = serde_json::from_str(line)?;
+        let count = line[group][name].as_u64();
+        Ok(sum + count.with_context(|| format!("the metrics have no {group}.{name}"))?)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

@@ -9,7 +9,7 @@ use crate::host::image::{Files, Source};
 use crate::host::program::LOADER;
 use crate::host::{Host, Paging, Tsc};
 use crate::kernels::Kernel;
-use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
+use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file, sum_of_metrics};
 use crate::workshop::Workshop;
 
 /// The modules that the guest loads, and all that they need.
@@ -22,6 +22,9 @@ const MIB: u64 = 512;
 const MAC: &str = "aa:fc:00:00:00:01";
 const SECOND_MAC: &str = "aa:fc:00:00:00:02";
 const MTU: u64 = 1_400;
+
+/// The virtio header before each frame.
+const HEADER: u64 = 12;
 
 /// How much of the metadata is one string: many times what of an answer is on its way at once.
 const LARGE: usize = 40_000;
@@ -152,12 +155,13 @@ fn check(outcome: &Outcome) -> Result<()> {
         of_host("rx_errors")? == "0" && of_host("rx_dropped")? == "0",
         "the host lost frames"
     );
+    check_counts(&report, &output, of_host)?;
     check_metadata(&report, of_host)?;
     let frames = |count: &str| number(report.value(&format!("metadata's {count}"))?);
     // What the guest sent is what came, and what went to the service is nowhere else.
     let (taken, answered) = (
-        sum_of_metrics(&output, "rx_accepted")?,
-        sum_of_metrics(&output, "tx_count")?,
+        sum_of_metrics(&output, "mmds", "rx_accepted")?,
+        sum_of_metrics(&output, "mmds", "tx_count")?,
     );
     let (sent, came) = (
         number(report.value("metadata's tx_packets")?)?,
@@ -169,7 +173,7 @@ fn check(outcome: &Outcome) -> Result<()> {
     );
     for (count, answered) in [
         ("packets", answered),
-        ("bytes", sum_of_metrics(&output, "tx_bytes")?),
+        ("bytes", sum_of_metrics(&output, "mmds", "tx_bytes")?),
     ] {
         let (got, gone) = (
             frames(&format!("rx_{count}"))?,
@@ -181,14 +185,63 @@ fn check(outcome: &Outcome) -> Result<()> {
         );
     }
     for metric in ["rx_accepted_err", "rx_bad_eth", "tx_errors"] {
-        let count = sum_of_metrics(&output, metric)?;
+        let count = sum_of_metrics(&output, "mmds", metric)?;
         ensure!(count == 0, "the service counts {count} {metric}");
     }
     ensure!(
-        sum_of_metrics(&output, "connections_created")?
-            == sum_of_metrics(&output, "connections_destroyed")?,
+        sum_of_metrics(&output, "mmds", "connections_created")?
+            == sum_of_metrics(&output, "mmds", "connections_destroyed")?,
         "connections are left"
     );
+    Ok(())
+}
+
+/// What the launcher counts of its cards is what the guest does, who does not count the virtio headers.
+fn check_counts<'a>(
+    report: &Report,
+    output: &str,
+    of_host: impl Fn(&str) -> Result<&'a str>,
+) -> Result<()> {
+    let of_guest = |key: &str| -> Result<u64> { Ok(report.value(key)?.parse()?) };
+    let of_first = |field: &str| sum_of_metrics(output, "net_first", field);
+    for (field, wanted) in [
+        ("tx_packets_count", of_guest("tx_packets")?),
+        (
+            "tx_bytes_count",
+            of_guest("tx_bytes")? + HEADER * of_guest("tx_packets")?,
+        ),
+        ("activate_fails", 0),
+        ("event_fails", 0),
+        ("rx_fails", 0),
+        ("tap_read_fails", 0),
+        ("tap_write_fails", 0),
+        ("tx_malformed_frames", 0),
+    ] {
+        let found = of_first(field)?;
+        ensure!(found == wanted, "net_first.{field}: {found}, not {wanted}");
+    }
+    // What the guest got, and at most what the host sent.
+    let of_host = |key: &str| -> Result<u64> { Ok(of_host(key)?.parse()?) };
+    let (got, gone) = (of_guest("rx_packets")?, of_host("tx_packets")?);
+    for (field, least, most) in [
+        ("rx_packets_count", got, gone),
+        (
+            "rx_bytes_count",
+            of_guest("rx_bytes")? + HEADER * got,
+            of_host("tx_bytes")? + HEADER * gone,
+        ),
+    ] {
+        let found = of_first(field)?;
+        ensure!(
+            (least..=most).contains(&found),
+            "net_first.{field}: {found}, where the guest got {least} and the host sent {most}"
+        );
+    }
+    for field in ["tx_bytes_count", "rx_packets_count"] {
+        let both = of_first(field)? + sum_of_metrics(output, "net_second", field)?;
+        let sum = sum_of_metrics(output, "net", field)?;
+        ensure!(sum == both, "net.{field}: {sum}, not {both}");
+    }
     Ok(())
 }
 
@@ -217,18 +270,4 @@ fn check_metadata<'a>(report: &Report, of_host: impl Fn(&str) -> Result<&'a str>
         "the guest read {large:?}, not {wanted} three times"
     );
     Ok(())
-}
-
-/// What a counter of the service has come to, over all lines of metrics.
-fn sum_of_metrics(output: &str, name: &str) -> Result<u64> {
-    let lines = output.lines();
-    let lines: Vec<_> = lines
-        .filter_map(|line| line.strip_prefix("host metrics: "))
-        .collect();
-    ensure!(!lines.is_empty(), "there are no metrics");
-    lines.into_iter().try_fold(0, |sum, line| {
-        let line: serde_json::Value = serde_json::from_str(line)?;
-        let count = line["mmds"][name].as_u64();
-        Ok(sum + count.with_context(|| format!("the metrics have no mmds.{name}"))?)
-    })
 }

@@ -8,7 +8,7 @@ use crate::guest::program;
 use crate::host::image::{Files, Source};
 use crate::host::{Host, Paging, Tsc};
 use crate::kernels::Kernel;
-use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file};
+use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file, sum_of_metrics};
 use crate::workshop::Workshop;
 
 /// The modules that the guest loads, and all that they need.
@@ -27,8 +27,7 @@ pub(super) fn all() -> Vec<Scenario> {
         paging: Paging::Nested,
     };
     let launch = format!(
-        "./{LAUNCHER} run --kernel kernel --initrd initrd-sockets --cmdline '{COMMAND_LINE} count={COUNT}' --cpus 2 \
-         --memory {MEMORY_MIB} --vsock 3,v </dev/null"
+        "./{LAUNCHER} --no-api --config-file sockets.json --metrics-path metrics </dev/null"
     );
     let script = format!("count={COUNT}\nlaunch() {{ {launch}; }}\n{SCRIPT}");
     vec![
@@ -45,6 +44,16 @@ fn files(workshop: &Workshop) -> Result<Files> {
     files.insert("kernel".to_owned(), file(&stock.image));
     let initramfs = linux::sockets_initramfs(&stock, MODULES)?;
     files.insert("initrd-sockets".to_owned(), Source::Bytes(initramfs));
+    let configuration = serde_json::json!({
+        "boot-source": {
+            "kernel_image_path": "kernel", "initrd_path": "initrd-sockets",
+            "boot_args": format!("{COMMAND_LINE} count={COUNT}"),
+        },
+        "machine-config": {"vcpu_count": 2, "mem_size_mib": MEMORY_MIB},
+        "vsock": {"guest_cid": 3, "uds_path": "v"},
+    });
+    let text = configuration.to_string().into_bytes();
+    files.insert("sockets.json".to_owned(), Source::Bytes(text));
     let program = program::build(program::SOCKETS, Kernel::Amd64)?;
     files.insert("sockets".to_owned(), Source::Bytes(program));
     Ok(files)
@@ -78,6 +87,39 @@ fn check(outcome: &Outcome) -> Result<()> {
     let log = outcome.stderr_text();
     let told: Vec<_> = log.lines().filter(|line| line.contains("vsock")).collect();
     ensure!(told.is_empty(), "the log says {told:?} of programs");
+    // What either side sends comes back to it.
+    let bytes = 2 * (COUNT * (100 + 6_000) + COUNT / 100 * 20 * 16_384);
+    for (metric, wanted) in [
+        ("activate_fails", 0),
+        ("rx_queue_event_fails", 0),
+        ("tx_queue_event_fails", 0),
+        ("muxer_event_fails", 0),
+    ] {
+        let found = sum_of_metrics(&output, "vsock", metric)?;
+        ensure!(found == wanted, "vsock.{metric}: {found}, not {wanted}");
+    }
+    for metric in ["rx_bytes_count", "tx_bytes_count"] {
+        let found = sum_of_metrics(&output, "vsock", metric)?;
+        // What goes to the program that takes nothing, and to the one beside it, is more.
+        let wanted = bytes..bytes + (1 << 20);
+        ensure!(
+            wanted.contains(&found),
+            "vsock.{metric}: {found}, not in {wanted:?}"
+        );
+    }
+    // The program that is killed may be met once by each.
+    for metric in ["rx_read_fails", "tx_write_fails", "tx_flush_fails"] {
+        let found = sum_of_metrics(&output, "vsock", metric)?;
+        ensure!(found <= 1, "vsock.{metric}: {found}");
+    }
+    // One that the host called before the guest served was added, too.
+    let added = sum_of_metrics(&output, "vsock", "conns_added")?;
+    ensure!(added >= 2 * COUNT, "there were {added} connections");
+    for metric in ["rx_packets_count", "tx_packets_count"] {
+        let packets = sum_of_metrics(&output, "vsock", metric)?;
+        // A connection begins, speaks twice, and ends.
+        ensure!(packets >= 8 * COUNT, "vsock.{metric}: {packets}");
+    }
     Ok(())
 }
 

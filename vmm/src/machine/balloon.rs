@@ -3,8 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
-use devices::virtio::Engine;
 use devices::virtio::balloon::{Balloon, Host, Told};
+use devices::virtio::{Engine, Faults};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use tsc::Nanos;
@@ -85,11 +85,15 @@ impl From<&Inflated> for BalloonState {
 }
 
 /// Counts what a balloon does.
-pub(super) fn count(told: &Told, samples: &mut Vec<Sample>) {
+pub(super) fn count(told: &Told, faults: &Faults, samples: &mut Vec<Sample>) {
+    let failures = told.failures.get().wrapping_add(faults.queues());
+    samples.extend([
+        Sample::counter("balloon", "activate_fails", faults.activations.get()),
+        Sample::counter("balloon", "event_fails", failures),
+    ]);
     for (field, count) in [
         ("inflate_count", &told.inflations),
         ("deflate_count", &told.deflations),
-        ("event_fails", &told.failures),
         ("stats_updates_count", &told.statistics_updates),
         ("stats_update_fails", &told.statistics_failures),
         ("free_page_report_count", &told.reports),

@@ -204,11 +204,8 @@ impl Link for Tap {
                 return Ok(());
             }
             let error = io::Error::last_os_error();
-            match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                // There is no room: the frame is lost, as on any network.
-                io::ErrorKind::WouldBlock => return Ok(()),
-                _ => return Err(error),
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
             }
         }
     }

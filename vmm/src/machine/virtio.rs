@@ -15,7 +15,7 @@ use arch::acpi::VirtioMmio;
 use arch::layout;
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
-use devices::virtio::balloon::{self, Told};
+use devices::virtio::balloon;
 use devices::virtio::block::{Block, Image, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
@@ -29,6 +29,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::balloon::{BalloonState, Inflated, Pages};
+use super::counts::{Counts, Told};
 use super::devices::press;
 use super::sockets::{SocketFile, Sockets, allow_descriptors};
 use super::tap::Tap;
@@ -185,6 +186,7 @@ pub(super) struct Virtio {
     disks: Vec<Disk>,
     cards: Vec<Card>,
     balloon: Option<Inflated>,
+    counts: Counts,
     waiting: Vec<Waiting>,
     threads: Vec<DeviceThread>,
     holds: Vec<Hold>,
@@ -256,11 +258,15 @@ impl Virtio {
                 let endpoint = endpoint.map_err(host("get random bytes"))?;
                 device = device.with_detour(Box::new(endpoint));
             }
+            let counts = device.counts();
             let name = format!("net {}", interface.iface_id);
             let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
             if let Some(waiting) = virtio.waiting.last_mut() {
                 waiting.source = Some(source);
             }
+            let faults = engine.faults();
+            let told = Told { counts, faults };
+            virtio.counts.cards.push((interface.iface_id.clone(), told));
             virtio.cards.push(Card {
                 id: interface.iface_id.clone(),
                 engine,
@@ -286,7 +292,10 @@ impl Virtio {
                     );
                 }),
             );
-            virtio.add(vm, memory, bus, *place, device, "vsock".to_owned())?;
+            let counts = device.counts();
+            let (engine, _) = virtio.add(vm, memory, bus, *place, device, "vsock".to_owned())?;
+            let faults = engine.faults();
+            virtio.counts.vsock = Some(Told { counts, faults });
             if let Some(waiting) = virtio.waiting.last_mut() {
                 waiting.source = Some(source);
                 waiting.role = Role::Vsock;
@@ -310,6 +319,10 @@ impl Virtio {
             let told = device.told();
             let name = "balloon".to_owned();
             let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            virtio.counts.balloon = Some(Told {
+                counts: told.clone(),
+                faults: engine.faults(),
+            });
             virtio.balloon = Some(Inflated { engine, kick, told });
         }
         if let (Some(entropy), Some(place)) = (&peripherals.entropy, places.next()) {
@@ -323,8 +336,11 @@ impl Virtio {
                     );
                 }),
             );
+            let counts = device.counts();
             let name = "entropy".to_owned();
-            virtio.add(vm, memory, bus, *place, device, name)?;
+            let (engine, _) = virtio.add(vm, memory, bus, *place, device, name)?;
+            let faults = engine.faults();
+            virtio.counts.entropy = Some(Told { counts, faults });
         }
         Ok(virtio)
     }
@@ -429,10 +445,9 @@ impl Virtio {
         self.balloon.as_ref().map(BalloonState::from)
     }
 
-    /// What the balloon tells from now on.
-    pub(super) fn balloon_told(&self) -> Option<Arc<Told>> {
-        let balloon = self.balloon.as_ref()?;
-        Some(balloon.told.clone())
+    /// What the devices count from now on. Asked once.
+    pub(super) fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
     }
 
     /// Changes a network interface while it is in use.

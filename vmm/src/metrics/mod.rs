@@ -32,6 +32,8 @@ enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
     group: &'static str,
+    /// Which one of several of a kind.
+    id: Option<String>,
     field: String,
     kind: Kind,
     value: u64,
@@ -42,9 +44,18 @@ impl Sample {
     pub(crate) fn counter(group: &'static str, field: &str, value: u64) -> Self {
         Self {
             group,
+            id: None,
             field: field.to_owned(),
             kind: Kind::Counter,
             value,
+        }
+    }
+
+    /// The same of the one of several that is called `id`.
+    pub(crate) fn of(self, id: &str) -> Self {
+        Self {
+            id: Some(id.to_owned()),
+            ..self
         }
     }
 
@@ -268,6 +279,20 @@ mod tests {
                 .prometheus()
                 .contains("\nkeeptime_vcpu_exit_io_out_total 7\n")
         );
+    }
+
+    #[test]
+    fn devices_of_a_kind_have_a_group_each_and_one_for_their_sums() {
+        let samples = [("a", 3), ("b", 4)]
+            .map(|(id, value)| Sample::counter("net", "tx_count", value).of(id));
+        let (_, told) = json::line(&samples, &json::Told::default());
+        let [a, b] = samples;
+        let samples = [Sample { value: 10, ..a }, b];
+        let (line, _) = json::line(&samples, &told);
+        let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        for (group, added) in [("net_a", 7), ("net_b", 0), ("net", 7)] {
+            assert_eq!(line[group]["tx_count"], added, "{group}");
+        }
     }
 
     #[test]

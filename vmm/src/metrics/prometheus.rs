@@ -1,5 +1,5 @@
 //! Prometheus's text form (exposition format 0.0.4): counters since the start, with the suffix that
-//! its naming rules ask for.
+//! its naming rules ask for. Devices of a kind are told apart by the label `id`.
 
 use std::fmt::Write;
 
@@ -8,11 +8,12 @@ use super::{Kind, Sample};
 /// The type of the text, for the answer's header.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
-pub(super) fn text(samples: &[Sample]) -> String {
+pub(crate) fn text(samples: &[Sample]) -> String {
     let mut text = format!(
         "# TYPE keeptime_build_info gauge\nkeeptime_build_info{{version=\"{}\"}} 1\n",
         env!("CARGO_PKG_VERSION")
     );
+    let mut last = String::new();
     for sample in samples {
         let prefix = sample
             .group
@@ -24,7 +25,14 @@ pub(super) fn text(samples: &[Sample]) -> String {
         };
         let name = format!("keeptime_{prefix}_{}{suffix}", sample.field);
         // Writing to a string does not fail.
-        let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {}", sample.value);
+        if name != last {
+            let _ = writeln!(text, "# TYPE {name} {kind}");
+        }
+        // An id has letters, digits and "_" only.
+        let label = sample.id.as_ref().map(|id| format!("{{id=\"{id}\"}}"));
+        let label = label.unwrap_or_default();
+        let _ = writeln!(text, "{name}{label} {}", sample.value);
+        last = name;
     }
     text
 }
@@ -34,11 +42,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_has_a_type_and_a_value_for_each_sample() {
+    fn text_has_a_type_for_each_name_and_a_value_for_each_sample() {
         let text = text(&[
             Sample::counter("vcpu", "failures", 2),
             Sample::gauge("latencies_us", "pause_vm", 7),
             Sample::counter("keeptime_api", "evicted", 1),
+            Sample::counter("net", "tx_count", 3).of("eth0"),
+            Sample::counter("net", "tx_count", 0).of("eth1"),
         ]);
         let lines: Vec<_> = text.lines().skip(2).collect();
         assert_eq!(
@@ -50,6 +60,9 @@ mod tests {
                 "keeptime_latencies_us_pause_vm 7",
                 "# TYPE keeptime_api_evicted_total counter",
                 "keeptime_api_evicted_total 1",
+                "# TYPE keeptime_net_tx_count_total counter",
+                "keeptime_net_tx_count_total{id=\"eth0\"} 3",
+                "keeptime_net_tx_count_total{id=\"eth1\"} 0",
             ]
         );
     }

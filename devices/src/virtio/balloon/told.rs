@@ -2,26 +2,11 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::super::Count;
 use super::STATISTIC;
 
 /// How many kinds of statistics there are (5.5.6.4, and those that Linux has had since 6.12).
 pub const STATISTICS: usize = 16;
-
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub struct Count(AtomicU64);
-
-impl Count {
-    pub(super) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// How far it has come.
-    #[must_use]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// What a balloon tells: each number is read by itself, and nobody waits for it.
 #[derive(Debug, Default)]

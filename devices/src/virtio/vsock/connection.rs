@@ -13,10 +13,12 @@
 //! end of both directions, after its last bytes.
 
 use std::io;
+use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
 use super::super::{Buffers, Violation};
+use super::counts::Counts;
 use super::host::{Event, Stream};
 use super::packet::{Header, Operation, Port, Ports, SENDS_NO_MORE, STREAM, TAKES_NO_MORE};
 use super::to_guest::ToGuest;
@@ -70,10 +72,11 @@ pub(super) struct Connection<S> {
     told_ends: u32,
     to_guest: ToGuest,
     to_program: ToProgram,
+    counts: Arc<Counts>,
 }
 
 impl<S: Stream> Connection<S> {
-    fn new(stream: S, ports: Ports, phase: Phase) -> Self {
+    fn new(stream: S, ports: Ports, phase: Phase, counts: Arc<Counts>) -> Self {
         Self {
             stream: Some(stream),
             ports,
@@ -83,22 +86,24 @@ impl<S: Stream> Connection<S> {
             told_ends: 0,
             to_guest: ToGuest::default(),
             to_program: ToProgram::new(),
+            counts,
         }
     }
 
     /// One that a program of the host began, which is still to say where it wants to.
-    pub(super) fn accepted(stream: S) -> Self {
+    pub(super) fn accepted(stream: S, counts: Arc<Counts>) -> Self {
         let nowhere = Ports {
             guest: Port(0),
             host: Port(0),
         };
         let line = [0; MAX_LINE];
-        Self::new(stream, nowhere, Phase::Greeting { line, len: 0 })
+        let phase = Phase::Greeting { line, len: 0 };
+        Self::new(stream, nowhere, phase, counts)
     }
 
     /// One that the guest asked for, which is answered.
-    pub(super) fn connected(stream: S, header: &Header) -> Self {
-        let mut connection = Self::new(stream, header.ports, Phase::Open);
+    pub(super) fn connected(stream: S, header: &Header, counts: Arc<Counts>) -> Self {
+        let mut connection = Self::new(stream, header.ports, Phase::Open, counts);
         connection.to_guest.learn(header.credit);
         connection.tell_response = true;
         connection
@@ -270,7 +275,7 @@ impl<S: Stream> Connection<S> {
         let bytes = payload.split_at(len.into());
         match (bytes, &mut self.stream) {
             (Some((bytes, _)), Some(stream)) if self.to_program.may_take(len) => {
-                self.to_program.take(stream, &bytes, len)?;
+                self.to_program.take(stream, &bytes, len, &self.counts)?;
             }
             // It sent more than it has, than it said, or than it may.
             _ => self.close(),
@@ -285,7 +290,7 @@ impl<S: Stream> Connection<S> {
             .as_mut()
             .filter(|_| self.to_program.is_waiting())
         {
-            self.to_program.flush(stream);
+            self.to_program.flush(stream, &self.counts);
             self.after_flush();
         }
     }
@@ -352,7 +357,7 @@ impl<S: Stream> Connection<S> {
                 return Ok(Some((Operation::CreditRequest, 0, 0)));
             }
             let read = match &mut self.stream {
-                Some(stream) => self.to_guest.read(stream, room)?,
+                Some(stream) => self.to_guest.read(stream, room, &self.counts.received)?,
                 None => None,
             };
             match read {

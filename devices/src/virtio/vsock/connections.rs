@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::sync::Arc;
 
 use super::super::{Buffers, Violation};
 use super::connection::{Connection, Greeting};
+use super::counts::Counts;
 use super::host::{Event, Host, Place, Refusal, Report, Token};
 use super::packet::{Cid, Credit, HEADER, Header, Operation, Port, Ports, STREAM};
 
@@ -52,6 +54,7 @@ pub(super) enum Taken {
 pub(super) struct Connections<H: Host> {
     guest: Cid,
     host: H,
+    counts: Arc<Counts>,
     report: Report,
     /// The failures that were told, as bits.
     told: u8,
@@ -75,6 +78,7 @@ impl<H: Host> Connections<H> {
         Self {
             guest,
             host,
+            counts: Arc::default(),
             report,
             told: 0,
             slots: Vec::new(),
@@ -91,6 +95,10 @@ impl<H: Host> Connections<H> {
 
     pub(super) fn guest(&self) -> Cid {
         self.guest
+    }
+
+    pub(super) fn counts(&self) -> Arc<Counts> {
+        self.counts.clone()
     }
 
     /// Whether the queues are to be looked at once more. Asked once.
@@ -111,6 +119,9 @@ impl<H: Host> Connections<H> {
     }
 
     fn refused(&mut self, refusal: Refusal, error: &io::Error) {
+        if refusal != Refusal::Connect {
+            self.counts.refusals.add(1);
+        }
         let bit = 1 << refusal as u8;
         if self.told & bit == 0 {
             self.told |= bit;
@@ -152,8 +163,9 @@ impl<H: Host> Connections<H> {
         for _ in 0..AT_ONCE {
             match self.host.accept() {
                 Ok(Some(stream)) => {
+                    let accepted = Connection::accepted(stream, self.counts.clone());
                     // It has said where to, mostly.
-                    self.again |= self.insert(Connection::accepted(stream)).is_some();
+                    self.again |= self.insert(accepted).is_some();
                 }
                 Ok(None) => {
                     self.called = false;
@@ -235,6 +247,7 @@ impl<H: Host> Connections<H> {
         });
         // Also when it failed: its place is given back as that of any other.
         slot.connection = Some(connection);
+        self.counts.added.add(1);
         if let Err(error) = watched {
             self.refused(Refusal::Watch, &error);
             self.forget(index);
@@ -295,6 +308,7 @@ impl<H: Host> Connections<H> {
         let Some(connection) = slot.connection.take() else {
             return;
         };
+        self.counts.removed.add(1);
         slot.generation = slot.generation.wrapping_add(1);
         self.vacant.push(number(index));
         let ports = connection.ports();
@@ -314,6 +328,7 @@ impl<H: Host> Connections<H> {
         let Some(header) = Header::read(packet, self.guest) else {
             return Ok(Taken::Done);
         };
+        self.counts.sent.packets.add(1);
         let (_, payload) = packet.split_at(HEADER as u64).ok_or(Violation::Buffer)?;
         let known = self.by_ports.get(&header.ports).copied();
         let known = known.and_then(|index| usize::try_from(index).ok());
@@ -354,7 +369,8 @@ impl<H: Host> Connections<H> {
                 return false;
             }
         };
-        let Some(index) = self.insert(Connection::connected(stream, header)) else {
+        let connected = Connection::connected(stream, header, self.counts.clone());
+        let Some(index) = self.insert(connected) else {
             return false;
         };
         self.by_ports.insert(header.ports, number(index));
@@ -381,6 +397,7 @@ impl<H: Host> Connections<H> {
                 credit: Credit::default(),
             };
             place.write(&header.bytes(self.guest))?;
+            self.counts.received.packets.add(1);
             return Ok(Some(header_len));
         }
         while let Some(index) = self.turns.pop_front() {
@@ -396,6 +413,7 @@ impl<H: Host> Connections<H> {
             self.settle(index);
             if let Some(header) = header {
                 place.write(&header.bytes(self.guest))?;
+                self.counts.received.packets.add(1);
                 return Ok(Some(header_len.saturating_add(header.len)));
             }
         }

@@ -14,15 +14,18 @@
 mod backlog;
 mod connection;
 mod connections;
+mod counts;
 mod host;
 mod packet;
 mod to_guest;
 mod to_program;
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::{Chain, ConfigSpace, Device, Kind, Served, Violation};
 use connections::{Connections, Taken};
+pub use counts::{Counts, Direction};
 pub use host::{Event, Host, Place, Refusal, Report, Stream, Token};
 use packet::HEADER;
 pub use packet::{Cid, Port};
@@ -48,6 +51,12 @@ impl<H: Host> Vsock<H> {
         Self {
             connections: Connections::new(guest, host, report),
         }
+    }
+
+    /// What it counts, now and later.
+    #[must_use]
+    pub fn counts(&self) -> Arc<Counts> {
+        self.connections.counts()
     }
 }
 

@@ -6,6 +6,7 @@
 use std::io;
 
 use super::super::{Buffers, Violation};
+use super::counts::Direction;
 use super::host::Stream;
 use super::packet::Credit;
 
@@ -62,6 +63,7 @@ impl ToGuest {
         &mut self,
         stream: &mut S,
         room: &Buffers<'_>,
+        counts: &Direction,
     ) -> Result<Option<u32>, Violation> {
         let most = room.len().min(self.free().into());
         let (room, _) = room.split_at(most).ok_or(Violation::Buffer)?;
@@ -92,6 +94,8 @@ impl ToGuest {
             },
         )?;
         self.sent = self.sent.wrapping_add(count);
+        counts.bytes.add(count.into());
+        counts.failures.add((failed && count == 0).into());
         // What came before a failure is the guest's; the failure shows again.
         Ok((count > 0 || !failed).then_some(count))
     }

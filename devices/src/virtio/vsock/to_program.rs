@@ -7,6 +7,7 @@ use std::io;
 
 use super::super::{Buffers, Violation};
 use super::backlog::{Backlog, ROOM};
+use super::counts::Counts;
 use super::host::Stream;
 use super::packet::Credit;
 
@@ -77,11 +78,12 @@ impl ToProgram {
         stream: &mut S,
         bytes: &Buffers<'_>,
         len: u32,
+        counts: &Counts,
     ) -> Result<(), Violation> {
         self.received = self.received.wrapping_add(len);
         let mut rest = *bytes;
         if self.backlog.is_empty() && !self.program_refuses {
-            let written = self.write(stream, bytes)?;
+            let written = self.write(stream, bytes, counts)?;
             rest = bytes.split_at(written).ok_or(Violation::Buffer)?.1;
         }
         if self.program_refuses {
@@ -94,7 +96,12 @@ impl ToProgram {
     }
 
     /// Writes as many bytes as the program takes now, and says how many.
-    fn write<S: Stream>(&mut self, stream: &mut S, bytes: &Buffers<'_>) -> Result<u64, Violation> {
+    fn write<S: Stream>(
+        &mut self,
+        stream: &mut S,
+        bytes: &Buffers<'_>,
+        counts: &Counts,
+    ) -> Result<u64, Violation> {
         let (mut written, mut full, mut refused) = (0, false, false);
         bytes.try_for_each(
             |gone| gone,
@@ -118,14 +125,16 @@ impl ToProgram {
         // OK because it is at most what is in a packet.
         let count = u32::try_from(written).unwrap_or(ROOM);
         self.passed = self.passed.wrapping_add(count);
+        counts.sent.bytes.add(count.into());
         if refused {
+            counts.sent.failures.add(1);
             self.refuse();
         }
         Ok(written)
     }
 
     /// Writes what waits, as far as the program takes it.
-    pub(super) fn flush<S: Stream>(&mut self, stream: &mut S) {
+    pub(super) fn flush<S: Stream>(&mut self, stream: &mut S, counts: &Counts) {
         while !self.backlog.is_empty() {
             match stream.write(self.backlog.oldest()) {
                 Ok(0) => break,
@@ -134,9 +143,13 @@ impl ToProgram {
                     // OK because it is at most what waits.
                     let count = u32::try_from(count).unwrap_or(ROOM);
                     self.passed = self.passed.wrapping_add(count);
+                    counts.sent.bytes.add(count.into());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => self.refuse(),
+                Err(_) => {
+                    counts.flush_failures.add(1);
+                    self.refuse();
+                }
             }
         }
         self.note_room();

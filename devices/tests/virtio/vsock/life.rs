@@ -318,3 +318,63 @@ fn guest_without_reset_that_leaves_closes_at_once() {
     guest.send(&Packet::new(1_000, 80, RST));
     assert!(program.is_closed());
 }
+
+#[test]
+fn device_counts_connections_packets_bytes_and_failures() {
+    let mut guest = Guest::new();
+    let counts = guest.counts.clone();
+    let tell = || {
+        [
+            &counts.received.packets,
+            &counts.received.bytes,
+            &counts.received.failures,
+            &counts.sent.packets,
+            &counts.sent.bytes,
+            &counts.sent.failures,
+            &counts.flush_failures,
+            &counts.added,
+            &counts.removed,
+            &counts.refusals,
+        ]
+        .map(Count::get)
+    };
+    // A request and an answer; 30 bytes for the guest, and 700 of it in two packets, of which 100 wait.
+    let program = guest.connect(1_000, 80);
+    program.send(&pattern(0, 30));
+    assert_eq!(guest.received().len(), 1);
+    program.change(|link| link.room = 600);
+    for len in [400, 300] {
+        guest.send(&Packet::new(1_000, 80, RW).with(&pattern(0, len)));
+    }
+    assert_eq!(tell(), [2, 30, 0, 3, 600, 0, 0, 1, 0, 0]);
+    program.change(|link| link.program_gone = true);
+    program.tell(false, true, false);
+    guest.run();
+    // It is told that the program takes no more, and that it sends no more.
+    assert_eq!(guest.received().len(), 2);
+    assert_eq!(tell(), [4, 30, 0, 3, 600, 0, 1, 1, 0, 0]);
+    guest.send(&Packet::new(1_000, 80, RST));
+    assert_eq!(tell(), [4, 30, 0, 4, 600, 0, 1, 1, 1, 0]);
+    // One that is gone when the guest sends, one whose stream fails, and one that is there for nobody.
+    let program = guest.connect(1_001, 80);
+    program.change(|link| link.program_gone = true);
+    guest.send(&Packet::new(1_001, 80, RW).with(b"lost"));
+    assert_eq!(guest.one().op, SHUTDOWN);
+    assert_eq!(tell(), [6, 30, 0, 6, 600, 1, 1, 2, 1, 0]);
+    let program = guest.connect(1_002, 80);
+    program.change(|link| link.fault = Some(ErrorKind::ConnectionReset));
+    program.send(b"");
+    assert_eq!(guest.one().op, RST);
+    guest.send(&Packet::new(1_003, 81, REQUEST));
+    assert_eq!(guest.one().op, RST);
+    assert_eq!(tell(), [9, 30, 1, 8, 600, 1, 1, 3, 2, 0]);
+    // The host refuses one until there is something to be done again, and packets from nowhere are none.
+    guest.outside.world().faults.push_back(ErrorKind::Other);
+    guest.outside.call("CONNECT 5\n");
+    guest.run();
+    guest.send(&Packet {
+        source: 7,
+        ..Packet::new(1_001, 80, RW)
+    });
+    assert_eq!(tell(), [10, 30, 1, 8, 600, 1, 1, 4, 2, 1]);
+}

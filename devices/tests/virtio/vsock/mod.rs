@@ -9,7 +9,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use devices::virtio::vsock::{Cid, Event, Host, Place, Port, Refusal, Stream, Token, Vsock};
+use devices::virtio::Count;
+use devices::virtio::vsock::{
+    Cid, Counts, Event, Host, Place, Port, Refusal, Stream, Token, Vsock,
+};
 use vm_memory::VolatileSlice;
 
 use crate::driver::*;
@@ -379,6 +382,7 @@ const OUT: u64 = ROOM + 16 * BUFFER;
 struct Guest {
     driver: Driver<Vsock<Outside>>,
     outside: Outside,
+    counts: Arc<Counts>,
     has_driver: bool,
 }
 
@@ -397,10 +401,12 @@ impl Guest {
             outside.clone(),
             Box::new(move |refusal, error| told.world().told.push((refusal, error.kind()))),
         );
+        let counts = device.counts();
         let driver = Driver::ready(device, 0);
         Self {
             driver,
             outside,
+            counts,
             has_driver: true,
         }
     }
