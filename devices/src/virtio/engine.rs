@@ -25,6 +25,16 @@ pub enum Next {
     After(Nanos),
 }
 
+impl Next {
+    /// The same, but after `wait` at the latest.
+    fn or_after(self, wait: Nanos) -> Self {
+        match self {
+            Self::After(other) if other.get() < wait.get() => self,
+            _ => Self::After(wait),
+        }
+    }
+}
+
 /// Where the engine waits while somebody wants it to stand still.
 #[derive(Debug, Default)]
 struct Gate {
@@ -290,12 +300,7 @@ impl<D: Device> Engine<D> {
                     Ok(Progress::Empty) => {}
                     Ok(Progress::Held) => return None,
                     Ok(Progress::More) => more = true,
-                    Ok(Progress::Later(wait)) => {
-                        next = match next {
-                            Next::After(other) if other.get() < wait.get() => next,
-                            _ => Next::After(wait),
-                        };
-                    }
+                    Ok(Progress::Later(wait)) => next = next.or_after(wait),
                     Err(_) => {
                         self.faults.add(index);
                         self.fail();
@@ -303,7 +308,8 @@ impl<D: Device> Engine<D> {
                 }
             }
             if !more && !core.device.again() {
-                return Some(next);
+                let wait = core.device.wait().filter(|_| !core.queues.is_empty());
+                return Some(wait.map_or(next, |wait| next.or_after(wait)));
             }
         }
     }

@@ -208,6 +208,11 @@ pub trait Device: Send {
         false
     }
 
+    /// After which time it is to be looked at again although nothing happens, if at all. Asked after the last round.
+    fn wait(&mut self) -> Option<Nanos> {
+        None
+    }
+
     /// Serves one request of a queue.
     ///
     /// # Errors

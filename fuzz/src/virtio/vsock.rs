@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arbitrary::Arbitrary;
 use devices::virtio::vsock::{Cid, Event, Host, Place, Port, Stream, Token, Vsock};
+use tsc::Nanos;
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use super::{Chain, Driver, EVENT_INDEX, INDIRECT, Request};
@@ -68,6 +69,7 @@ struct World {
     links: Vec<Link>,
     calling: VecDeque<usize>,
     events: VecDeque<Event>,
+    time: u64,
 }
 
 impl World {
@@ -142,6 +144,13 @@ impl Stream for End {
 
 impl Host for Outside {
     type Stream = End;
+
+    /// A little later each time.
+    fn now(&mut self) -> Nanos {
+        let mut world = self.world();
+        world.time += 300_000_000;
+        Nanos::new(world.time)
+    }
 
     fn accept(&mut self) -> io::Result<Option<End>> {
         let id = self.world().calling.pop_front();

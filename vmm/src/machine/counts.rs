@@ -77,7 +77,7 @@ const CARD: [Field<Net>; 14] = [
     }),
 ];
 
-const VSOCK: [Field<Vsock>; 14] = [
+const VSOCK: [Field<Vsock>; 15] = [
     ("activate_fails", |vsock| vsock.faults.activations.get()),
     // The numbers of the queues (virtio 1.2, 5.10.2).
     ("rx_queue_event_fails", |vsock| vsock.faults.queue(0)),
@@ -96,6 +96,7 @@ const VSOCK: [Field<Vsock>; 14] = [
     ("tx_write_fails", |vsock| vsock.counts.sent.failures.get()),
     ("tx_flush_fails", |vsock| vsock.counts.flush_failures.get()),
     ("conns_added", |vsock| vsock.counts.added.get()),
+    ("conns_killed", |vsock| vsock.counts.killed.get()),
     ("conns_removed", |vsock| vsock.counts.removed.get()),
 ];
 

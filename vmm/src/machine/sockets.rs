@@ -23,9 +23,11 @@ use rustix::net::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
+use tsc::Nanos;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use crate::api::vsock::MAX_PATH;
+use crate::host_clock;
 
 /// So many events are taken from the kernel at once.
 const AT_ONCE: usize = 64;
@@ -194,6 +196,10 @@ impl Stream for Socket {
 
 impl Host for Sockets {
     type Stream = Socket;
+
+    fn now(&mut self) -> Nanos {
+        host_clock::monotonic_raw()
+    }
 
     fn accept(&mut self) -> io::Result<Option<Socket>> {
         loop {

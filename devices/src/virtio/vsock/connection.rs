@@ -131,6 +131,16 @@ impl<S: Stream> Connection<S> {
         self.stream.is_some() && self.to_program.is_waiting()
     }
 
+    /// Whether nothing happens until the guest answers: it was asked, or told that both directions have ended
+    /// (5.10.6.5).
+    pub(super) fn waits_for_answer(&self) -> bool {
+        match self.phase {
+            Phase::Asked => !self.tell_request,
+            Phase::Open => self.told_ends == SENDS_NO_MORE | TAKES_NO_MORE,
+            _ => false,
+        }
+    }
+
     /// Whether there is, or may be, something to tell the guest.
     pub(super) fn has_news(&self) -> bool {
         match self.phase {

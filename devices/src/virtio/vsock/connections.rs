@@ -4,11 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
+use tsc::Nanos;
+
 use super::super::{Buffers, Violation};
 use super::connection::{Connection, Greeting};
 use super::counts::Counts;
 use super::host::{Event, Host, Place, Refusal, Report, Token};
 use super::packet::{Cid, Credit, HEADER, Header, Operation, Port, Ports, STREAM};
+use super::slots::{Deadlines, PATIENCE, Slot};
 
 /// The most connections at a time, those that are not open yet included: as many as Firecracker allows.
 pub(super) const MAX: usize = 1023;
@@ -22,18 +25,6 @@ const AT_ONCE: usize = 64;
 
 /// The ports of connections that the host began: from here on, as many again.
 const FIRST_PORT: u32 = 1 << 30;
-
-/// A place for a connection.
-#[derive(Debug)]
-struct Slot<S> {
-    connection: Option<Connection<S>>,
-    /// How many it has seen: an event may come for the one before.
-    generation: u32,
-    /// It waits for its turn.
-    queued: bool,
-    /// The host tells of room in its stream.
-    watches_room: bool,
-}
 
 /// The answer to a packet for which there is no connection.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +58,7 @@ pub(super) struct Connections<H: Host> {
     last_port: u32,
     /// A program may want to connect.
     called: bool,
+    deadlines: Deadlines,
     /// A packet of the guest gave a connection a turn, or the host may have more.
     again: bool,
     /// The host had more events than it could tell of at once.
@@ -88,6 +80,7 @@ impl<H: Host> Connections<H> {
             unknown: VecDeque::with_capacity(MAX_REFUSALS),
             last_port: FIRST_PORT - 1,
             called: false,
+            deadlines: Deadlines::default(),
             again: false,
             more: false,
         }
@@ -129,13 +122,46 @@ impl<H: Host> Connections<H> {
         }
     }
 
-    /// Whether the host has more to tell than it could, without telling again that it has.
-    pub(super) fn has_more(&self) -> bool {
-        self.more || self.called
+    /// After which time there is something to be done without an event.
+    pub(super) fn wait(&mut self) -> Option<Nanos> {
+        let first = self.deadlines.first()?;
+        let left = first.checked_sub(self.host.now());
+        Some(left.unwrap_or(Nanos::ZERO))
     }
 
-    /// Looks what has become possible at the host, and does what needs no buffer of the guest.
-    pub(super) fn poll(&mut self) {
+    /// Ends the connections whose guest has owed an answer for too long.
+    fn end_those_that_are_due(&mut self) {
+        if self.deadlines.first().is_none() {
+            return;
+        }
+        let now = self.host.now();
+        if !self.deadlines.begin(now) {
+            return;
+        }
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(index) else {
+                break;
+            };
+            let Some(deadline) = slot.deadline else {
+                continue;
+            };
+            if deadline.get() > now.get() {
+                self.deadlines.add(deadline);
+            } else if let Some(connection) = &mut slot.connection {
+                connection.close();
+                self.counts.killed.add(1);
+                self.settle(index);
+            }
+        }
+    }
+
+    /// Looks what has become possible at the host, and does what needs no buffer of the guest. The host has `told` of
+    /// something, or there is nothing to be seen but what was left.
+    pub(super) fn poll(&mut self, told: bool) {
+        self.end_those_that_are_due();
+        if !(told || self.more || self.called) {
+            return;
+        }
         let mut events = [Event::default(); AT_ONCE];
         let count = match self.host.poll(&mut events) {
             Ok(count) => count,
@@ -229,12 +255,7 @@ impl<H: Host> Connections<H> {
             Some(index) => usize::try_from(index).ok()?,
             None if self.slots.len() == MAX => return None,
             None => {
-                self.slots.push(Slot {
-                    connection: None,
-                    generation: 0,
-                    queued: false,
-                    watches_room: false,
-                });
+                self.slots.push(Slot::default());
                 self.slots.len() - 1
             }
         };
@@ -268,6 +289,14 @@ impl<H: Host> Connections<H> {
         let ports = connection.ports();
         if !connection.is_known_to_guest() && self.by_ports.get(&ports) == Some(&number(index)) {
             self.by_ports.remove(&ports);
+        }
+        let owes = connection.waits_for_answer();
+        if !owes {
+            slot.deadline = None;
+        } else if slot.deadline.is_none() {
+            let deadline = self.host.now().saturating_add(PATIENCE);
+            slot.deadline = Some(deadline);
+            self.deadlines.add(deadline);
         }
         let waits = connection.waits_for_room();
         if let Some(stream) = connection.stream().filter(|_| waits != slot.watches_room) {
@@ -309,6 +338,7 @@ impl<H: Host> Connections<H> {
             return;
         };
         self.counts.removed.add(1);
+        slot.deadline = None;
         slot.generation = slot.generation.wrapping_add(1);
         self.vacant.push(number(index));
         let ports = connection.ports();

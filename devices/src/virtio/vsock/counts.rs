@@ -26,6 +26,8 @@ pub struct Counts {
     pub added: Count,
     /// and ended.
     pub removed: Count,
+    /// Those that were ended because the guest owed an answer for too long.
+    pub killed: Count,
     /// How often the host refused to tell what there is, or to take a program's connection.
     pub refusals: Count,
 }

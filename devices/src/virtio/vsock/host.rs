@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use tsc::Nanos;
 use vm_memory::VolatileSlice;
 
 use super::packet::Port;
@@ -60,6 +61,9 @@ pub struct Event {
 pub trait Host: Send {
     /// What it connects by.
     type Stream: Stream;
+
+    /// The time, which never goes back.
+    fn now(&mut self) -> Nanos;
 
     /// The next program that wants to connect to the guest; `None` when there is none.
     ///

@@ -10,6 +10,9 @@
 //!
 //! A connection that makes no sense is reset, and no other one is harmed by it. An answer for which there is no
 //! connection waits for a buffer of the guest; when 256 wait, the guest's packets do (5.10.6.1.2).
+//!
+//! A guest that owes an answer, to a program that wants to connect or to the end of both directions, has two seconds
+//! for it ([`PATIENCE`]). Then the connection is reset, and the program's end is closed.
 
 mod backlog;
 mod connection;
@@ -17,11 +20,14 @@ mod connections;
 mod counts;
 mod host;
 mod packet;
+mod slots;
 mod to_guest;
 mod to_program;
 
 use std::fmt;
 use std::sync::Arc;
+
+use tsc::Nanos;
 
 use super::{Chain, ConfigSpace, Device, Kind, Served, Violation};
 use connections::{Connections, Taken};
@@ -29,6 +35,7 @@ pub use counts::{Counts, Direction};
 pub use host::{Event, Host, Place, Refusal, Report, Stream, Token};
 use packet::HEADER;
 pub use packet::{Cid, Port};
+pub use slots::PATIENCE;
 
 /// `VIRTIO_VSOCK_F_STREAM` (5.10.3): connections are streams. A driver that does not know it goes by that anyhow.
 const F_STREAM: u64 = 1 << 0;
@@ -86,13 +93,15 @@ impl<H: Host> Device for Vsock<H> {
     }
 
     fn poll(&mut self, told: bool) {
-        if told || self.connections.has_more() {
-            self.connections.poll();
-        }
+        self.connections.poll(told);
     }
 
     fn again(&mut self) -> bool {
         self.connections.take_again()
+    }
+
+    fn wait(&mut self) -> Option<Nanos> {
+        self.connections.wait()
     }
 
     /// # Errors

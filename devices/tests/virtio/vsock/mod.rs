@@ -1,6 +1,7 @@
 //! The socket device: programs of the host that do what they are told, and a guest that does what it must not.
 
 mod credit;
+mod deadlines;
 mod life;
 mod model;
 mod packets;
@@ -13,6 +14,7 @@ use devices::virtio::Count;
 use devices::virtio::vsock::{
     Cid, Counts, Event, Host, Place, Port, Refusal, Stream, Token, Vsock,
 };
+use tsc::Nanos;
 use vm_memory::VolatileSlice;
 
 use crate::driver::*;
@@ -77,6 +79,8 @@ struct World {
     /// What the next accept and connect fail with.
     faults: VecDeque<ErrorKind>,
     told: Vec<(Refusal, ErrorKind)>,
+    /// The time in nanoseconds.
+    time: u64,
 }
 
 impl World {
@@ -236,6 +240,10 @@ impl Drop for End {
 
 impl Host for Outside {
     type Stream = End;
+
+    fn now(&mut self) -> Nanos {
+        Nanos::new(self.world().time)
+    }
 
     fn accept(&mut self) -> io::Result<Option<End>> {
         let mut world = self.world();
