@@ -15,6 +15,7 @@ enum {
     STATUS_BYTE = 0x1003100,
     ROOM = 0x1100000,
     ROOM_SIZE = 0x40000,
+    LAST_PAGE = ROOM + ROOM_SIZE - 0x1000,
     QUEUE_SIZE = 16,
 };
 
@@ -27,8 +28,8 @@ enum {
 };
 enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 0x40 };
 enum { NEXT = 1, WRITE = 2, TABLE_OF_MORE = 4 };
-enum { NET = 1, BLOCK = 2, ENTROPY = 4, SOCKET = 19 };
-enum { INDIRECT_DESCRIPTORS = 1 << 28, VERSION_1 = 1, DISCARD = 1 << 13, FLUSH = 1 << 9 };
+enum { NET = 1, BLOCK = 2, ENTROPY = 4, BALLOON = 5, SOCKET = 19 };
+enum { INDIRECT_DESCRIPTORS = 1 << 28, VERSION_1 = 1, DISCARD = 1 << 13, FLUSH = 1 << 9, ALL_OF_BALLOONS = 0x3f };
 // What disks begin with, or are full of: "a sector".
 static const uint64_t FILLING = 0x726f746365732061;
 
@@ -41,6 +42,9 @@ struct descriptor {
 static uint64_t device;
 static uint32_t kind, offered;
 static uint16_t queue, made, seen;
+// Another queue than the one that honest requests go to, if not negative, and more features than it needs.
+static int usual = -1;
+static uint32_t taken;
 
 // ------------------------------------------------------------------------------------------------ the machine
 
@@ -118,7 +122,8 @@ static void negotiate(void) {
     set(DEVICE_FEATURES_SEL, 0);
     set(DRIVER_FEATURES_SEL, 0);
     offered = get(DEVICE_FEATURES);
-    set(DRIVER_FEATURES, offered & (INDIRECT_DESCRIPTORS | (kind == BLOCK ? DISCARD | FLUSH : 0)));
+    uint32_t own = kind == BLOCK ? DISCARD | FLUSH : kind == BALLOON ? ALL_OF_BALLOONS : 0;
+    set(DRIVER_FEATURES, offered & (INDIRECT_DESCRIPTORS | own | taken));
     set(DRIVER_FEATURES_SEL, 1);
     set(DRIVER_FEATURES, VERSION_1);
     set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
@@ -127,7 +132,7 @@ static void negotiate(void) {
     clear(TABLE, 0x3000, 0);
     made = seen = 0;
     // Network cards and socket devices send on their second queue (5.1.2, 5.10.2).
-    queue = kind == NET || kind == SOCKET;
+    queue = usual >= 0 ? usual : kind == NET || kind == SOCKET;
     set(QUEUE_SEL, queue);
     set(QUEUE_NUM, QUEUE_SIZE);
     set_address(QUEUE_DESC, TABLE);
@@ -184,6 +189,11 @@ static uint32_t request(void) {
         break;
     case ENTROPY:
         describe(TABLE, 0, (struct descriptor){ROOM, 64, WRITE, 0});
+        break;
+    case BALLOON: // puts the last page of the room into the balloon
+        *(volatile uint64_t *)LAST_PAGE = FILLING;
+        *(volatile uint32_t *)ROOM = LAST_PAGE >> 12;
+        describe(TABLE, 0, (struct descriptor){ROOM, 4, 0, 0});
         break;
     default: // Sends zeros: an empty frame for nobody, or a packet from nowhere.
         describe(TABLE, 0, (struct descriptor){ROOM, 12 + 60, 0, 0});

@@ -23,6 +23,7 @@ pub(crate) struct Small {
 const SAY: &str = include_str!("../../guests/say.inc");
 /// What those in C do.
 const VIRTIO_DRIVER: &str = include_str!("../../guests/virtio-driver.h");
+const HOSTILE_QUEUES: &str = include_str!("../../guests/hostile-queues.h");
 
 #[derive(Debug, Clone, Copy)]
 enum Bits {
@@ -113,7 +114,11 @@ impl Small {
         for name in ["guest.S", "guest.c"] {
             fs::write(file(name), self.source).context("cannot write the guest's source")?;
         }
-        for (name, source) in [("say.inc", SAY), ("virtio-driver.h", VIRTIO_DRIVER)] {
+        for (name, source) in [
+            ("say.inc", SAY),
+            ("virtio-driver.h", VIRTIO_DRIVER),
+            ("hostile-queues.h", HOSTILE_QUEUES),
+        ] {
             fs::write(file(name), source).context("cannot write the guest's source")?;
         }
         let mut translator = match self.bits {

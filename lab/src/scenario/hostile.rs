@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::guest::HOSTILE_DRIVER;
 use crate::host::image::{Files, Source};
@@ -13,25 +14,30 @@ use crate::scenario::{LAUNCHER, Outcome, Place, Scenario};
 const IMAGE_LEN: usize = 1 << 20;
 const FILLING: &[u8] = b"a sector";
 
-/// Each device's violations: of queues' places, of chains, of indirect tables, of the ring's index, of registers, at
-/// random, by a reset in a request.
-const OF_EACH: usize = 16 + 14 + 8 + 3 + 8 + 1 + 1;
-/// A disk's own: requests without sense; a network card's and a socket device's: packets without sense.
+/// Violations of a queue: of its place, of chains, of indirect tables, of the ring's index.
+const OF_QUEUES: usize = 16 + 14 + 8 + 3;
+/// Each device's: of a queue, of registers, at random, by a reset in a request.
+const OF_EACH: usize = OF_QUEUES + 8 + 1 + 1;
+/// A disk's own: requests without sense.
 const OF_DISKS: usize = 10;
-const OF_PACKETS: usize = 14;
+/// A network card's and a socket device's: packets without sense, buffers without sense for what is received, at random,
+/// and not enough of them.
+const OF_PACKETS: usize = 14 + 16 + 1 + 2;
+/// A balloon's: pages without sense put in and taken out, two more, statistics, and reports.
+const OF_BALLOONS: usize = 18 * 2 + 2 + 8 + 8;
 
 /// The numbers of devices (5), as the guest has them.
 const NET: u32 = 1;
 const BLOCK: u32 = 2;
 const ENTROPY: u32 = 4;
+const BALLOON: u32 = 5;
 const SOCKET: u32 = 19;
 
 /// The scenarios.
 pub(super) fn all() -> Vec<Scenario> {
     // A file beside the images, and one behind: what is nobody's stays as it is.
     let common = "cp image-1 image-2; cp image-1 beside; size() { wc -c <$1; }\n\
-         launch() { ./keeptime run --kernel guest-hostile --cpus 1 --memory 128 --entropy --vsock 3,$PWD/socket \
-         --disk image-1 --disk image-2,readonly \"$@\"; }\n";
+         launch() { ./keeptime --no-api --config-file \"$1\"; }\n";
     let after = "status=$?\ncmp image-2 beside && echo 'the read-only disk is as it was'\n\
          echo \"size: $(size image-1)\"\nexit $status\n";
     let svm = Host::Svm {
@@ -39,15 +45,17 @@ pub(super) fn all() -> Vec<Scenario> {
         paging: Paging::Nested,
     };
     let places = [
-        (Place::Native, "launch\n", None),
+        (Place::Native, "launch hostile.json\n", None),
         (
             Place::Emulated(svm),
-            "tunctl -t tap-hostile >/dev/null\nip link set tap-hostile up\nlaunch --net tap-hostile\n",
+            // What comes from there is what the guest asked for.
+            "tunctl -t tap-hostile >/dev/null\necho 1 >/proc/sys/net/ipv6/conf/tap-hostile/disable_ipv6\n\
+             ip link set tap-hostile up\nip addr add 172.16.9.1/24 dev tap-hostile\nlaunch hostile-with-card.json\n",
             Some(NET),
         ),
     ];
     let scenarios = places.map(|(place, launch, net)| {
-        let devices: Vec<_> = [ENTROPY, BLOCK, BLOCK, SOCKET]
+        let devices: Vec<_> = [ENTROPY, BALLOON, BLOCK, BLOCK, SOCKET]
             .into_iter()
             .chain(net)
             .collect();
@@ -56,18 +64,45 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(place, "hostile-driver", script)
             .files(|_| {
                 let image = FILLING.iter().copied().cycle().take(IMAGE_LEN).collect();
-                Ok(Files::from([
+                let mut files = Files::from([
                     (
                         "guest-hostile".to_owned(),
                         Source::Bytes(HOSTILE_DRIVER.build()?),
                     ),
                     ("image-1".to_owned(), Source::Bytes(image)),
-                ]))
+                ]);
+                for (name, has_card) in [("hostile", false), ("hostile-with-card", true)] {
+                    let text = configuration(has_card).to_string().into_bytes();
+                    files.insert(format!("{name}.json"), Source::Bytes(text));
+                }
+                Ok(files)
             })
             .check(move |outcome| check(outcome, &devices))
             .seconds(15, 120)
     });
     scenarios.into()
+}
+
+/// A machine with all devices, each with all of its queues.
+fn configuration(has_card: bool) -> Value {
+    let drive = |name: &str, is_read_only| {
+        json!({
+            "drive_id": name, "path_on_host": name, "is_root_device": false, "is_read_only": is_read_only,
+            "cache_type": "Writeback",
+        })
+    };
+    let cards = has_card.then(|| json!({"iface_id": "card", "host_dev_name": "tap-hostile"}));
+    json!({
+        "boot-source": {"kernel_image_path": "guest-hostile"},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
+        "drives": [drive("image-1", false), drive("image-2", true)],
+        "network-interfaces": cards.into_iter().collect::<Vec<_>>(),
+        "vsock": {"guest_cid": 3, "uds_path": "socket"},
+        "balloon": {
+            "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1, "free_page_reporting": true,
+        },
+        "entropy": {},
+    })
 }
 
 fn check(outcome: &Outcome, devices: &[u32]) -> Result<()> {
@@ -81,7 +116,10 @@ fn check(outcome: &Outcome, devices: &[u32]) -> Result<()> {
             OF_EACH
                 + match *device {
                     BLOCK => OF_DISKS,
-                    NET | SOCKET => OF_PACKETS,
+                    // Beside the queue that each has: one for what is received, and one for events.
+                    NET => OF_PACKETS + OF_QUEUES,
+                    SOCKET => OF_PACKETS + 2 * OF_QUEUES,
+                    BALLOON => OF_BALLOONS + 3 * OF_QUEUES,
                     _ => 0,
                 }
         })
