@@ -20,6 +20,7 @@ use devices::virtio::balloon::{self, Balloon, Options};
 use devices::virtio::block::{Access, Block, Cache, Image, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::net::{Detour, HEADER, Identity, Link, Net, Offloads};
+use devices::virtio::pmem::Pmem;
 use devices::virtio::vsock::{Cid, Event, Host, Place, Port, Stream, Token, Vsock};
 use devices::virtio::{Buffers, Device, Next};
 use driver::*;
@@ -167,6 +168,29 @@ fn balloon_serves_without_allocating() {
     host.0.store(10, Ordering::SeqCst);
     assert_eq!(allocations_of(&driver), 0);
     assert_eq!(driver.used(), Some((0, 0)));
+}
+
+#[test]
+fn persistent_memory_is_flushed_without_allocating() {
+    let mut fails = false;
+    let flush = Box::new(move || {
+        fails = !fails;
+        if fails {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    });
+    let place = (GuestAddress(1 << 32), 2 << 20);
+    let device = Pmem::new(place, 1 << 20, flush, limiter(), Box::new(|_| {}));
+    let mut driver = Driver::ready(device, EVENT_INDEX);
+    // Flushes that fail and do not, and what is none.
+    for (kind, answer) in [(0_u32, 1_u32), (0, 0), (7, 1)] {
+        driver.store(ROOM, kind);
+        driver.put(&[(ROOM, 4, false), (ROOM + 0x100, 4, true)]);
+        assert_eq!(allocations_of(&driver), 0, "{kind}");
+        assert_eq!(driver.used(), Some((0, 4)));
+        assert_eq!(driver.load::<u32>(ROOM + 0x100), answer);
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use super::{Buffers, Chain, ConfigSpace, Device, Kind, Served, Violation};
 use crate::rate_limiter::{Bucket, RateLimiter};
 
 use image::Place;
-pub use image::{Access, Image, ImageError};
+pub use image::{Access, Image, ImageError, open_locked};
 
 /// The unit in which a disk counts, whatever its own blocks are (5.2.4).
 pub const SECTOR: u64 = 512;

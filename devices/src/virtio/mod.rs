@@ -35,6 +35,7 @@ mod engine;
 pub mod entropy;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod vsock;
 
 use std::ops::Range;
@@ -74,6 +75,8 @@ pub enum Kind {
     Balloon = virtio_ids::VIRTIO_ID_BALLOON,
     /// A socket device (5.10).
     Socket = virtio_ids::VIRTIO_ID_VSOCK,
+    /// Persistent memory (5.19).
+    PersistentMemory = virtio_ids::VIRTIO_ID_PMEM,
 }
 
 /// A device's configuration space: fields that the driver reads, such as a capacity, or writes.

@@ -10,6 +10,7 @@ mod driver;
 mod entropy;
 mod hostile;
 mod net;
+mod pmem;
 mod registers;
 mod vsock;
 

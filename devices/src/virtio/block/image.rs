@@ -73,9 +73,6 @@ pub enum ImageError {
 pub(super) struct Place(u64);
 
 /// An opened and locked image.
-///
-/// The lock is that of `flock`: exclusive for who writes, shared for who reads. It goes with the process,
-/// however that ends.
 #[derive(Debug)]
 pub struct Image {
     file: File,
@@ -92,51 +89,7 @@ impl Image {
     /// # Errors
     /// What is in the way.
     pub fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
-        let failed = |source| ImageError::Open {
-            path: path.to_owned(),
-            source,
-        };
-        // Before it is known what it is: opening a pipe would wait for its other end.
-        let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .custom_flags(nonblock)
-            .open(path);
-        let file = match file {
-            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                let path = path.to_owned();
-                let kind = "directory";
-                return Err(ImageError::Kind { path, kind });
-            }
-            other => other.map_err(failed)?,
-        };
-        let metadata = file.metadata().map_err(failed)?;
-        let kind = metadata.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(ImageError::Kind {
-                path: path.to_owned(),
-                kind: if kind.is_dir() {
-                    "directory"
-                } else {
-                    "character device, pipe or socket"
-                },
-            });
-        }
-        let locked = match access {
-            Access::ReadOnly => file.try_lock_shared(),
-            Access::ReadWrite => file.try_lock(),
-        };
-        locked.map_err(|error| match error {
-            TryLockError::WouldBlock => ImageError::Locked {
-                path: path.to_owned(),
-            },
-            TryLockError::Error(source) => ImageError::Lock {
-                path: path.to_owned(),
-                source,
-            },
-        })?;
-        Self::with_lock(file, access, path)
+        Self::with_lock(open_locked(path, access)?, access, path)
     }
 
     /// Opens the image anew, with the size that it has now, without giving up the lock.
@@ -273,6 +226,59 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// Opens the plain file or block device at `path` and locks it, by `flock`: exclusively for who writes, shared for who
+/// reads. The lock goes with the process, however that ends.
+///
+/// # Errors
+/// What is in the way.
+pub fn open_locked(path: &Path, access: Access) -> Result<File, ImageError> {
+    let failed = |source| ImageError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    // Before it is known what it is: opening a pipe would wait for its other end.
+    let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .custom_flags(nonblock)
+        .open(path);
+    let file = match file {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            let path = path.to_owned();
+            let kind = "directory";
+            return Err(ImageError::Kind { path, kind });
+        }
+        other => other.map_err(failed)?,
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    let kind = metadata.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(ImageError::Kind {
+            path: path.to_owned(),
+            kind: if kind.is_dir() {
+                "directory"
+            } else {
+                "character device, pipe or socket"
+            },
+        });
+    }
+    let locked = match access {
+        Access::ReadOnly => file.try_lock_shared(),
+        Access::ReadWrite => file.try_lock(),
+    };
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => ImageError::Locked {
+            path: path.to_owned(),
+        },
+        TryLockError::Error(source) => ImageError::Lock {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
+    Ok(file)
 }
 
 fn gone(violation: Violation) -> io::Error {
