@@ -15,6 +15,7 @@
 //! 0x0_0010_0000  kernel, modules, RAM, up to 3 GiB
 //! 0x0_C000_0000  MMIO hole: boot timer, virtio-mmio, IOAPIC, local APIC
 //! 0x1_0000_0000  the RAM that did not fit below 3 GiB
+//!                then, from a whole GiB on: memory of devices, which no memory map tells of
 //! ```
 //!
 //! All of it is chosen here except where a comment names a specification that fixes it.

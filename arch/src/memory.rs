@@ -9,6 +9,10 @@ use crate::layout::{EBDA, EBDA_END, FIRMWARE_END, HIGH_RAM, MMIO_HOLE, MMIO_HOLE
 
 const MIB: u64 = 1 << 20;
 
+/// Where all memory must end: 2^40, the narrowest physical address space among the processors that Linux KVM runs on
+/// in 64-bit mode.
+pub const ADDRESS_END: u64 = 1 << 40;
+
 /// An amount of guest memory: whole mebibytes, within [`MemorySize::MIN_MIB`] and
 /// [`MemorySize::MAX_MIB`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,8 +21,7 @@ pub struct MemorySize(u64);
 impl MemorySize {
     /// The least memory: what the boot tables below 1 MiB need.
     pub const MIN_MIB: u64 = 1;
-    /// The most memory: RAM then ends at 2^40, the narrowest physical address space among the
-    /// processors that Linux KVM runs on in 64-bit mode (the hole takes 1 GiB of it).
+    /// The most memory: RAM then ends at [`ADDRESS_END`] (the hole takes 1 GiB of it).
     pub const MAX_MIB: u64 = (1 << 20) - 1024;
 
     /// `mib` mebibytes.
@@ -87,6 +90,41 @@ pub fn ram_regions(size: MemorySize) -> Vec<(GuestAddress, usize)> {
         regions.push((MMIO_HOLE_END, to_usize(high)));
     }
     regions
+}
+
+/// Where memory lies that is not RAM, such as that of a device: pieces of these sizes, each from a multiple of
+/// `alignment` on, a power of two. The first begins at the next whole GiB after RAM and the MMIO hole: a kernel manages
+/// memory in sections of 128 MiB (`SECTION_SIZE_BITS`, arch/x86/include/asm/sparsemem.h), and none of them is to be
+/// both. No memory map tells of them. `None` where they do not all end where RAM must end, too.
+///
+/// ```
+/// use arch::memory::{MemorySize, places_after_ram};
+/// use vm_memory::GuestAddress;
+///
+/// let places = places_after_ram(MemorySize::from_mib(128)?, 2 << 20, [1, 2 << 20]);
+/// assert_eq!(places, Some(vec![GuestAddress(4 << 30), GuestAddress((4 << 30) + (2 << 20))]));
+/// # Ok::<(), arch::memory::MemorySizeError>(())
+/// ```
+#[must_use]
+pub fn places_after_ram(
+    size: MemorySize,
+    alignment: u64,
+    sizes: impl IntoIterator<Item = u64>,
+) -> Option<Vec<GuestAddress>> {
+    let ram = ram_regions(size);
+    // OK because RAM ends at 2^40 at most.
+    let end = ram
+        .last()
+        .map_or(0, |(start, len)| start.raw_value() + *len as u64);
+    let mut next = end
+        .max(MMIO_HOLE_END.raw_value())
+        .next_multiple_of(1024 * MIB);
+    let place = |size: u64| {
+        let start = next.checked_next_multiple_of(alignment)?;
+        next = start.checked_add(size).filter(|end| *end <= ADDRESS_END)?;
+        Some(GuestAddress(start))
+    };
+    sizes.into_iter().map(place).collect()
 }
 
 /// What a range of the guest's physical address space is, with the numbers that E820, PVH and
@@ -163,6 +201,38 @@ mod tests {
 
     use super::*;
     use crate::layout::{VMCLOCK, VMGENID};
+
+    #[test]
+    fn places_after_ram_overlap_nothing_and_end_in_time() {
+        let places = |mib, sizes: &[u64]| {
+            let size = MemorySize::from_mib(mib).unwrap();
+            let places = places_after_ram(size, 2 * MIB, sizes.iter().copied())?;
+            Some(places.iter().map(|place| place.0 >> 20).collect::<Vec<_>>())
+        };
+        let end = ADDRESS_END;
+        for (mib, sizes, expected) in [
+            (128, &[][..], Some(vec![])),
+            // Below 4 GiB there is the hole.
+            (3072, &[MIB, 3 * MIB, 1], Some(vec![4096, 4098, 4102])),
+            // 3 GiB below the hole, and 1 MiB from 4 GiB on.
+            (3073, &[1], Some(vec![5120])),
+            (4096, &[1], Some(vec![5120])),
+            (4097, &[1], Some(vec![6144])),
+            (128, &[end - (4 << 30)], Some(vec![4096])),
+            (128, &[end - (4 << 30) + 1], None),
+            (128, &[end - (4 << 30), 1], None),
+            (128, &[u64::MAX], None),
+            (128, &[1, u64::MAX - (4 << 30) - 2 * MIB], None),
+            (MemorySize::MAX_MIB, &[1], None),
+            (
+                MemorySize::MAX_MIB - 1024,
+                &[1024 * MIB],
+                Some(vec![(1 << 20) - 1024]),
+            ),
+        ] {
+            assert_eq!(places(mib, sizes), expected, "{mib} {sizes:?}");
+        }
+    }
 
     #[test]
     fn map_reserves_what_acpi_tells_of() {

@@ -34,7 +34,7 @@ fn guest() -> Option<(KvmVcpu, KvmVm)> {
     };
     let loaded = boot::load(&memory, source).expect("an image of ours");
     let vm = kvm
-        .create_vm(memory, InterruptControllers::None)
+        .create_vm(memory, Vec::new(), InterruptControllers::None)
         .expect("a VM");
     let mut vcpu = vm.create_vcpu(VcpuId::new(0)).expect("a vCPU");
     let cpuid = kvm.supported_cpuid().expect("readable");

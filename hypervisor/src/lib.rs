@@ -6,7 +6,7 @@
 //!
 //! # The order of creation
 //!
-//! [`Hypervisor::create_vm`] takes the guest's memory and the choice of interrupt controllers
+//! [`Hypervisor::create_vm`] takes all of the guest's memory and the choice of interrupt controllers
 //! together, because the order matters and is not for a caller to get wrong: memory slots first,
 //! then the interrupt controllers, then vCPUs. Each change of a memory slot waits for the kernel's
 //! SRCU readers; while nothing but the VM exists there are none and the call is free, afterwards it
@@ -26,6 +26,7 @@ pub mod model;
 pub mod tsc_control;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use arch::cpuid::CpuidEntry;
 use arch::lapic::REGISTERS_SIZE;
@@ -33,7 +34,7 @@ use arch::msr::Msr;
 use arch::pit::PitState;
 use arch::regs::{GeneralRegisters, SystemRegisters};
 use tsc::{Khz, VcpuId};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use error::{IoctlError, MsrError, OpenError};
@@ -51,6 +52,16 @@ pub enum InterruptControllers {
     None,
     /// The kernel: two 8259 PICs, an I/O APIC, and a local APIC for each vCPU.
     InKernel,
+}
+
+/// Memory that a guest has in its physical address space beside its RAM, such as a file.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// What is behind it, and where it is. It overlaps neither RAM nor another window.
+    pub memory: Arc<GuestRegionMmap>,
+    /// Whether the guest may write. A write that it may not make returns from [`Vcpu::run`] as one to where no memory
+    /// is ([`Exit::MmioWrite`]).
+    pub writable: bool,
 }
 
 /// An optional ability of the host that a guest can be run without.
@@ -82,13 +93,14 @@ pub trait Hypervisor {
     /// The kernel's refusal of `KVM_GET_SUPPORTED_CPUID`.
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, IoctlError>;
 
-    /// Creates a VM with its memory and its interrupt controllers.
+    /// Creates a VM with its RAM, its other memory and its interrupt controllers.
     ///
     /// # Errors
     /// The name of the call that the kernel refused, and its reason.
     fn create_vm(
         &self,
         memory: GuestMemoryMmap,
+        windows: Vec<Window>,
         controllers: InterruptControllers,
     ) -> Result<Self::Vm, IoctlError>;
 }

@@ -20,7 +20,7 @@ fn vm() -> Option<KvmVm> {
     let size = MemorySize::from_mib(1).expect("in bounds");
     let memory = GuestMemoryMmap::from_ranges(&ram_regions(size)).expect("room");
     let vm = kvm
-        .create_vm(memory, InterruptControllers::None)
+        .create_vm(memory, Vec::new(), InterruptControllers::None)
         .expect("a VM");
     if !vm.clock_support().adjustable {
         println!("skipped: this kernel cannot set a VM's clock");

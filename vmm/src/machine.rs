@@ -274,7 +274,7 @@ where
         };
         let placement = Placement::prepare(mode, asked, Senses::this_host())?;
         let guest_memory = Arc::new(memory.clone());
-        let vm = Arc::new(hypervisor.create_vm(memory, controllers)?);
+        let vm = Arc::new(hypervisor.create_vm(memory, Vec::new(), controllers)?);
         let (vcpus, host_rate) =
             create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded, rate)?;
         let awaiting = Arc::new(Awaiting::default());

@@ -21,8 +21,9 @@ pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;
 
 use self::tsc::TscCapabilities;
+use self::vm::Memory;
 
-use crate::{Hypervisor, InterruptControllers, IoctlError, MissingFeature, OpenError};
+use crate::{Hypervisor, InterruptControllers, IoctlError, MissingFeature, OpenError, Window};
 
 /// The device that the kernel provides.
 const DEVICE: &str = "/dev/kvm";
@@ -109,8 +110,13 @@ impl Hypervisor for Kvm {
     fn create_vm(
         &self,
         memory: GuestMemoryMmap,
+        windows: Vec<Window>,
         controllers: InterruptControllers,
     ) -> Result<KvmVm, IoctlError> {
+        let memory = Memory {
+            ram: memory,
+            windows: windows.into(),
+        };
         KvmVm::create(&self.kvm, memory, controllers, self.tsc_capabilities())
     }
 }

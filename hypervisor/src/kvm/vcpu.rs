@@ -12,10 +12,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tsc::Khz;
-use vm_memory::GuestMemoryMmap;
 
 use super::run_page::{KvmKick, RunPage};
 use super::tsc::TscCapabilities;
+use super::vm::Memory;
 use super::{convert, raw, vm};
 use crate::tsc_control::OffsetInterface;
 use crate::{Direction, Exit, FailureDetails, IoctlError, MsrError, PortAccess, SystemEvent, Vcpu};
@@ -31,13 +31,13 @@ pub struct KvmVcpu {
     /// The rate before another was asked for: the host's.
     pub(super) host_rate: Option<Khz>,
     /// The guest's memory stays mapped as long as any vCPU could touch it.
-    _memory: GuestMemoryMmap,
+    _memory: Memory,
 }
 
 impl KvmVcpu {
     pub(super) fn new(
         fd: VcpuFd,
-        memory: GuestMemoryMmap,
+        memory: Memory,
         capabilities: TscCapabilities,
     ) -> Result<Self, IoctlError> {
         let page = vm::map_run_page(&fd)?;

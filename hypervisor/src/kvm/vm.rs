@@ -1,9 +1,13 @@
 //! A KVM virtual machine.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes a raw address")]
 
+use std::sync::Arc;
+
 use arch::layout;
 use arch::pit::PitState;
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use tsc::VcpuId;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -13,28 +17,41 @@ use super::pit;
 use super::run_page::RunPage;
 use super::tsc::TscCapabilities;
 use super::vcpu::KvmVcpu;
-use crate::{Gsi, InterruptControllers, IoctlError, Vm};
+use crate::{Gsi, InterruptControllers, IoctlError, Vm, Window};
+
+/// All memory of a guest, mapped as long as a clone of this is there.
+#[derive(Clone, Debug)]
+pub(super) struct Memory {
+    pub(super) ram: GuestMemoryMmap,
+    pub(super) windows: Arc<[Window]>,
+}
 
 /// A KVM virtual machine with its memory.
 #[derive(Debug)]
 pub struct KvmVm {
     pub(super) vm: VmFd,
     pub(super) capabilities: TscCapabilities,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 impl KvmVm {
     pub(super) fn create(
         kvm: &kvm_ioctls::Kvm,
-        memory: GuestMemoryMmap,
+        memory: Memory,
         controllers: InterruptControllers,
         capabilities: TscCapabilities,
     ) -> Result<Self, IoctlError> {
         let vm = kvm.create_vm().map_err(IoctlError::new("KVM_CREATE_VM"))?;
-        for (slot, region) in (0..).zip(memory.iter()) {
+        let ram = memory.ram.iter().map(|region| (region, 0));
+        // The flag has been there on x86 longer than what else is asked of a kernel (KVM_CAP_READONLY_MEM, Linux 3.7).
+        let windows = memory.windows.iter().map(|window| {
+            let flags = if window.writable { 0 } else { KVM_MEM_READONLY };
+            (&*window.memory, flags)
+        });
+        for (slot, (region, flags)) in (0..).zip(ram.chain(windows)) {
             let region = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
+                flags,
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
                 userspace_addr: region

@@ -88,7 +88,7 @@ impl Fixture for KvmFixture {
         .map_err(ProbeError::new)?;
         let vm = self
             .kvm
-            .create_vm(memory.clone(), InterruptControllers::None)?;
+            .create_vm(memory.clone(), Vec::new(), InterruptControllers::None)?;
         if let Some(rate) = default_rate {
             let _: Written<Khz> = vm.ask_default_rate(rate)?;
         }

@@ -49,7 +49,11 @@ pub(super) struct KvmClaims {
 /// Asks KVM.
 pub(super) fn ask(kvm: &Kvm) -> Result<KvmClaims, KvmError> {
     let size = MemorySize::from_mib(MEMORY_MIB).expect("2 is in bounds");
-    let vm = kvm.create_vm(memory::create(size)?, InterruptControllers::None)?;
+    let vm = kvm.create_vm(
+        memory::create(size)?,
+        Vec::new(),
+        InterruptControllers::None,
+    )?;
     let vcpu = vm.create_vcpu(VcpuId::new(0))?;
     let missing = |name: &str| {
         let features = kvm.missing_features();

@@ -58,7 +58,7 @@ impl Fixture for HostFixture<'_> {
         let loaded = boot::load(&memory, source).map_err(ProbeError::new)?;
         let vm = self
             .kvm
-            .create_vm(memory.clone(), InterruptControllers::None)?;
+            .create_vm(memory.clone(), Vec::new(), InterruptControllers::None)?;
         if let Some(rate) = default_rate {
             // Whether it has an effect is what the readings tell.
             let _: Written<Khz> = vm.ask_default_rate(rate)?;
