@@ -27,6 +27,7 @@ use crate::api::balloon::Balloon;
 use crate::api::body::TimePolicy;
 use crate::api::drive::{CacheType, Drive, Entropy};
 use crate::api::network::{Mac, NetworkInterface};
+use crate::api::pmem::Pmem;
 use crate::api::vsock::Vsock;
 use crate::config::{
     BootConfig, DEFAULT_CMDLINE, MachineConfig, Module, Peripherals, TscDomain, TscRate, VcpuCount,
@@ -131,6 +132,11 @@ struct Run {
     /// does not wait for the host's disk
     #[arg(long, value_name = "PATH[,readonly][,root][,unsafe]", value_parser = parse_disk)]
     disk: Vec<Drive>,
+    /// A persistent memory, as often as needed: a file or a block device that the guest has in its memory, /dev/pmem0
+    /// and up for Linux. With readonly, what the guest writes is lost; with root, its root file system is there, and
+    /// the command line gets root=/dev/pmem0
+    #[arg(long, value_name = "PATH[,readonly][,root]", value_parser = parse_pmem)]
+    pmem: Vec<Pmem>,
     /// A network card on a tap interface of the host, as often as needed. Without an address the guest makes
     /// one up. The tap can be made before: ip tuntap add dev TAP mode tap user USER vnet_hdr
     #[arg(long, value_name = "TAP[,mac=ADDRESS][,mtu=BYTES]", value_parser = parse_net)]
@@ -224,6 +230,36 @@ fn parse_disk(text: &str) -> Result<Drive, String> {
     })
 }
 
+/// The same for a persistent memory.
+fn parse_pmem(text: &str) -> Result<Pmem, String> {
+    let mut pmem = Pmem {
+        // By its place among the memories, which is known later.
+        id: String::new(),
+        path_on_host: PathBuf::new(),
+        root_device: false,
+        read_only: false,
+        rate_limiter: None,
+    };
+    let mut path = text;
+    while let Some((before, word)) = path.rsplit_once(',') {
+        match word {
+            "readonly" => pmem.read_only = true,
+            "root" => pmem.root_device = true,
+            _ => {
+                return Err(format!(
+                    "{word:?} is none of readonly and root; a path with a comma goes into a configuration file"
+                ));
+            }
+        }
+        path = before;
+    }
+    if path.is_empty() {
+        return Err("no path of a file".to_owned());
+    }
+    pmem.path_on_host = PathBuf::from(path);
+    Ok(pmem)
+}
+
 /// A tap, and what the guest is told of its card.
 fn parse_net(text: &str) -> Result<NetworkInterface, String> {
     let mut words = text.split(',');
@@ -295,7 +331,8 @@ fn parse_balloon(text: &str) -> Result<Balloon, String> {
     })
 }
 
-/// The devices that the flags ask for. Disks are named `disk0` and up, network interfaces `net0` and up.
+/// The devices that the flags ask for. Disks are named `disk0` and up, persistent memories `pmem0` and up, network
+/// interfaces `net0` and up.
 fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
     let mut peripherals = Peripherals::default();
     for (index, disk) in run.disk.iter().enumerate() {
@@ -304,6 +341,13 @@ fn peripherals(run: &Run) -> Result<Peripherals, CommandError> {
         peripherals
             .put_drive(drive)
             .map_err(|_| CommandError::Usage("--disk: only one can be the root".to_owned()))?;
+    }
+    for (index, pmem) in run.pmem.iter().enumerate() {
+        let mut pmem = pmem.clone();
+        pmem.id = format!("pmem{index}");
+        peripherals
+            .put_pmem(pmem)
+            .map_err(|fault| CommandError::Usage(format!("--pmem: {fault}")))?;
     }
     for (index, interface) in run.net.iter().enumerate() {
         let mut interface = interface.clone();

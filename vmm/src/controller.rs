@@ -23,6 +23,7 @@ use crate::api::drive::{Drive, DrivePatch, Entropy, RateLimiter};
 use crate::api::http::{Response, Status};
 use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
 use crate::api::openapi::DOCUMENT;
+use crate::api::pmem::{Pmem, PmemPatch};
 use crate::api::request::{ApiRequest, Fault};
 use crate::api::vsock::Vsock;
 use crate::api::{COMPATIBLE_VERSION, server};
@@ -48,6 +49,8 @@ pub(crate) trait Instance {
     fn ctrl_alt_del(&self) -> Result<(), KeyboardError>;
     /// Changes a disk.
     fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault>;
+    /// Changes a persistent memory.
+    fn change_pmem(&self, patch: &PmemPatch) -> Result<(), Fault>;
     /// Changes a network interface.
     fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault>;
     /// Changes the balloon to what is wanted of it.
@@ -80,6 +83,10 @@ where
 
     fn change_drive(&mut self, patch: &DrivePatch) -> Result<(), Fault> {
         Running::change_drive(self, patch)
+    }
+
+    fn change_pmem(&self, patch: &PmemPatch) -> Result<(), Fault> {
+        Running::change_pmem(self, patch)
     }
 
     fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
@@ -292,6 +299,8 @@ impl Controller {
             }
             ApiRequest::PutDrive(body) => done(self.put_drive(*body)),
             ApiRequest::PatchDrive(body) => done(self.patch_drive(&body)),
+            ApiRequest::PutPmem(body) => done(self.put_pmem(body)),
+            ApiRequest::PatchPmem(body) => done(self.patch_pmem(&body)),
             ApiRequest::PutNetworkInterface(body) => done(self.put_interface(body)),
             ApiRequest::PatchNetworkInterface(body) => done(self.patch_interface(&body)),
             ApiRequest::PutVsock(body) => done(self.put_vsock(body)),
@@ -375,6 +384,24 @@ impl Controller {
         self.not_started()?;
         machine::check_image(&drive).map_err(|error| Fault::new(one_line(&error)))?;
         self.peripherals.put_drive(drive)
+    }
+
+    fn put_pmem(&mut self, pmem: Pmem) -> Result<(), Fault> {
+        self.not_started()?;
+        machine::check_pmem(&pmem).map_err(|error| Fault::new(one_line(&error)))?;
+        self.peripherals.put_pmem(pmem)
+    }
+
+    /// Changes a persistent memory of a running or paused guest.
+    fn patch_pmem(&mut self, patch: &PmemPatch) -> Result<(), Fault> {
+        self.started()?;
+        let pmem = self.peripherals.pmem_mut(&patch.id);
+        let pmem = pmem.ok_or_else(|| machine::no_pmem(&patch.id))?;
+        if let Phase::Running(instance) | Phase::Paused(instance) = &self.phase {
+            instance.change_pmem(patch)?;
+        }
+        RateLimiter::change(&mut pmem.rate_limiter, patch.rate_limiter);
+        Ok(())
     }
 
     fn put_interface(&mut self, interface: NetworkInterface) -> Result<(), Fault> {
@@ -582,7 +609,7 @@ impl Controller {
             "machine-config": machine_config(&self.machine),
             "drives": self.peripherals.drives(),
             "network-interfaces": self.peripherals.interfaces(),
-            "pmem": [],
+            "pmem": self.peripherals.pmem(),
         });
         if let Some(boot) = &self.boot {
             config["boot-source"] = json!(BootSource::from(boot));

@@ -4,6 +4,7 @@ mod balloon;
 mod counts;
 mod devices;
 mod payload;
+mod pmem;
 mod sockets;
 mod tap;
 mod virtio;
@@ -22,6 +23,7 @@ use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{LoadError, Loaded};
 use arch::cpuid::{self, CpuidConfig};
 use arch::layout;
+use arch::memory::{ADDRESS_END, MemorySize};
 use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
 use hypervisor::host::{self as host_cpu, Rdtscp, read_tsc};
 use hypervisor::tsc_control::TscOffsetControl;
@@ -34,6 +36,7 @@ use crate::api::balloon::Balloon;
 use crate::api::body::TimePolicy;
 use crate::api::drive::DrivePatch;
 use crate::api::network::NetworkInterfacePatch;
+use crate::api::pmem::PmemPatch;
 use crate::api::request::Fault;
 use crate::code;
 use crate::config::{CpuList, MachineConfig, Peripherals, TscDomain, VcpuCount, Watcher};
@@ -60,9 +63,12 @@ use crate::vcpu::{Ending, Shared, VcpuThread};
 pub(crate) use balloon::BalloonState;
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
-pub(crate) use virtio::{check_image, check_tap, check_vsock, no_drive, no_interface};
+pub(crate) use virtio::{
+    check_image, check_pmem, check_tap, check_vsock, no_drive, no_interface, no_pmem,
+};
 
 use devices::{Devices, StopSigns};
+use pmem::PmemError;
 use sockets::SocketError;
 use tap::TapError;
 use virtio::{Backends, Virtio};
@@ -120,8 +126,8 @@ pub(crate) enum MachineError {
     Rate(#[from] RateError),
     /// More virtio devices than there are places.
     #[error(
-        "{asked} drives, network interfaces, socket, balloon and entropy devices are more than the {limit} that \
-         a machine has places for"
+        "{asked} drives, persistent memories, network interfaces, socket, balloon and entropy devices are more than \
+         the {limit} that a machine has places for"
     )]
     TooManyDevices {
         /// What the configuration asks for.
@@ -132,6 +138,20 @@ pub(crate) enum MachineError {
     /// A disk's image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A persistent memory's file cannot be had.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
+    /// Persistent memories that do not fit into a guest's address space.
+    #[error(
+        "persistent memories of {asked} bytes in all do not fit behind the {memory} of memory: both have to end at \
+         {ADDRESS_END:#x}; give it less"
+    )]
+    TooMuchPmem {
+        /// Their sizes, added up.
+        asked: u64,
+        /// The guest's RAM.
+        memory: MemorySize,
+    },
     /// A network interface's tap cannot be had.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -257,7 +277,7 @@ where
         let none = Peripherals::default();
         let peripherals = additions.peripherals.unwrap_or(&none);
         let places = virtio::places(peripherals)?;
-        let backends = Backends::open(peripherals)?;
+        let mut backends = Backends::open(peripherals, config.memory)?;
         let memory = memory::create(config.memory)?;
         // Before the VM exists: a file that cannot be booted is found in microseconds.
         let loaded = payload::load(&memory, payload)?;
@@ -274,7 +294,7 @@ where
         };
         let placement = Placement::prepare(mode, asked, Senses::this_host())?;
         let guest_memory = Arc::new(memory.clone());
-        let vm = Arc::new(hypervisor.create_vm(memory, Vec::new(), controllers)?);
+        let vm = Arc::new(hypervisor.create_vm(memory, backends.windows(), controllers)?);
         let (vcpus, host_rate) =
             create_vcpus(hypervisor, &vm, config.vcpus, controllers, &loaded, rate)?;
         let awaiting = Arc::new(Awaiting::default());
@@ -285,6 +305,7 @@ where
         let mut devices =
             Devices::create(&vm, until, config, controllers, additions.port, *started)?;
         let bus = &mut devices.buses.mmio;
+        backends.put_on(bus, peripherals, ending)?;
         let mmds = virtio::mmds(peripherals, metadata);
         let virtio = Virtio::create(
             &*vm,
@@ -437,6 +458,11 @@ where
         }
         let counts = running.virtio.take_counts();
         (self.metrics).add_source(Box::new(move |samples| counts.read(samples)));
+        let told = running.virtio.pmem_told();
+        if !told.is_empty() {
+            self.metrics
+                .add_source(Box::new(move |samples| pmem::count(&told, samples)));
+        }
         // The threads that are started from now on are not the guest's.
         running.placement.release();
         (running.virtio)
@@ -694,6 +720,14 @@ where
         self.virtio.change_interface(patch)
     }
 
+    /// Changes a persistent memory.
+    ///
+    /// # Errors
+    /// There is no such memory.
+    pub(crate) fn change_pmem(&self, patch: &PmemPatch) -> Result<(), Fault> {
+        self.virtio.change_pmem(patch)
+    }
+
     /// Changes the size of the balloon, and how often its statistics are asked for where they are, to what
     /// `balloon` says.
     pub(crate) fn change_balloon(&self, balloon: &Balloon) {
@@ -731,6 +765,9 @@ impl<H: Hypervisor> Drop for Running<H> {
         self.measuring = None;
         for thread in &*self.threads {
             thread.join();
+        }
+        if let Some(Outcome::Failure(_)) = self.shared.ending.outcome() {
+            self.virtio.tell_files_cut_short();
         }
         self.stay = self.placement.stay_for_the_end(&self.shared.threads);
     }

@@ -298,6 +298,11 @@ fn serve_one_exit(
         Ok(Exit::Unexpected(name, number)) => {
             Served::Failed(format!("unexpected exit: {name} ({number})"))
         }
+        // What a kernel says that has no exit for it.
+        Err(error) if error.source.raw_os_error() == Some(libc::EFAULT) => Served::Failed(format!(
+            "{}: the host could not provide memory that the guest touched",
+            one_line(&error)
+        )),
         Err(error) => Served::Failed(one_line(&error)),
     }
 }

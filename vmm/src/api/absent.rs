@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::drive::{RateLimiter, TokenBucket, same_id};
+use super::drive::TokenBucket;
 use super::request::Fault;
 
 /// Something that this version does not have.
@@ -24,7 +24,7 @@ pub enum Missing {
     FreePageHinting,
     MemoryHotplug,
     NetworkRemoval,
-    Pmem,
+    PmemRemoval,
     Serial,
     Snapshots,
 }
@@ -39,7 +39,7 @@ impl Missing {
             Self::FreePageHinting => "free page hinting",
             Self::MemoryHotplug => "memory hotplug",
             Self::NetworkRemoval => "removal of network interfaces",
-            Self::Pmem => "persistent memory devices",
+            Self::PmemRemoval => "removal of persistent memory devices",
             Self::Serial => {
                 return Fault::new(
                     "this version of keeptime has no serial output to a file yet: COM1 is standard input \
@@ -54,18 +54,16 @@ impl Missing {
 
 /// What serde does not check.
 pub trait Check {
-    /// `id` is the identifier in the path.
-    ///
     /// # Errors
     /// The field at fault.
-    fn check(&self, id: &str) -> Result<(), Fault>;
+    fn check(&self) -> Result<(), Fault>;
 }
 
 /// Bodies that their types check wholly.
 macro_rules! checked_by_their_types {
     ($($body:ty),*) => {
         $(impl Check for $body {
-            fn check(&self, _: &str) -> Result<(), Fault> {
+            fn check(&self) -> Result<(), Fault> {
                 Ok(())
             }
         })*
@@ -74,44 +72,9 @@ macro_rules! checked_by_their_types {
 
 checked_by_their_types!(CpuConfig, MemoryHotplugPatch, Serial, SnapshotCreate);
 
-/// Bodies whose identifier is also in the path.
-macro_rules! identified_by {
-    ($($body:ty: $field:ident),*) => {
-        $(impl Check for $body {
-            fn check(&self, id: &str) -> Result<(), Fault> {
-                same_id(stringify!($field), &self.$field, id)
-            }
-        })*
-    };
-}
-
-identified_by!(
-    Pmem: id,
-    PmemPatch: id
-);
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Empty {}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pmem {
-    id: String,
-    path_on_host: String,
-    root_device: Option<bool>,
-    read_only: Option<bool>,
-    #[serde(default, deserialize_with = "super::object::optional")]
-    rate_limiter: Option<RateLimiter>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PmemPatch {
-    id: String,
-    #[serde(default, deserialize_with = "super::object::optional")]
-    rate_limiter: Option<RateLimiter>,
-}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -136,7 +99,7 @@ pub struct MemoryHotplug {
 }
 
 impl Check for MemoryHotplug {
-    fn check(&self, _: &str) -> Result<(), Fault> {
+    fn check(&self) -> Result<(), Fault> {
         if self.slot_size_mib.is_some_and(|size| size < 128) {
             return Err(Fault::new("slot_size_mib is less than 128"));
         }
@@ -209,7 +172,7 @@ pub struct SnapshotLoad {
 }
 
 impl Check for SnapshotLoad {
-    fn check(&self, _: &str) -> Result<(), Fault> {
+    fn check(&self) -> Result<(), Fault> {
         match (&self.mem_backend, &self.mem_file_path) {
             (Some(_), None) | (None, Some(_)) => Ok(()),
             _ => Err(Fault::new(

@@ -22,6 +22,7 @@ pub(crate) mod mailbox;
 pub mod network;
 mod object;
 pub mod openapi;
+pub mod pmem;
 pub mod request;
 pub(crate) mod server;
 pub mod vsock;

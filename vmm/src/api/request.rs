@@ -13,6 +13,7 @@ use super::body::{
 use super::drive::{Drive, DrivePatch, Entropy, same_id};
 use super::http::Method;
 use super::network::{NetworkInterface, NetworkInterfacePatch};
+use super::pmem::{Pmem, PmemPatch};
 use super::vsock::Vsock;
 
 /// Why a request is refused: the `fault_message` that the client gets.
@@ -69,6 +70,10 @@ pub enum ApiRequest {
     PutDrive(Box<Drive>),
     /// `PATCH /drives/{id}`.
     PatchDrive(DrivePatch),
+    /// `PUT /pmem/{id}`.
+    PutPmem(Pmem),
+    /// `PATCH /pmem/{id}`.
+    PatchPmem(PmemPatch),
     /// `PUT /network-interfaces/{id}`.
     PutNetworkInterface(NetworkInterface),
     /// `PATCH /network-interfaces/{id}`.
@@ -248,12 +253,16 @@ pub const ROUTES: &[Route] = &[
         Ok(ApiRequest::Absent(Missing::DriveRemoval))
     }),
     put("/pmem/{id}", Some("pmem"), |input| {
-        absent::<absent::Pmem>(input, Missing::Pmem)
+        let body: Pmem = input.json()?;
+        Ok(ApiRequest::PutPmem(body.check_of(input.id)?))
     }),
     patch("/pmem/{id}", Some("pmem"), |input| {
-        absent::<absent::PmemPatch>(input, Missing::Pmem)
+        let body: PmemPatch = input.json()?;
+        Ok(ApiRequest::PatchPmem(body.check(input.id)?))
     }),
-    delete("/pmem/{id}", |_| Ok(ApiRequest::Absent(Missing::Pmem))),
+    delete("/pmem/{id}", |_| {
+        Ok(ApiRequest::Absent(Missing::PmemRemoval))
+    }),
     put("/network-interfaces/{id}", Some("network"), |input| {
         let body: NetworkInterface = input.json()?;
         same_id("iface_id", &body.iface_id, input.id)?;
@@ -337,7 +346,7 @@ fn absent<T: DeserializeOwned + absent::Check>(
     missing: Missing,
 ) -> Result<ApiRequest, Fault> {
     let body: T = input.json()?;
-    body.check(input.id)?;
+    body.check()?;
     Ok(ApiRequest::Absent(missing))
 }
 
@@ -567,7 +576,7 @@ mod tests {
                 Method::Delete,
                 "/pmem/a",
                 "",
-                ApiRequest::Absent(Missing::Pmem),
+                ApiRequest::Absent(Missing::PmemRemoval),
             ),
             (
                 Method::Put,

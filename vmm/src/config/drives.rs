@@ -1,10 +1,11 @@
-//! A machine's disks, network interfaces with what is on them, socket device, balloon and source of entropy,
-//! validated.
+//! A machine's disks, persistent memories, network interfaces with what is on them, socket device, balloon and source
+//! of entropy, validated.
 
 use crate::api::balloon::Balloon;
 use crate::api::body::MmdsConfig;
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
+use crate::api::pmem::Pmem;
 use crate::api::request::Fault;
 use crate::api::vsock::Vsock;
 use crate::mmds::DEFAULT_ADDRESS;
@@ -14,6 +15,8 @@ use crate::mmds::DEFAULT_ADDRESS;
 pub struct Peripherals {
     /// The disks. That of the root file system is the first, so that Linux calls it `vda`.
     drives: Vec<Drive>,
+    /// The persistent memories, in the order in which they were asked for.
+    pmem: Vec<Pmem>,
     /// The network interfaces, in the order in which they were asked for.
     interfaces: Vec<NetworkInterface>,
     /// The metadata service on some of them.
@@ -38,15 +41,8 @@ impl Peripherals {
     /// # Errors
     /// There is a root device already.
     pub fn put_drive(&mut self, drive: Drive) -> Result<(), Fault> {
-        let mut others = self.drives.iter();
-        if drive.is_root_device
-            && let Some(root) =
-                others.find(|other| other.is_root_device && other.drive_id != drive.drive_id)
-        {
-            return Err(Fault::new(format!(
-                "is_root_device: the drive {:?} is the root device already",
-                root.drive_id
-            )));
+        if drive.is_root_device {
+            self.check_root("is_root_device", "drive", &drive.drive_id)?;
         }
         let named = |other: &Drive| other.drive_id == drive.drive_id;
         match self.drives.iter().position(named) {
@@ -56,6 +52,47 @@ impl Peripherals {
         // Stable: the others stay in the order in which they came.
         self.drives.sort_by_key(|drive| !drive.is_root_device);
         Ok(())
+    }
+
+    /// Refuses a root device beside the one that there is, unless it takes its place.
+    fn check_root(&self, field: &str, kind: &str, id: &str) -> Result<(), Fault> {
+        let drives = self.drives.iter().filter(|drive| drive.is_root_device);
+        let drives = drives.map(|drive| ("drive", &drive.drive_id));
+        let pmem = self.pmem.iter().filter(|pmem| pmem.root_device);
+        let pmem = pmem.map(|pmem| ("persistent memory", &pmem.id));
+        let mut others = drives.chain(pmem);
+        match others.find(|other| *other != (kind, &id.to_owned())) {
+            None => Ok(()),
+            Some((kind, root)) => Err(Fault::new(format!(
+                "{field}: the {kind} {root:?} is the root device already"
+            ))),
+        }
+    }
+
+    /// The persistent memories, in the order in which the guest finds them.
+    #[must_use]
+    pub fn pmem(&self) -> &[Pmem] {
+        &self.pmem
+    }
+
+    /// Adds a persistent memory, or puts it in the place of the one with its name.
+    ///
+    /// # Errors
+    /// There is a root device already.
+    pub fn put_pmem(&mut self, pmem: Pmem) -> Result<(), Fault> {
+        if pmem.root_device {
+            self.check_root("root_device", "persistent memory", &pmem.id)?;
+        }
+        match self.pmem.iter().position(|other| other.id == pmem.id) {
+            Some(index) => self.pmem[index] = pmem,
+            None => self.pmem.push(pmem),
+        }
+        Ok(())
+    }
+
+    /// The persistent memory of this name.
+    pub fn pmem_mut(&mut self, id: &str) -> Option<&mut Pmem> {
+        self.pmem.iter_mut().find(|pmem| pmem.id == id)
     }
 
     /// The disk of this name.
@@ -143,10 +180,13 @@ impl Peripherals {
     /// kernel's.
     #[must_use]
     pub fn cmdline(&self, cmdline: &str) -> String {
-        let Some(root) = self.drives.first().filter(|drive| drive.is_root_device) else {
-            return cmdline.to_owned();
+        let drive = self.drives.first().filter(|drive| drive.is_root_device);
+        let pmem = (0..).zip(&self.pmem).find(|(_, pmem)| pmem.root_device);
+        let arguments = match (drive, pmem) {
+            (Some(drive), _) => drive.root_arguments(),
+            (None, Some((index, pmem))) => pmem.root_arguments(index),
+            (None, None) => return cmdline.to_owned(),
         };
-        let arguments = root.root_arguments();
         match cmdline.split_once(" -- ") {
             Some((kernel, init)) => format!("{kernel} {arguments} -- {init}"),
             None => format!("{cmdline} {arguments}").trim_start().to_owned(),
@@ -181,6 +221,48 @@ mod tests {
         peripherals.put_drive(drive("c", false)).expect("replaced");
         peripherals.put_drive(drive("b", true)).expect("the only");
         assert_eq!(names(&peripherals), ["b", "c", "a"]);
+    }
+
+    fn pmem(id: &str, root: bool, read_only: bool) -> Pmem {
+        Pmem {
+            id: id.to_owned(),
+            path_on_host: "f".into(),
+            root_device: root,
+            read_only,
+            rate_limiter: None,
+        }
+    }
+
+    #[test]
+    fn root_device_is_one_among_disks_and_memories() {
+        let mut peripherals = Peripherals::default();
+        peripherals.put_drive(drive("a", false)).expect("valid");
+        peripherals
+            .put_pmem(pmem("p", false, false))
+            .expect("valid");
+        peripherals.put_pmem(pmem("a", true, true)).expect("valid");
+        assert_eq!(peripherals.cmdline("quiet"), "quiet root=/dev/pmem1 ro");
+        // Of the same name, and another device all the same.
+        let message = peripherals.put_drive(drive("a", true)).expect_err("two");
+        let expected = "is_root_device: the persistent memory \"a\" is the root device already";
+        assert_eq!(message.to_string(), expected);
+        let message = peripherals.put_pmem(pmem("p", true, false));
+        let message = message.expect_err("two").to_string();
+        assert!(message.starts_with("root_device: the persistent memory \"a\""));
+        peripherals
+            .put_pmem(pmem("a", true, false))
+            .expect("the same");
+        assert_eq!(peripherals.cmdline("a -- b"), "a root=/dev/pmem1 rw -- b");
+        peripherals
+            .put_pmem(pmem("a", false, false))
+            .expect("replaced");
+        peripherals.put_drive(drive("a", true)).expect("the only");
+        let message = peripherals.put_pmem(pmem("a", true, false));
+        let message = message.expect_err("two").to_string();
+        assert!(message.contains("the drive \"a\""), "{message}");
+        assert_eq!(peripherals.cmdline(""), "root=/dev/vda rw");
+        let names: Vec<_> = peripherals.pmem().iter().map(|pmem| &*pmem.id).collect();
+        assert_eq!(names, ["p", "a"]);
     }
 
     #[test]

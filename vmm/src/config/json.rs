@@ -19,6 +19,7 @@ use crate::api::balloon::Balloon;
 use crate::api::body::{BootSource, LoggerBody, MetricsBody, MmdsConfig};
 use crate::api::drive::{Drive, Entropy};
 use crate::api::network::NetworkInterface;
+use crate::api::pmem::Pmem;
 use crate::api::request::Fault;
 use crate::api::vsock::Vsock;
 
@@ -40,6 +41,14 @@ pub enum ConfigFileError {
     /// A drive that cannot be had.
     #[error("drives: {id:?}")]
     Drive {
+        /// Its name.
+        id: String,
+        /// Why not.
+        source: Fault,
+    },
+    /// A persistent memory that cannot be had.
+    #[error("pmem: {id:?}")]
+    Pmem {
         /// Its name.
         id: String,
         /// Why not.
@@ -74,7 +83,7 @@ pub enum ConfigFileError {
 pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     let file: ConfigFile = serde_json::from_slice(text)?;
     let machine = file.machine_config;
-    let mut peripherals = peripherals(file.drives, file.network_interfaces)?;
+    let mut peripherals = peripherals(file.drives, file.pmem, file.network_interfaces)?;
     if let Some(config) = file.mmds_config {
         peripherals
             .put_mmds(config)
@@ -110,6 +119,7 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
 
 fn peripherals(
     drives: Vec<Drive>,
+    memories: Vec<Pmem>,
     interfaces: Vec<NetworkInterface>,
 ) -> Result<Peripherals, ConfigFileError> {
     let mut peripherals = Peripherals::default();
@@ -122,6 +132,16 @@ fn peripherals(
             Err(Fault::new("drive_id: another drive has this name"))
         };
         put.map_err(|source| ConfigFileError::Drive { id, source })?;
+    }
+    for pmem in memories {
+        let id = pmem.id.clone();
+        let is_new = peripherals.pmem_mut(&id).is_none();
+        let put = if is_new {
+            pmem.check().and_then(|pmem| peripherals.put_pmem(pmem))
+        } else {
+            Err(Fault::new("id: another persistent memory has this name"))
+        };
+        put.map_err(|source| ConfigFileError::Pmem { id, source })?;
     }
     for interface in interfaces {
         let id = interface.iface_id.clone();
@@ -147,8 +167,8 @@ struct ConfigFile {
     drives: Vec<Drive>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterface>,
-    #[serde(default, rename = "pmem")]
-    _pmem: NotYet<Pmem>,
+    #[serde(default)]
+    pmem: Vec<Pmem>,
     #[serde(default, rename = "cpu-config")]
     _cpu_config: NotYet<CpuConfig>,
     vsock: Option<Vsock>,
@@ -216,7 +236,6 @@ macro_rules! features {
 }
 
 features! {
-    Pmem: "`pmem` (persistent memory devices)",
     CpuConfig: "`cpu-config` (custom CPU templates)",
     SerialOutput: "`serial` (serial output to a file)",
     MemoryHotplug: "`memory-hotplug`",
@@ -437,6 +456,42 @@ mod tests {
     }
 
     #[test]
+    fn persistent_memories_are_read_and_checked() {
+        let with = |pmem: &str| {
+            format!(
+                r#"{{"boot-source":{{"kernel_image_path":"k"}},"pmem":{pmem},
+                    "drives":[{{"drive_id":"d","is_root_device":true,"path_on_host":"f"}}]}}"#
+            )
+        };
+        let config = parse(
+            with(
+                r#"[{"id":"b","path_on_host":"f","read_only":true},{"id":"a","path_on_host":"g"}]"#,
+            )
+            .as_bytes(),
+        );
+        let config = config.expect("valid");
+        let read: Vec<_> = (config.peripherals.pmem().iter())
+            .map(|pmem| (&*pmem.id, pmem.read_only))
+            .collect();
+        assert_eq!(read, [("b", true), ("a", false)]);
+        for (pmem, part) in [
+            (
+                r#"[{"id":"a","path_on_host":"f"},{"id":"a","path_on_host":"g"}]"#,
+                "pmem: \"a\": id: another persistent memory has this name",
+            ),
+            (
+                r#"[{"id":"a","path_on_host":"f","root_device":true}]"#,
+                "pmem: \"a\": root_device: the drive \"d\" is the root device",
+            ),
+            (r#"[{"id":"a"}]"#, "path_on_host"),
+            (r#"[{"id":"a","path_on_host":"f","size":1}]"#, "size"),
+        ] {
+            let message = message(&with(pmem));
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_key_and_the_place() {
         // (text, what the message must hold)
         let rows: [(&str, &[&str]); 10] = [
@@ -555,7 +610,7 @@ mod tests {
                 message(&text)
             );
         }
-        for key in ["pmem", "cpu-config", "serial", "memory-hotplug"] {
+        for key in ["cpu-config", "serial", "memory-hotplug"] {
             for value in ["{}", "1", "-1", "1.5", "\"x\"", "true", "[{}]"] {
                 let text =
                     format!(r#"{{"boot-source":{{"kernel_image_path":"k"}},"{key}":{value}}}"#);

@@ -32,6 +32,11 @@ impl Instance for Noting {
         }
     }
 
+    fn change_pmem(&self, _: &PmemPatch) -> Result<(), Fault> {
+        self.0.borrow_mut().push("pmem");
+        Ok(())
+    }
+
     fn change_interface(&mut self, _: &NetworkInterfacePatch) -> Result<(), Fault> {
         self.0.borrow_mut().push("interface");
         Ok(())

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 
 use arch::acpi::VirtioMmio;
 use arch::layout;
+use arch::memory::{MemorySize, places_after_ram};
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::balloon;
@@ -21,8 +22,8 @@ use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
 use devices::virtio::vsock::Vsock;
-use devices::virtio::{Device, Engine, Hold, Next};
-use hypervisor::{Gsi, Vm};
+use devices::virtio::{Device, Engine, Hold, Next, pmem};
+use hypervisor::{Gsi, Vm, Window};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -31,6 +32,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::balloon::{BalloonState, Inflated, Pages};
 use super::counts::{Counts, Told};
 use super::devices::press;
+use super::pmem::{Mapped, Memory, PmemError, PmemFile};
 use super::sockets::{SocketFile, Sockets, allow_descriptors};
 use super::tap::Tap;
 use super::{MachineError, host};
@@ -38,6 +40,7 @@ use crate::api::balloon::{Balloon, interval};
 use crate::api::body::MmdsConfig;
 use crate::api::drive::{self, DrivePatch};
 use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
+use crate::api::pmem::{Pmem, PmemPatch};
 use crate::api::request::Fault;
 use crate::api::vsock;
 use crate::config::Peripherals;
@@ -54,6 +57,7 @@ const MAX_DEVICES: usize = layout::VIRTIO_MMIO_GSIS.len();
 /// The places of the devices, for the machine's tables.
 pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, MachineError> {
     let asked = peripherals.drives().len()
+        + peripherals.pmem().len()
         + peripherals.interfaces().len()
         + usize::from(peripherals.vsock.is_some())
         + usize::from(peripherals.balloon.is_some())
@@ -82,6 +86,8 @@ pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, Machi
 pub(super) struct Backends {
     /// The images of the disks, opened and locked,
     images: Vec<Image>,
+    /// the files of the persistent memories, mapped,
+    memories: Vec<Mapped>,
     /// the taps of the network interfaces,
     taps: Vec<Tap>,
     /// and the socket of the socket device.
@@ -89,8 +95,11 @@ pub(super) struct Backends {
 }
 
 impl Backends {
-    /// Opens them, before anything else is made.
-    pub(super) fn open(peripherals: &Peripherals) -> Result<Self, MachineError> {
+    /// Opens them, before anything else is made, for a guest with `memory`.
+    pub(super) fn open(
+        peripherals: &Peripherals,
+        memory: MemorySize,
+    ) -> Result<Self, MachineError> {
         let drives = peripherals.drives().iter();
         let images = drives.map(|drive| Image::open(&drive.path(), drive.access()));
         let interfaces = peripherals.interfaces().iter();
@@ -99,15 +108,55 @@ impl Backends {
         let sockets = vsock.map(|vsock| Sockets::bind(&vsock.uds_path));
         Ok(Self {
             images: images.collect::<Result<_, _>>()?,
+            memories: map(peripherals.pmem(), memory)?,
             taps: taps.collect::<Result<_, _>>()?,
             sockets: sockets.transpose()?,
         })
     }
+
+    /// Puts on `bus` what the memories of `peripherals` do not serve.
+    pub(super) fn put_on(
+        &mut self,
+        bus: &mut Bus,
+        peripherals: &Peripherals,
+        ending: &Arc<Ending>,
+    ) -> Result<(), MachineError> {
+        for (pmem, mapped) in peripherals.pmem().iter().zip(&mut self.memories) {
+            mapped.put_on(bus, pmem, ending)?;
+        }
+        Ok(())
+    }
+
+    /// The guest's memory beside its RAM.
+    pub(super) fn windows(&self) -> Vec<Window> {
+        let windows = self.memories.iter().flat_map(|mapped| &mapped.windows);
+        windows.cloned().collect()
+    }
+}
+
+/// Maps the files of persistent memories to where a guest with `memory` has them.
+fn map(memories: &[Pmem], memory: MemorySize) -> Result<Vec<Mapped>, MachineError> {
+    let files = memories.iter().map(PmemFile::open);
+    let files: Vec<_> = files.collect::<Result<_, _>>()?;
+    let sizes = files.iter().map(PmemFile::size);
+    let starts = places_after_ram(memory, pmem::ALIGNMENT, sizes.clone()).ok_or_else(|| {
+        let asked = sizes.fold(0, u64::saturating_add);
+        MachineError::TooMuchPmem { asked, memory }
+    })?;
+    let mapped = files.into_iter().zip(starts);
+    let mapped = mapped.map(|(file, start)| file.map(start));
+    Ok(mapped.collect::<Result<_, PmemError>>()?)
 }
 
 /// Looks whether an image can be had, so that a client learns of a wrong path when it gives it.
 pub(crate) fn check_image(drive: &drive::Drive) -> Result<(), MachineError> {
     Image::open(&drive.path(), drive.access())?;
+    Ok(())
+}
+
+/// Looks whether the file of a persistent memory can be had, for the same reason.
+pub(crate) fn check_pmem(pmem: &Pmem) -> Result<(), MachineError> {
+    PmemFile::open(pmem)?;
     Ok(())
 }
 
@@ -124,7 +173,7 @@ pub(crate) fn check_vsock(vsock: &vsock::Vsock) -> Result<(), MachineError> {
 }
 
 /// A limiter on the host's clock.
-fn limiter(limits: Option<drive::RateLimiter>) -> RateLimiter {
+pub(super) fn limiter(limits: Option<drive::RateLimiter>) -> RateLimiter {
     // The bounds were checked with the configuration.
     let (bandwidth, operations) = limits.unwrap_or_default().buckets().unwrap_or_default();
     let clock = Box::new(host_clock::monotonic_raw);
@@ -185,6 +234,7 @@ enum Waker {
 pub(super) struct Virtio {
     disks: Vec<Disk>,
     cards: Vec<Card>,
+    memories: Vec<Memory>,
     balloon: Option<Inflated>,
     counts: Counts,
     waiting: Vec<Waiting>,
@@ -271,6 +321,20 @@ impl Virtio {
                 id: interface.iface_id.clone(),
                 engine,
                 kick,
+            });
+        }
+        for (pmem, mapped) in peripherals.pmem().iter().zip(backends.memories) {
+            let Some(place) = places.next() else { break };
+            let (device, file) = mapped.into_device(pmem);
+            let told = device.told();
+            let name = format!("pmem {}", pmem.id);
+            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            virtio.memories.push(Memory {
+                id: pmem.id.clone(),
+                engine,
+                kick,
+                told,
+                file,
             });
         }
         // The address was checked with the configuration.
@@ -427,6 +491,33 @@ impl Virtio {
         Ok(())
     }
 
+    /// Changes a persistent memory while it is in use. The device takes it over with its next request.
+    ///
+    /// # Errors
+    /// There is no such memory.
+    pub(super) fn change_pmem(&self, patch: &PmemPatch) -> Result<(), Fault> {
+        let memory = self.memories.iter().find(|memory| memory.id == patch.id);
+        let memory = memory.ok_or_else(|| no_pmem(&patch.id))?;
+        let (bandwidth, operations) = patch.rate_limiter.unwrap_or_default().buckets()?;
+        memory.engine.change(|update| {
+            update.bandwidth = bandwidth.or(update.bandwidth.take());
+            update.operations = operations.or(update.operations.take());
+        });
+        press(&memory.kick);
+        Ok(())
+    }
+
+    /// What the persistent memories tell from now on.
+    pub(super) fn pmem_told(&self) -> Vec<Arc<pmem::Told>> {
+        let memories = self.memories.iter();
+        memories.map(|memory| memory.told.clone()).collect()
+    }
+
+    /// Tells which files of persistent memories have become shorter.
+    pub(super) fn tell_files_cut_short(&self) {
+        self.memories.iter().for_each(Memory::tell_if_cut_short);
+    }
+
     /// Changes the size of the balloon, and how often its statistics are asked for. The device takes it over with
     /// its next request.
     pub(super) fn change_balloon(&self, wanted: &Balloon) {
@@ -477,6 +568,13 @@ pub(crate) fn no_interface(id: &str) -> Fault {
     ))
 }
 
+/// What a client is told of a persistent memory that there is not.
+pub(crate) fn no_pmem(id: &str) -> Fault {
+    Fault::new(format!(
+        "there is no persistent memory {id:?}: PUT it before the start"
+    ))
+}
+
 /// What a client is told of a disk that there is not.
 pub(crate) fn no_drive(id: &str) -> Fault {
     Fault::new(format!("there is no drive {id:?}: PUT it before the start"))
@@ -510,6 +608,7 @@ impl std::fmt::Debug for Virtio {
         f.debug_struct("Virtio")
             .field("disks", &self.disks)
             .field("cards", &self.cards)
+            .field("memories", &self.memories)
             .field("balloon", &self.balloon)
             .finish_non_exhaustive()
     }

@@ -9,7 +9,6 @@
 )]
 
 mod alternatives;
-mod guest;
 #[path = "../support/mod.rs"]
 mod support;
 mod tracer;
@@ -24,10 +23,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use guest::{Guest, Part};
 use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::{Value, json};
 use support::api::raw;
+use support::guest::{Guest, Part};
 use support::rules::{Condition, numbers, rules};
 use support::{FOR_EVER, RESET, elf, print, pseudoterminal};
 use tempfile::TempDir;

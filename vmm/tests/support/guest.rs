@@ -1,7 +1,7 @@
 //! A guest that drives virtio devices: straight code of stores into registers and rings, and waits for what a device
 //! has used. Its first 4 GiB are identity-mapped (`arch/src/boot/state.rs`).
 
-use crate::support::print;
+use super::print;
 
 /// Where the first device's registers are, and how far apart (`arch/src/layout.rs`).
 const DEVICES: u32 = 0xc000_1000;
@@ -80,7 +80,7 @@ impl Guest {
         self.code.extend(address.to_le_bytes());
     }
 
-    fn store(&mut self, address: u32, value: u32) {
+    pub(crate) fn store(&mut self, address: u32, value: u32) {
         self.address(address);
         // mov dword ptr [rdi], value
         self.code.extend([0xc7, 0x07]);
@@ -94,8 +94,28 @@ impl Guest {
         self.code.extend(value.to_le_bytes());
     }
 
+    /// Prints the byte at `address`, or, of a number, its digit.
+    pub(crate) fn tell(&mut self, address: u32, is_number: bool) {
+        self.address(address);
+        let zero = if is_number { b'0' } else { 0 };
+        // mov dx, 0x3f8; mov al, [rdi]; add al, zero; out dx, al
+        self.code
+            .extend([0x66, 0xba, 0xf8, 0x03, 0x8a, 0x07, 0x04, zero, 0xee]);
+    }
+
+    /// Has 2 MiB of physical memory from `from` on at `to`, which is between 1 GiB and 2 GiB and was not touched yet.
+    pub(crate) fn map(&mut self, from: u64, to: u32) {
+        assert!(to >> 30 == 1 && to.is_multiple_of(2 << 20) && from.is_multiple_of(2 << 20));
+        // The second page directory (`arch/src/layout.rs`), whose entries are present, writable and large.
+        let entry = 0xc000 + ((to & 0x3fff_ffff) >> 21) * 8;
+        let halves = [from & 0xffff_ffff, from >> 32];
+        let [low, high] = halves.map(|half| u32::try_from(half).expect("a half"));
+        self.store(entry, low | 0x83);
+        self.store(entry + 4, high);
+    }
+
     /// Waits until 16 bits at `address` are `value`.
-    fn wait(&mut self, address: u32, value: u16) {
+    pub(crate) fn wait(&mut self, address: u32, value: u16) {
         self.address(address);
         // cmp word ptr [rdi], value; jne back to it
         self.code.extend([0x66, 0x81, 0x3f]);
@@ -171,6 +191,11 @@ impl Guest {
         queue.requests += 1;
         self.store(queue.available(), u32::from(queue.requests) << 16);
         self.store(queue.device + register::QUEUE_NOTIFY, queue.index);
+    }
+
+    /// Where the memory of the next part is.
+    pub(crate) fn next(queue: &Queue) -> u32 {
+        queue.free
     }
 
     /// Waits until the device has used all that it was offered.

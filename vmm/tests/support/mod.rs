@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 pub(crate) mod api;
+pub(crate) mod guest;
 pub(crate) mod rules;
 
 use std::fs::File;
