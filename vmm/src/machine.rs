@@ -63,9 +63,8 @@ use crate::vcpu::{Ending, Shared, VcpuThread};
 pub(crate) use balloon::BalloonState;
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
-pub(crate) use virtio::{
-    check_image, check_pmem, check_tap, check_vsock, no_drive, no_interface, no_pmem,
-};
+pub(crate) use pmem::{check_pmem, no_pmem};
+pub(crate) use virtio::{check_image, check_tap, check_vsock, no_drive, no_interface};
 
 use devices::{Devices, StopSigns};
 use pmem::PmemError;

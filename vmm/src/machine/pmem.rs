@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use arch::layout::PAGE_SIZE;
+use arch::memory::{MemorySize, places_after_ram};
 use devices::bus::{Bus, BusError};
 use devices::virtio::Engine;
 use devices::virtio::block::{Access, ImageError, open_locked};
@@ -19,8 +20,10 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{Address, FileOffset, GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::MachineError;
 use super::virtio::limiter;
 use crate::api::pmem;
+use crate::api::request::Fault;
 use crate::error::one_line;
 use crate::metrics::Sample;
 use crate::outcome::Outcome;
@@ -153,6 +156,36 @@ impl PmemFile {
 fn len(mut file: &File) -> io::Result<u64> {
     // The metadata of a block device does not tell its size.
     file.seek(SeekFrom::End(0))
+}
+
+/// Maps the files of persistent memories to where a guest with `memory` has them.
+pub(super) fn map(
+    memories: &[pmem::Pmem],
+    memory: MemorySize,
+) -> Result<Vec<Mapped>, MachineError> {
+    let files = memories.iter().map(PmemFile::open);
+    let files: Vec<_> = files.collect::<Result<_, _>>()?;
+    let sizes = files.iter().map(PmemFile::size);
+    let starts = places_after_ram(memory, ALIGNMENT, sizes.clone()).ok_or_else(|| {
+        let asked = sizes.fold(0, u64::saturating_add);
+        MachineError::TooMuchPmem { asked, memory }
+    })?;
+    let mapped = files.into_iter().zip(starts);
+    let mapped = mapped.map(|(file, start)| file.map(start));
+    Ok(mapped.collect::<Result<_, PmemError>>()?)
+}
+
+/// Looks whether the file of a persistent memory can be had, so that a client learns of a wrong path at once.
+pub(crate) fn check_pmem(pmem: &pmem::Pmem) -> Result<(), MachineError> {
+    PmemFile::open(pmem)?;
+    Ok(())
+}
+
+/// What a client is told of a persistent memory that there is not.
+pub(crate) fn no_pmem(id: &str) -> Fault {
+    Fault::new(format!(
+        "there is no persistent memory {id:?}: PUT it before the start"
+    ))
 }
 
 /// A file that is mapped.

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use arch::acpi::VirtioMmio;
 use arch::layout;
-use arch::memory::{MemorySize, places_after_ram};
+use arch::memory::MemorySize;
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::balloon;
@@ -21,8 +21,9 @@ use devices::virtio::block::{Block, Image, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
+use devices::virtio::pmem::Told as PmemTold;
 use devices::virtio::vsock::Vsock;
-use devices::virtio::{Device, Engine, Hold, Next, pmem};
+use devices::virtio::{Device, Engine, Hold, Next};
 use hypervisor::{Gsi, Vm, Window};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
@@ -32,7 +33,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::balloon::{BalloonState, Inflated, Pages};
 use super::counts::{Counts, Told};
 use super::devices::press;
-use super::pmem::{Mapped, Memory, PmemError, PmemFile};
+use super::pmem::{self, Mapped, Memory, no_pmem};
 use super::sockets::{SocketFile, Sockets, allow_descriptors};
 use super::tap::Tap;
 use super::{MachineError, host};
@@ -40,7 +41,7 @@ use crate::api::balloon::{Balloon, interval};
 use crate::api::body::MmdsConfig;
 use crate::api::drive::{self, DrivePatch};
 use crate::api::network::{NetworkInterface, NetworkInterfacePatch};
-use crate::api::pmem::{Pmem, PmemPatch};
+use crate::api::pmem::PmemPatch;
 use crate::api::request::Fault;
 use crate::api::vsock;
 use crate::config::Peripherals;
@@ -108,7 +109,7 @@ impl Backends {
         let sockets = vsock.map(|vsock| Sockets::bind(&vsock.uds_path));
         Ok(Self {
             images: images.collect::<Result<_, _>>()?,
-            memories: map(peripherals.pmem(), memory)?,
+            memories: pmem::map(peripherals.pmem(), memory)?,
             taps: taps.collect::<Result<_, _>>()?,
             sockets: sockets.transpose()?,
         })
@@ -134,29 +135,9 @@ impl Backends {
     }
 }
 
-/// Maps the files of persistent memories to where a guest with `memory` has them.
-fn map(memories: &[Pmem], memory: MemorySize) -> Result<Vec<Mapped>, MachineError> {
-    let files = memories.iter().map(PmemFile::open);
-    let files: Vec<_> = files.collect::<Result<_, _>>()?;
-    let sizes = files.iter().map(PmemFile::size);
-    let starts = places_after_ram(memory, pmem::ALIGNMENT, sizes.clone()).ok_or_else(|| {
-        let asked = sizes.fold(0, u64::saturating_add);
-        MachineError::TooMuchPmem { asked, memory }
-    })?;
-    let mapped = files.into_iter().zip(starts);
-    let mapped = mapped.map(|(file, start)| file.map(start));
-    Ok(mapped.collect::<Result<_, PmemError>>()?)
-}
-
 /// Looks whether an image can be had, so that a client learns of a wrong path when it gives it.
 pub(crate) fn check_image(drive: &drive::Drive) -> Result<(), MachineError> {
     Image::open(&drive.path(), drive.access())?;
-    Ok(())
-}
-
-/// Looks whether the file of a persistent memory can be had, for the same reason.
-pub(crate) fn check_pmem(pmem: &Pmem) -> Result<(), MachineError> {
-    PmemFile::open(pmem)?;
     Ok(())
 }
 
@@ -508,7 +489,7 @@ impl Virtio {
     }
 
     /// What the persistent memories tell from now on.
-    pub(super) fn pmem_told(&self) -> Vec<Arc<pmem::Told>> {
+    pub(super) fn pmem_told(&self) -> Vec<Arc<PmemTold>> {
         let memories = self.memories.iter();
         memories.map(|memory| memory.told.clone()).collect()
     }
@@ -565,13 +546,6 @@ impl Virtio {
 pub(crate) fn no_interface(id: &str) -> Fault {
     Fault::new(format!(
         "there is no network interface {id:?}: PUT it before the start"
-    ))
-}
-
-/// What a client is told of a persistent memory that there is not.
-pub(crate) fn no_pmem(id: &str) -> Fault {
-    Fault::new(format!(
-        "there is no persistent memory {id:?}: PUT it before the start"
     ))
 }
 
