@@ -38,7 +38,8 @@ pub use simulator::tsc_simulator;
 pub use skew::tsc_skew;
 pub use tables::{acpi, cpuid};
 pub use virtio::{
-    virtio_balloon, virtio_block, virtio_entropy, virtio_mmio, virtio_net, virtio_vsock,
+    virtio_balloon, virtio_block, virtio_entropy, virtio_mmio, virtio_net, virtio_pmem,
+    virtio_vsock,
 };
 pub use watch::tsc_watch;
 
@@ -72,6 +73,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("virtio_entropy", virtio_entropy),
     ("virtio_mmio", virtio_mmio),
     ("virtio_net", virtio_net),
+    ("virtio_pmem", virtio_pmem),
     ("virtio_vsock", virtio_vsock),
     ("vmclock", vmclock),
 ];

@@ -13,7 +13,7 @@ fn mutations(target: &str) -> u64 {
         "tsc_simulator" => 200,
         // As long: connections; a guest's memory, compared after each step.
         "mmds_frames" | "virtio_balloon" | "virtio_block" | "virtio_entropy" | "virtio_net"
-        | "virtio_vsock" => 200,
+        | "virtio_pmem" | "virtio_vsock" => 200,
         _ => 2000,
     }
 }
@@ -160,7 +160,7 @@ macro_rules! replays {
 replays! {
     acpi api_http api_request boot_any boot_bzimage boot_elf boot_multiboot cache config cpuid mmds_frames pvclock tsc_catchup
     tsc_nested tsc_plan tsc_ratio tsc_scale tsc_simulator tsc_skew tsc_watch virtio_balloon virtio_block virtio_entropy
-    virtio_mmio virtio_net virtio_vsock vmclock
+    virtio_mmio virtio_net virtio_pmem virtio_vsock vmclock
 }
 
 #[test]

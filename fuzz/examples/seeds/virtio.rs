@@ -13,6 +13,7 @@ pub(crate) fn seeds() -> Vec<Named> {
         disk(),
         registers(),
         network(),
+        memory(),
         sockets(),
         balloon(),
     ]
@@ -37,6 +38,11 @@ fn hole(at: u32, len: u16, writable: bool) -> Seed {
 }
 
 fn request<const N: usize>(buffers: [Seed; N], indirect: bool) -> Seed {
+    request_with(buffers, indirect, 0x5a)
+}
+
+/// The same with other bytes in the first buffer to read.
+fn request_with<const N: usize>(buffers: [Seed; N], indirect: bool, header: u8) -> Seed {
     let unused = (N..BUFFERS).map(|_| low(0, 0, false));
     buffers
         .into_iter()
@@ -45,7 +51,7 @@ fn request<const N: usize>(buffers: [Seed; N], indirect: bool) -> Seed {
         // One is added.
         .u8(u8::try_from(N - 1).expect("few"))
         .flag(indirect)
-        .bytes(&[0x5a; 32])
+        .bytes(&[header; 32])
 }
 
 fn joined<const N: usize>(parts: [Seed; N]) -> Seed {
@@ -103,6 +109,36 @@ fn entropy() -> Vec<Named> {
             "hole",
             input(true, after(request([hole(0x1000, 8, true)], true))),
         ),
+    ]
+}
+
+fn memory() -> Vec<Named> {
+    let flush = |indirect: bool| request_with([low(0, 4, false), low(64, 4, true)], indirect, 0);
+    let input = |requests: Seed| seed().flag(true).u64(0b0110).bytes(&requests.done()).done();
+    let pieces = request_with(
+        [
+            low(0, 1, false),
+            high(5, 3, false),
+            low(64, 3, true),
+            high(16, 9, true),
+        ],
+        true,
+        0,
+    );
+    let unknown = request([low(0, 4, false), low(64, 4, true)], true);
+    let every = seed().list([
+        flush(true).flag(true),
+        flush(false).flag(false),
+        unknown.flag(false),
+        pieces.flag(true),
+        flush(true).flag(true),
+    ]);
+    let short = request_with([low(0, 4, false), low(64, 3, true)], true, 0);
+    let none = request_with([low(0, 3, false), low(64, 4, true)], true, 0);
+    let short = seed().list([flush(true).flag(false), none.flag(false), short.flag(true)]);
+    vec![
+        ("virtio_pmem", "every", input(every)),
+        ("virtio_pmem", "short", input(short)),
     ]
 }
 

@@ -9,6 +9,7 @@ mod balloon;
 mod block;
 mod entropy;
 mod net;
+mod pmem;
 mod registers;
 mod vsock;
 
@@ -25,6 +26,7 @@ pub use balloon::virtio_balloon;
 pub use block::virtio_block;
 pub use entropy::virtio_entropy;
 pub use net::virtio_net;
+pub use pmem::virtio_pmem;
 pub use registers::virtio_mmio;
 pub use vsock::virtio_vsock;
 
