@@ -83,6 +83,9 @@ const DISK: &str = include_str!("disk.sh");
 /// The first program of a guest whose root is on a disk.
 const ROOT: &str = include_str!("root.sh");
 
+/// The first program of a guest with persistent memories.
+const PMEM: &str = include_str!("pmem.sh");
+
 /// The first program of a guest with a network card.
 const NETWORK: &str = include_str!("network.sh");
 
@@ -103,6 +106,11 @@ pub(crate) fn disk_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> 
 /// The same, whose first program goes on from the root file system that the kernel's command line names.
 pub(crate) fn root_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
     Ok(archive_with_modules(stock, ROOT, wanted)?.finish()?)
+}
+
+/// The same with persistent memories, which it waits with for its end.
+pub(crate) fn pmem_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    Ok(archive_with_modules(stock, PMEM, wanted)?.finish()?)
 }
 
 /// The same with the network card, and the programs that use it.

@@ -101,6 +101,12 @@ pub(crate) const HOST_FAULTS: Small = Small {
     bits: Bits::LongFromC,
 };
 
+/// Has a persistent memory, waits until its file is cut short and its first byte 1, and touches what is gone.
+pub(crate) const CUT_SHORT: Small = Small {
+    source: include_str!("../../guests/cut-short.S"),
+    bits: Bits::Long,
+};
+
 impl Small {
     /// The guest as an ELF file, loaded at 1 MiB. Needs GNU binutils, which Rust's linker needs too, and the C compiler
     /// that calls it.

@@ -17,6 +17,7 @@ mod keeping;
 mod linux;
 mod network;
 mod packaging;
+mod pmem;
 mod rate;
 mod root;
 mod skew;
@@ -231,6 +232,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(api::all());
     scenarios.extend(block::all());
     scenarios.extend(root::all());
+    scenarios.extend(pmem::all());
     scenarios.extend(network::all());
     scenarios.extend(sockets::all());
     scenarios.extend(rate::all());
