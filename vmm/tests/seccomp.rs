@@ -129,6 +129,7 @@ fn constants() -> BTreeMap<&'static str, u64> {
             number(libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG),
         ),
         ("F_ADD_SEALS", number(libc::F_ADD_SEALS)),
+        ("F_SETFL", number(libc::F_SETFL)),
         ("F_DUPFD_CLOEXEC", number(libc::F_DUPFD_CLOEXEC)),
         ("F_GETFD", number(libc::F_GETFD)),
         ("KVM_CHECK_EXTENSION", kvm(NONE, 0, 0x03)),

@@ -1,6 +1,9 @@
 //! A disk (5.2): a file or a block device of the host, byte for byte. There is no format to be detected,
 //! and so none that a guest could write into its disk.
 //!
+//! Requests are carried out one after the other by the thread that runs the engine, or many at once by a [`Ring`],
+//! which ends them in any order: a driver that wants one after the other waits for the first.
+//!
 //! A request is a header, data, and a status byte, wherever their borders fall among the buffers (2.7.4).
 //! What the host refuses reaches the guest as `VIRTIO_BLK_S_IOERR`, and the log once for each kind of
 //! operation: a full disk must not fill the log, too.
@@ -11,19 +14,28 @@
 //! the host's disk when the flush is done. A driver that does not take the feature cannot ask, so each of its
 //! writes is on the disk when it is done (5.2.6.2). With [`Cache::Unsafe`] the feature is not on offer, and
 //! the host writes when it sees fit: what is lost with the host's power is the user's choice.
+//!
+//! A flush is for what was *completed* before it was sent (5.2.6.2: a write becomes stable by a flush that "is sent
+//! after the write is completed and is completed itself"). With a ring, too, a write is told as completed when the host
+//! has it, and only then can a flush follow that covers it; one that is sent beside a write may come before it.
 
+mod flight;
 mod image;
+mod ring;
 
 use std::fmt;
 use std::io;
 
 use virtio_bindings::virtio_blk as blk;
+use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::{Buffers, Chain, ConfigSpace, Device, Kind, Served, Violation};
+use super::{Buffers, Chain, ConfigSpace, Device, Finished, Kind, Served, Violation};
 use crate::rate_limiter::{Bucket, RateLimiter};
 
+use flight::{Ended, Flight, Request};
 use image::Place;
-pub use image::{Access, Image, ImageError, open_locked};
+pub use image::{Access, Image, ImageError, ZEROS, Zeroing, open_locked};
+pub use ring::{DEPTH, Ring, Transfer};
 
 /// The unit in which a disk counts, whatever its own blocks are (5.2.4).
 pub const SECTOR: u64 = 512;
@@ -62,6 +74,8 @@ pub enum Operation {
     Flush,
     /// Punching holes and writing zeros.
     Zero,
+    /// Taking another image.
+    Change,
 }
 
 impl fmt::Display for Operation {
@@ -71,6 +85,7 @@ impl fmt::Display for Operation {
             Self::Write => "write",
             Self::Flush => "flush",
             Self::Zero => "discard or write zeros",
+            Self::Change => "take the other image",
         })
     }
 }
@@ -101,6 +116,8 @@ pub struct Block {
     cache: Cache,
     limiter: RateLimiter,
     report: Report,
+    /// What carries requests out beside each other, if anything does.
+    flight: Option<Flight>,
     /// The operations whose failures are told already, as bits.
     told: u8,
     /// The driver knows no flush.
@@ -138,6 +155,23 @@ impl Answer {
         let status = blk::VIRTIO_BLK_S_OK;
         Self { status, written }
     }
+
+    /// The status byte.
+    fn byte(&self) -> u8 {
+        // OK because the constants are 0 to 2.
+        u8::try_from(self.status).unwrap_or(1)
+    }
+
+    /// How many bytes of the buffers were written, where `room` is for data and one more for the status.
+    fn used(&self, room: u64) -> u32 {
+        // Bytes that follow a gap do not count (2.7.8.2), and the status is the last.
+        let written = if self.written == room {
+            room + 1
+        } else {
+            self.written
+        };
+        u32::try_from(written).unwrap_or(u32::MAX)
+    }
 }
 
 impl Block {
@@ -156,65 +190,126 @@ impl Block {
             cache,
             limiter,
             report,
+            flight: None,
             told: 0,
             write_through: false,
             features: 0,
         }
     }
 
-    fn answer(&mut self, kind: u32, sector: u64, out: Buffers<'_>, into: Buffers<'_>) -> Answer {
-        let image = &mut self.image;
-        let (operation, done) = match kind {
+    /// The same whose requests `ring` carries out, for which transfers concern the image.
+    #[must_use]
+    pub fn with_ring(mut self, ring: Box<dyn Ring>) -> Self {
+        self.flight = Some(Flight::new(ring));
+        self
+    }
+
+    /// What a request has done to the image, checked, or an answer for which nothing is done to it.
+    fn job<'a>(
+        &self,
+        kind: u32,
+        sector: u64,
+        out: Buffers<'a>,
+        into: Buffers<'a>,
+    ) -> Result<Job<'a>, Answer> {
+        let image = &self.image;
+        let job = match kind {
             blk::VIRTIO_BLK_T_IN => {
-                let Some(place) = image.place(sector, into.len()) else {
-                    return Answer::ERROR;
-                };
-                let read = image.read(place, into);
-                (Operation::Read, read.map(|()| into.len()))
+                let place = image.place(sector, into.len());
+                Job::Read(place.ok_or(Answer::ERROR)?, into)
             }
             blk::VIRTIO_BLK_T_OUT => {
                 let place = image.place(sector, out.len());
-                let Some(place) = place.filter(|_| image.access() == Access::ReadWrite) else {
-                    return Answer::ERROR;
-                };
-                let written = image.write(place, out);
-                let through = self.write_through;
-                let kept = written.and_then(|()| if through { image.flush() } else { Ok(()) });
-                (Operation::Write, kept.map(|()| 0))
+                let place = place.filter(|_| image.access() == Access::ReadWrite);
+                Job::Write(place.ok_or(Answer::ERROR)?, out)
             }
-            blk::VIRTIO_BLK_T_FLUSH if self.features & FLUSH != 0 => {
-                (Operation::Flush, image.flush().map(|()| 0))
-            }
+            blk::VIRTIO_BLK_T_FLUSH if self.features & FLUSH != 0 => Job::Flush,
             blk::VIRTIO_BLK_T_GET_ID => {
-                return match into.write(&self.serial.0) {
+                return Err(match into.write(&self.serial.0) {
                     Ok(()) => Answer::done(self.serial.0.len() as u64),
                     Err(_) => Answer::ERROR,
-                };
+                });
             }
             blk::VIRTIO_BLK_T_DISCARD if self.features & DISCARD != 0 => {
-                match Zeros::read(out, false, image) {
-                    Ok(zeros) => (Operation::Zero, zeros.carry_out(image)),
-                    Err(answer) => return answer,
-                }
+                Job::Zero(Zeros::read(out, false, image)?)
             }
             blk::VIRTIO_BLK_T_WRITE_ZEROES if self.features & WRITE_ZEROES != 0 => {
-                match Zeros::read(out, true, image) {
-                    Ok(zeros) => (Operation::Zero, zeros.carry_out(image)),
-                    Err(answer) => return answer,
-                }
+                Job::Zero(Zeros::read(out, true, image)?)
             }
-            _ => return Answer::UNSUPPORTED,
+            _ => return Err(Answer::UNSUPPORTED),
         };
+        if job.is_nothing() {
+            return Err(Answer::done(0));
+        }
+        Ok(job)
+    }
+
+    /// Does what is asked on this thread.
+    fn carry_out(&mut self, job: &Job<'_>) -> Answer {
+        let image = &mut self.image;
+        let done = match job {
+            Job::Read(place, into) => image.read(*place, *into).map(|()| into.len()),
+            Job::Write(place, out) => {
+                let written = image.write(*place, *out);
+                let through = self.write_through;
+                let kept = written.and_then(|()| if through { image.flush() } else { Ok(()) });
+                kept.map(|()| 0)
+            }
+            Job::Flush => image.flush().map(|()| 0),
+            Job::Zero(zeros) => {
+                let Zeros { place, len, .. } = *zeros;
+                let zeroed = image.zero(place, len, zeros.must_be_zero, zeros.how);
+                zeroed.map(|()| 0)
+            }
+        };
+        self.answer(job.operation(), done)
+    }
+
+    /// The answer to a request that the host has carried out, or refused.
+    fn answer(&mut self, operation: Operation, done: io::Result<u64>) -> Answer {
         match done {
             Ok(written) => Answer::done(written),
             Err(error) => {
-                let bit = 1 << operation as u8;
-                if self.told & bit == 0 {
-                    self.told |= bit;
-                    (self.report)(operation, &error);
-                }
+                self.tell(operation, &error);
                 Answer::ERROR
             }
+        }
+    }
+
+    /// Tells of a failure, if it is the first of its kind.
+    fn tell(&mut self, operation: Operation, error: &io::Error) {
+        let bit = 1 << operation as u8;
+        if self.told & bit == 0 {
+            self.told |= bit;
+            (self.report)(operation, error);
+        }
+    }
+}
+
+/// What a request has done to the image.
+enum Job<'a> {
+    Read(Place, Buffers<'a>),
+    Write(Place, Buffers<'a>),
+    Flush,
+    Zero(Zeros),
+}
+
+impl Job<'_> {
+    fn operation(&self) -> Operation {
+        match self {
+            Self::Read(..) => Operation::Read,
+            Self::Write(..) => Operation::Write,
+            Self::Flush => Operation::Flush,
+            Self::Zero(_) => Operation::Zero,
+        }
+    }
+
+    /// Whether it is done without the host.
+    fn is_nothing(&self) -> bool {
+        match self {
+            Self::Read(_, buffers) | Self::Write(_, buffers) => buffers.is_empty(),
+            Self::Flush => false,
+            Self::Zero(zeros) => zeros.len == 0,
         }
     }
 }
@@ -224,7 +319,7 @@ struct Zeros {
     place: Place,
     len: u64,
     must_be_zero: bool,
-    may_unmap: bool,
+    how: Zeroing,
 }
 
 impl Zeros {
@@ -253,13 +348,12 @@ impl Zeros {
             place,
             len,
             must_be_zero,
-            may_unmap: !must_be_zero || flags & unmap != 0,
+            how: if !must_be_zero || flags & unmap != 0 {
+                Zeroing::Punch
+            } else {
+                Zeroing::Keep
+            },
         })
-    }
-
-    fn carry_out(&self, image: &mut Image) -> io::Result<u64> {
-        image.zero(self.place, self.len, self.must_be_zero, self.may_unmap)?;
-        Ok(0)
     }
 }
 
@@ -323,6 +417,10 @@ impl Device for Block {
         let room = chain.writable.len().checked_sub(1);
         let room = room.ok_or(Violation::Buffer)?;
         let (into, status) = chain.writable.split_at(room).ok_or(Violation::Buffer)?;
+        if self.flight.as_ref().is_some_and(Flight::is_full) {
+            // One that ends makes room.
+            return Ok(Served::Idle);
+        }
         let mut header = [0; 16];
         let parts = chain.readable.split_at(header.len() as u64);
         let answer = match parts {
@@ -335,20 +433,59 @@ impl Device for Block {
                 }
                 let kind = u32::from_le_bytes(part(&header, 0));
                 let sector = u64::from_le_bytes(part(&header, 8));
-                self.answer(kind, sector, out, into)
+                match (self.job(kind, sector, out, into), &mut self.flight) {
+                    (Ok(job), None) => self.carry_out(&job),
+                    (Ok(_), Some(flight)) if !flight.is_in_order() => Answer::ERROR,
+                    (Ok(job), Some(flight)) => {
+                        let (place, _) = status.places().next().ok_or(Violation::Buffer)?;
+                        let request = Request {
+                            head: chain.head,
+                            status: place,
+                            room: into.len(),
+                        };
+                        flight.begin(request, &job, self.write_through);
+                        return Ok(Served::UnderWay);
+                    }
+                    (Err(answer), _) => answer,
+                }
             }
             None => Answer::ERROR,
         };
-        // OK because the constants are 0 to 2.
-        status.write(&[u8::try_from(answer.status).unwrap_or(1)])?;
-        // Bytes that follow a gap do not count (2.7.8.2), and the status is the last.
-        let written = if answer.written == into.len() {
-            chain.writable.len()
-        } else {
-            answer.written
-        };
+        status.write(&[answer.byte()])?;
         Ok(Served::Done {
-            written: u32::try_from(written).unwrap_or(u32::MAX),
+            written: answer.used(into.len()),
+        })
+    }
+
+    fn submit(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            flight.submit();
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.flight.as_ref().is_some_and(Flight::is_busy)
+    }
+
+    fn wait_for_one(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            flight.wait();
+        }
+    }
+
+    fn finished(&mut self, memory: &GuestMemoryMmap) -> Option<Finished> {
+        let Ended {
+            request,
+            operation,
+            result,
+        } = self.flight.as_mut()?.ended(memory)?;
+        let answer = self.answer(operation, result);
+        // It was in memory, which never shrinks.
+        let _ = memory.write_obj(answer.byte(), request.status);
+        Some(Finished {
+            queue: 0,
+            head: request.head,
+            written: answer.used(request.room),
         })
     }
 
@@ -356,6 +493,11 @@ impl Device for Block {
         if let Some(image) = update.image {
             self.image = image;
             self.told = 0;
+            let flight = self.flight.as_mut();
+            let changed = flight.map_or(Ok(()), |flight| flight.change(&self.image));
+            if let Err(error) = changed {
+                self.tell(Operation::Change, &error);
+            }
         }
         self.limiter.change(update.bandwidth, update.operations);
     }
@@ -367,6 +509,7 @@ impl fmt::Debug for Block {
             .field("image", &self.image)
             .field("cache", &self.cache)
             .field("limiter", &self.limiter)
+            .field("flight", &self.flight)
             .finish_non_exhaustive()
     }
 }

@@ -50,7 +50,7 @@ pub enum Violation {
 }
 
 /// A piece of a request's buffers, in memory at the time of the check. Memory never shrinks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     address: GuestAddress,
     len: u32,
@@ -151,6 +151,7 @@ impl Copied {
         Chain {
             readable: Buffers::new(memory, readable),
             writable: Buffers::new(memory, writable),
+            head: self.parts.first().map_or(0, |(head, _)| *head),
             parts: self.parts.len(),
             may_grow: self.may_grow(size),
         }
@@ -164,6 +165,8 @@ pub struct Chain<'a> {
     pub readable: Buffers<'a>,
     /// What it writes.
     pub writable: Buffers<'a>,
+    /// The driver's number for it; of several, for the first.
+    pub head: u16,
     /// Of how many chains this is made: one, unless the device asked for more ([`Served::Gather`]).
     ///
     /// [`Served::Gather`]: super::Served::Gather
@@ -183,7 +186,8 @@ pub struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
-    fn new(memory: &'a GuestMemoryMmap, segments: &'a [Segment]) -> Self {
+    /// The bytes of `segments`, which were found in `memory` before.
+    pub(super) fn new(memory: &'a GuestMemoryMmap, segments: &'a [Segment]) -> Self {
         Self {
             memory,
             segments,
@@ -226,6 +230,18 @@ impl<'a> Buffers<'a> {
             second.skip = 0;
         }
         Some((first, second))
+    }
+
+    /// Notes the pieces in `segments`, as far as there is room. Returns how many there are.
+    pub(super) fn note(&self, segments: &mut [Segment]) -> usize {
+        let mut count = 0;
+        for (to, (address, len)) in segments.iter_mut().zip(self.places()) {
+            // OK because no piece is longer than a segment.
+            let len = u32::try_from(len).unwrap_or(u32::MAX);
+            *to = Segment { address, len };
+            count += 1;
+        }
+        count
     }
 
     /// Where the pieces are: their first addresses and lengths.

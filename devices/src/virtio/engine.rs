@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tsc::Nanos;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
@@ -12,7 +12,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::chain::Copied;
 use super::{
-    COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Faults, MAX_CONFIG, Served, Violation,
+    COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Faults, Finished, MAX_CONFIG, Served,
+    Violation,
 };
 use crate::trigger::Trigger;
 
@@ -42,6 +43,8 @@ struct Gate {
     holds: Mutex<u32>,
     held: AtomicBool,
     released: Condvar,
+    /// Nothing is under way any more, or the thread that would tell is gone. With the engine's core.
+    settled: Condvar,
 }
 
 /// What the engine works on while it serves.
@@ -77,6 +80,10 @@ pub struct Engine<D: Device> {
     /// Something may have come for the device from outside the queues, of which it does not know.
     told: AtomicBool,
     faults: Arc<Faults>,
+    /// Wakes the thread that calls [`Engine::run`], if there is one.
+    runner: OnceLock<Box<dyn Trigger + Sync>>,
+    /// That thread has ended.
+    left: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -115,7 +122,29 @@ impl<D: Device> Engine<D> {
             failed: AtomicBool::new(false),
             told: AtomicBool::new(true),
             faults: Arc::default(),
+            runner: OnceLock::new(),
+            left: AtomicBool::new(false),
         }
+    }
+
+    /// Says that there is a thread that calls [`run`](Self::run) whenever `wake` is triggered, and
+    /// [`leave`](Self::leave) at its end. Requests that are under way then end on that thread alone. Without one,
+    /// whoever holds the engine brings them to their end itself.
+    pub fn run_by(&self, wake: Box<dyn Trigger + Sync>) {
+        // A second one would be a thread too many.
+        let _ = self.runner.set(wake);
+    }
+
+    /// The thread that calls [`run`](Self::run) ends: what is under way comes to its end, and nobody waits for that
+    /// thread any more. Called where that thread panicked, with `orderly` false, it only says the latter.
+    pub fn leave(&self, orderly: bool) {
+        let mut core = lock(&self.core);
+        if orderly {
+            self.settle(&mut core);
+        }
+        self.left.store(true, Ordering::SeqCst);
+        drop(core);
+        self.gate.settled.notify_all();
     }
 
     /// The features on offer.
@@ -196,7 +225,8 @@ impl<D: Device> Engine<D> {
         self.running.store(true, Ordering::SeqCst);
     }
 
-    /// The driver resets the device. When this returns, nothing of the guest's memory is in use.
+    /// The driver resets the device. When this returns, nothing of the guest's memory is in use, and no request is
+    /// under way.
     pub(super) fn reset(&self) {
         let _hold = self.hold();
         let mut core = lock(&self.core);
@@ -218,13 +248,56 @@ impl<D: Device> Engine<D> {
     }
 
     /// Brings the engine to a halt between two requests, until what is returned is dropped. It waits for the
-    /// request in progress.
+    /// requests in progress: nothing is under way in the meantime.
     pub fn hold(&self) -> Hold {
         *lock(&self.gate.holds) += 1;
         self.gate.held.store(true, Ordering::SeqCst);
         // Whoever runs looks at the flag before it takes this lock, and gives it up when it sees the flag.
-        drop(lock(&self.core));
+        let mut core = lock(&self.core);
+        if let Some(runner) = self.runner.get() {
+            if core.device.is_busy() {
+                runner.trigger();
+            }
+            while core.device.is_busy() && !self.left.load(Ordering::SeqCst) {
+                let settled = self.gate.settled.wait(core);
+                core = settled.unwrap_or_else(PoisonError::into_inner);
+            }
+        } else {
+            self.settle(&mut core);
+        }
+        drop(core);
         Hold(self.gate.clone())
+    }
+
+    /// Waits for all that is under way.
+    fn settle(&self, core: &mut Core<D>) {
+        while core.device.is_busy() {
+            core.device.wait_for_one();
+            self.finish(core);
+        }
+    }
+
+    /// Gives back to the driver what was under way and has ended. Returns whether there was any.
+    fn finish(&self, core: &mut Core<D>) -> bool {
+        let mut any = false;
+        while let Some(Finished {
+            queue,
+            head,
+            written,
+        }) = core.device.finished(&self.memory)
+        {
+            any = true;
+            let Some(queue) = core.queues.get_mut(queue) else {
+                continue;
+            };
+            match use_up(queue, &self.memory, &[(head, 0)], written) {
+                Ok(true) => self.interrupt(VIRTIO_MMIO_INT_VRING),
+                Ok(false) => {}
+                Err(_) if self.failed() => {}
+                Err(_) => self.fail(),
+            }
+        }
+        any
     }
 
     /// Changes the device, by adding to what [`Device::update`] will get: at once if nothing is being served, at
@@ -234,10 +307,13 @@ impl<D: Device> Engine<D> {
         self.updated.store(true, Ordering::SeqCst);
     }
 
-    fn take_update(&self, device: &mut D) {
+    fn take_update(&self, core: &mut Core<D>) {
         if !self.updated.swap(false, Ordering::SeqCst) {
             return;
         }
+        // What is under way goes on as it was begun.
+        self.settle(core);
+        let device = &mut core.device;
         let update = std::mem::take(&mut *lock(&self.update));
         device.update(update);
         let mut config = lock(&self.config);
@@ -265,6 +341,17 @@ impl<D: Device> Engine<D> {
         loop {
             let mut holds = lock(&self.gate.holds);
             while *holds > 0 {
+                let mut core = lock(&self.core);
+                if core.device.is_busy() {
+                    // Others may come and go meanwhile.
+                    drop(holds);
+                    self.settle(&mut core);
+                    drop(core);
+                    self.gate.settled.notify_all();
+                    holds = lock(&self.gate.holds);
+                    continue;
+                }
+                drop(core);
                 holds = self
                     .gate
                     .released
@@ -282,9 +369,9 @@ impl<D: Device> Engine<D> {
 
     /// Serves until there is nothing left, or until somebody wants the engine to stand still: `None`.
     fn serve_all(&self, core: &mut Core<D>) -> Option<Next> {
-        self.take_update(&mut core.device);
         loop {
-            let (mut next, mut more) = (Next::Notification, false);
+            self.take_update(core);
+            self.finish(core);
             if !core.queues.is_empty() {
                 if self.config_written.swap(false, Ordering::SeqCst) {
                     let space = self.config().space;
@@ -292,13 +379,15 @@ impl<D: Device> Engine<D> {
                 }
                 core.device.poll(self.told.swap(false, Ordering::SeqCst));
             }
+            let (mut next, mut more) = (Next::Notification, false);
+            let mut held = false;
             for index in 0..core.queues.len() {
-                if self.failed() {
-                    return Some(Next::Notification);
+                if self.failed() || held {
+                    break;
                 }
                 match self.serve_queue(core, index) {
                     Ok(Progress::Empty) => {}
-                    Ok(Progress::Held) => return None,
+                    Ok(Progress::Held) => held = true,
                     Ok(Progress::More) => more = true,
                     Ok(Progress::Later(wait)) => next = next.or_after(wait),
                     Err(_) => {
@@ -306,6 +395,16 @@ impl<D: Device> Engine<D> {
                         self.fail();
                     }
                 }
+            }
+            core.device.submit();
+            if held {
+                return None;
+            }
+            // What ended at once makes room, or goes on where it did not end.
+            more |= self.finish(core);
+            core.device.submit();
+            if self.failed() {
+                return Some(Next::Notification);
             }
             if !more && !core.device.again() {
                 let wait = core.device.wait().filter(|_| !core.queues.is_empty());
@@ -340,8 +439,10 @@ impl<D: Device> Engine<D> {
                 if turn == 0 && copied.parts().is_empty() {
                     return Ok(Progress::More);
                 }
+                // It comes before the next request, and after those that are under way.
                 if self.updated.load(Ordering::SeqCst) {
-                    self.take_update(&mut core.device);
+                    give_back(queue, copied);
+                    return Ok(Progress::More);
                 }
                 let mut available = queue.iter(memory).map_err(|_| fault)?;
                 let Some(chain) = available.next() else {
@@ -359,6 +460,7 @@ impl<D: Device> Engine<D> {
                         }
                         copied.clear();
                     }
+                    Served::UnderWay => copied.clear(),
                     Served::Later(wait) => {
                         give_back(queue, copied);
                         return Ok(Progress::Later(wait));

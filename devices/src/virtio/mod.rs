@@ -9,12 +9,16 @@
 //!
 //! - [`mmio::Registers`] is what the guest's accesses reach, on a vCPU's thread: feature negotiation, the
 //!   places of the queues, the interrupt's status. It holds no lock while a request is served, so reading
-//!   and acknowledging an interrupt waits for nobody. One access waits: a reset, for the request in
+//!   and acknowledging an interrupt waits for nobody. One access waits: a reset, for the requests in
 //!   progress, since afterwards the device must not touch the guest's memory.
 //! - [`Engine`] serves the queues, on whatever thread calls [`Engine::run`] after the driver's notification.
 //!   It takes chains from the rings, checks them (see [`chain`]), hands each to the device, and raises
 //!   interrupts as far as the driver wants them.
 //! - [`Device`] is the device proper: it answers one request at a time and knows of no ring.
+//!
+//! A device may leave a request [under way](Served::UnderWay) and take the next: a disk whose host carries out many
+//! at once. Such requests end in any order. Whoever holds the engine, for a pause or a reset, has them all ended when
+//! it is held: they end on the thread that runs the engine, which alone asks the host for anything.
 //!
 //! A queue's place is what it was when the driver said `DRIVER_OK`: the registers are not writable from then
 //! until a reset, and the engine works on a copy that was checked then.
@@ -42,6 +46,7 @@ use std::ops::Range;
 
 use tsc::Nanos;
 use virtio_bindings::{virtio_config, virtio_ids, virtio_ring};
+use vm_memory::GuestMemoryMmap;
 
 pub use chain::{Buffers, Chain, Violation};
 pub use count::{Count, Faults};
@@ -152,6 +157,9 @@ pub enum Served {
         /// How many.
         written: u32,
     },
+    /// It has begun, and is the device's, with what it needs of the chain, until [`Device::finished`] tells its end.
+    /// Only for requests of one chain.
+    UnderWay,
     /// Nothing was done: it is to be asked again after this time.
     Later(Nanos),
     /// Nothing was done, since the device has nothing to put there: it is to be asked again when it has, of
@@ -162,6 +170,17 @@ pub enum Served {
     Gather,
     /// The chains that were gathered are too many for what is next: it is to be asked again with the first one.
     Again,
+}
+
+/// A request that was [under way](Served::UnderWay) and has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Its queue.
+    pub queue: usize,
+    /// The driver's number for its chain ([`Chain::head`]).
+    pub head: u16,
+    /// How many bytes were written into its buffers from the first one on.
+    pub written: u32,
 }
 
 /// A device proper: see the [module](self).
@@ -222,6 +241,23 @@ pub trait Device: Send {
     /// The driver broke the protocol in a way for which there is no answer.
     fn serve(&mut self, queue: usize, chain: &Chain<'_>) -> Result<Served, Violation>;
 
-    /// Takes over what was changed.
+    /// Hands to the host what is [under way](Served::UnderWay) and was only noted so far. Called after each round over
+    /// the queues.
+    fn submit(&mut self) {}
+
+    /// Whether requests are under way.
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    /// Waits until one of those that are under way has ended, and hands to the host what was not.
+    fn wait_for_one(&mut self) {}
+
+    /// A request that was under way and has ended; its buffers are written by now. Waits for nothing.
+    fn finished(&mut self, _: &GuestMemoryMmap) -> Option<Finished> {
+        None
+    }
+
+    /// Takes over what was changed. No request is under way.
     fn update(&mut self, update: Self::Update);
 }

@@ -12,6 +12,7 @@ use devices::virtio::block::{Access, Block, Cache, Image, ImageError, Operation,
 use tsc::Nanos;
 
 use crate::driver::*;
+use crate::rings::{self, Carrier};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -53,16 +54,25 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(access: Access, cache: Cache, features: u64) -> Self {
-        Self::limited(access, cache, features, RateLimiter::unlimited())
+    fn new(carrier: &Carrier, access: Access, cache: Cache, features: u64) -> Self {
+        Self::limited(carrier, access, cache, features, RateLimiter::unlimited())
     }
 
-    fn limited(access: Access, cache: Cache, features: u64, limiter: RateLimiter) -> Self {
+    fn limited(
+        carrier: &Carrier,
+        access: Access,
+        cache: Cache,
+        features: u64,
+        limiter: RateLimiter,
+    ) -> Self {
         let file = image_file();
         let image = Image::open(file.path(), access).unwrap();
+        let image = image.for_ring(file.path()).unwrap();
+        let memory = memory();
+        let ring = carrier(&image, &memory);
         let told = Told::default();
         let log = told.clone();
-        let device = Block::new(
+        let mut device = Block::new(
             image,
             Serial::new("rootfs"),
             cache,
@@ -71,13 +81,16 @@ impl Disk {
                 log.lock().unwrap().push((operation, error.to_string()));
             }),
         );
-        let driver = Driver::ready(device, features);
+        if let Some(ring) = ring {
+            device = device.with_ring(ring);
+        }
+        let driver = Driver::ready_in(memory, device, features);
         Self { file, driver, told }
     }
 
-    fn usual() -> Self {
+    fn usual(carrier: &Carrier) -> Self {
         let all = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
-        Self::new(Access::ReadWrite, Cache::Writeback, all)
+        Self::new(carrier, Access::ReadWrite, Cache::Writeback, all)
     }
 
     /// Makes a request available whose data are in `buffers`.
@@ -95,7 +108,7 @@ impl Disk {
     /// Has a request served: its status, and how many bytes were written.
     fn request(&mut self, kind: u32, sector: u64, buffers: &[(u64, u32, bool)]) -> (u8, u32) {
         self.ask(kind, sector, buffers);
-        assert_eq!(self.driver.run(), Next::Notification);
+        assert_eq!(self.driver.run_out(), Next::Notification);
         let (head, written) = self.driver.used().expect("served");
         assert_eq!(head, 0);
         (self.driver.load(STATUS_BYTE), written)
@@ -111,257 +124,282 @@ impl Disk {
 
 #[test]
 fn reads_and_writes_reach_their_sectors_across_buffers() {
-    let mut disk = Disk::usual();
-    // 3 sectors in two buffers whose border is within a sector, above the hole too
-    let buffers = [(DATA, 700, true), (HIGH, 836, true)];
-    assert_eq!(disk.request(IN, 5, &buffers), (OK, 1537));
-    let mut read = disk.driver.bytes(DATA, 700);
-    read.extend(disk.driver.bytes(HIGH, 836));
-    let expected: Vec<u8> = (5..8).flat_map(|n| [n; SECTOR as usize]).collect();
-    assert_eq!(read, expected);
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        // 3 sectors in two buffers whose border is within a sector, above the hole too
+        let buffers = [(DATA, 700, true), (HIGH, 836, true)];
+        assert_eq!(disk.request(IN, 5, &buffers), (OK, 1537));
+        let mut read = disk.driver.bytes(DATA, 700);
+        read.extend(disk.driver.bytes(HIGH, 836));
+        let expected: Vec<u8> = (5..8).flat_map(|n| [n; SECTOR as usize]).collect();
+        assert_eq!(read, expected);
 
-    disk.driver.fill(DATA, &[0xaa; 700]);
-    disk.driver.fill(HIGH, &[0xbb; 324]);
-    let buffers = [(DATA, 700, false), (HIGH, 324, false)];
-    assert_eq!(disk.request(OUT, 62, &buffers), (OK, 1));
-    assert_eq!(disk.on_disk(61), [61; SECTOR as usize]);
-    assert_eq!(disk.on_disk(62), [0xaa; SECTOR as usize]);
-    let mut last = [0xbb; SECTOR as usize];
-    last[..188].fill(0xaa);
-    assert_eq!(disk.on_disk(63), last);
-    assert_eq!(disk.request(FLUSH, 0, &[]), (OK, 1));
-    // One request in a row after the other, and one that is not.
-    for sector in [3, 4, 9] {
-        assert_eq!(disk.request(IN, sector, &[(DATA, 512, true)]), (OK, 513));
-        assert_eq!(disk.driver.bytes(DATA, 512), [sector as u8; 512]);
-    }
-    assert!(disk.told.lock().unwrap().is_empty());
+        disk.driver.fill(DATA, &[0xaa; 700]);
+        disk.driver.fill(HIGH, &[0xbb; 324]);
+        let buffers = [(DATA, 700, false), (HIGH, 324, false)];
+        assert_eq!(disk.request(OUT, 62, &buffers), (OK, 1));
+        assert_eq!(disk.on_disk(61), [61; SECTOR as usize]);
+        assert_eq!(disk.on_disk(62), [0xaa; SECTOR as usize]);
+        let mut last = [0xbb; SECTOR as usize];
+        last[..188].fill(0xaa);
+        assert_eq!(disk.on_disk(63), last);
+        assert_eq!(disk.request(FLUSH, 0, &[]), (OK, 1));
+        // One request in a row after the other, and one that is not.
+        for sector in [3, 4, 9] {
+            assert_eq!(disk.request(IN, sector, &[(DATA, 512, true)]), (OK, 513));
+            assert_eq!(disk.driver.bytes(DATA, 512), [sector as u8; 512]);
+        }
+        assert!(disk.told.lock().unwrap().is_empty());
+    });
 }
 
 #[test]
 fn header_data_and_status_may_be_framed_as_the_driver_likes() {
-    let mut disk = Disk::usual();
-    disk.driver.store(HEADER, IN);
-    disk.driver.store(HEADER + 8, 2_u64);
-    let pieces = [
-        (HEADER, 3, false),
-        (HEADER + 3, 13, false),
-        (DATA, 511, true),
-        (DATA + 511, 2, true),
-    ];
-    disk.driver.put(&pieces);
-    disk.driver.run();
-    assert_eq!(disk.driver.used(), Some((0, 513)));
-    assert_eq!(disk.driver.bytes(DATA, 512), [2; 512]);
-    assert_eq!(disk.driver.bytes(DATA + 512, 1), [OK]);
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        disk.driver.store(HEADER, IN);
+        disk.driver.store(HEADER + 8, 2_u64);
+        let pieces = [
+            (HEADER, 3, false),
+            (HEADER + 3, 13, false),
+            (DATA, 511, true),
+            (DATA + 511, 2, true),
+        ];
+        disk.driver.put(&pieces);
+        disk.driver.run_out();
+        assert_eq!(disk.driver.used(), Some((0, 513)));
+        assert_eq!(disk.driver.bytes(DATA, 512), [2; 512]);
+        assert_eq!(disk.driver.bytes(DATA + 512, 1), [OK]);
+    });
 }
 
 #[test]
 fn requests_beyond_the_disk_or_of_broken_sectors_are_errors() {
-    let mut disk = Disk::usual();
-    // (kind, sector, length)
-    let rows = [
-        (IN, SECTORS, 512),
-        (IN, SECTORS - 1, 1024),
-        (IN, u64::MAX, 512),
-        (IN, u64::MAX / 512 + 1, 512),
-        (IN, 0, 511),
-        (IN, 0, 513),
-        (OUT, SECTORS, 512),
-        (OUT, SECTORS - 1, 1024),
-        (OUT, 0, 100),
-    ];
-    for (kind, sector, len) in rows {
-        let buffers = [(DATA, len, kind == IN)];
-        let written = u32::from(kind == OUT);
-        let answer = disk.request(kind, sector, &buffers);
-        assert_eq!(answer, (IOERR, written), "{kind} {sector:#x} {len}");
-    }
-    assert_eq!(
-        disk.request(IN, SECTORS - 1, &[(DATA, 512, true)]),
-        (OK, 513)
-    );
-    // No host refused anything.
-    assert!(disk.told.lock().unwrap().is_empty());
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        // (kind, sector, length)
+        let rows = [
+            (IN, SECTORS, 512),
+            (IN, SECTORS - 1, 1024),
+            (IN, u64::MAX, 512),
+            (IN, u64::MAX / 512 + 1, 512),
+            (IN, 0, 511),
+            (IN, 0, 513),
+            (OUT, SECTORS, 512),
+            (OUT, SECTORS - 1, 1024),
+            (OUT, 0, 100),
+        ];
+        for (kind, sector, len) in rows {
+            let buffers = [(DATA, len, kind == IN)];
+            let written = u32::from(kind == OUT);
+            let answer = disk.request(kind, sector, &buffers);
+            assert_eq!(answer, (IOERR, written), "{kind} {sector:#x} {len}");
+        }
+        assert_eq!(
+            disk.request(IN, SECTORS - 1, &[(DATA, 512, true)]),
+            (OK, 513)
+        );
+        // No host refused anything.
+        assert!(disk.told.lock().unwrap().is_empty());
+    });
 }
 
 #[test]
 fn identification_is_the_name_and_needs_its_room() {
-    let mut disk = Disk::usual();
-    assert_eq!(disk.request(GET_ID, 0, &[(DATA, 20, true)]), (OK, 21));
-    assert_eq!(
-        disk.driver.bytes(DATA, 20),
-        *b"rootfs\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-    );
-    assert_eq!(disk.request(GET_ID, 0, &[(DATA, 19, true)]), (IOERR, 0));
-    assert_eq!(
-        Serial::new("a name of many letters"),
-        Serial::new("a name of many lette")
-    );
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        assert_eq!(disk.request(GET_ID, 0, &[(DATA, 20, true)]), (OK, 21));
+        assert_eq!(
+            disk.driver.bytes(DATA, 20),
+            *b"rootfs\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+        );
+        assert_eq!(disk.request(GET_ID, 0, &[(DATA, 19, true)]), (IOERR, 0));
+        assert_eq!(
+            Serial::new("a name of many letters"),
+            Serial::new("a name of many lette")
+        );
+    });
 }
 
 #[test]
 fn unknown_requests_are_unsupported() {
-    let mut disk = Disk::usual();
-    for kind in [2, 3, 14, 15, 0x8000_0000, u32::MAX] {
-        assert_eq!(disk.request(kind, 0, &[]), (UNSUPP, 1), "{kind}");
-    }
-    // what was not negotiated is not known either
-    let mut disk = Disk::new(Access::ReadWrite, Cache::Writeback, 0);
-    for kind in [FLUSH, DISCARD, WRITE_ZEROES] {
-        assert_eq!(disk.request(kind, 0, &[]), (UNSUPP, 1), "{kind}");
-    }
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        for kind in [2, 3, 14, 15, 0x8000_0000, u32::MAX] {
+            assert_eq!(disk.request(kind, 0, &[]), (UNSUPP, 1), "{kind}");
+        }
+        // what was not negotiated is not known either
+        let mut disk = Disk::new(carrier, Access::ReadWrite, Cache::Writeback, 0);
+        for kind in [FLUSH, DISCARD, WRITE_ZEROES] {
+            assert_eq!(disk.request(kind, 0, &[]), (UNSUPP, 1), "{kind}");
+        }
+    });
 }
 
 #[test]
 fn requests_without_a_header_or_a_status_do_not_pass() {
-    // A header that is too short has an answer.
-    let mut disk = Disk::usual();
-    disk.driver
-        .put(&[(HEADER, 15, false), (STATUS_BYTE, 1, true)]);
-    disk.driver.run();
-    assert_eq!(disk.driver.used(), Some((0, 1)));
-    assert_eq!(disk.driver.load::<u8>(STATUS_BYTE), IOERR);
-    // Without a place for the status there is none.
-    disk.driver.put(&[(HEADER, 16, false), (DATA, 512, false)]);
-    disk.driver.run();
-    assert_eq!(disk.driver.used(), None);
-    assert_eq!(disk.driver.read(STATUS) & NEEDS_RESET, NEEDS_RESET);
+    rings::each(|carrier| {
+        // A header that is too short has an answer.
+        let mut disk = Disk::usual(carrier);
+        disk.driver
+            .put(&[(HEADER, 15, false), (STATUS_BYTE, 1, true)]);
+        disk.driver.run_out();
+        assert_eq!(disk.driver.used(), Some((0, 1)));
+        assert_eq!(disk.driver.load::<u8>(STATUS_BYTE), IOERR);
+        // Without a place for the status there is none.
+        disk.driver.put(&[(HEADER, 16, false), (DATA, 512, false)]);
+        disk.driver.run_out();
+        assert_eq!(disk.driver.used(), None);
+        assert_eq!(disk.driver.read(STATUS) & NEEDS_RESET, NEEDS_RESET);
+    });
 }
 
 #[test]
 fn read_only_disk_refuses_to_be_written() {
-    let features = F_RO;
-    let mut disk = Disk::new(Access::ReadOnly, Cache::Writeback, features);
-    let offered = disk.driver.offered();
-    assert_eq!(offered & F_RO, F_RO);
-    assert_eq!(offered & (F_DISCARD | F_WRITE_ZEROES), 0);
-    assert_eq!(disk.request(OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
-    assert_eq!(disk.request(DISCARD, 0, &[(DATA, 16, false)]), (UNSUPP, 1));
-    assert_eq!(disk.on_disk(0), [0; SECTOR as usize]);
-    assert_eq!(disk.request(IN, 1, &[(DATA, 512, true)]), (OK, 513));
-    // whatever the driver took of what was on offer
-    let mut disk = Disk::new(Access::ReadOnly, Cache::Unsafe, 0);
-    disk.driver.fill(DATA, &[1; 512]);
-    assert_eq!(disk.request(OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
-    assert_eq!(disk.on_disk(0), [0; SECTOR as usize]);
+    rings::each(|carrier| {
+        let features = F_RO;
+        let mut disk = Disk::new(carrier, Access::ReadOnly, Cache::Writeback, features);
+        let offered = disk.driver.offered();
+        assert_eq!(offered & F_RO, F_RO);
+        assert_eq!(offered & (F_DISCARD | F_WRITE_ZEROES), 0);
+        assert_eq!(disk.request(OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
+        assert_eq!(disk.request(DISCARD, 0, &[(DATA, 16, false)]), (UNSUPP, 1));
+        assert_eq!(disk.on_disk(0), [0; SECTOR as usize]);
+        assert_eq!(disk.request(IN, 1, &[(DATA, 512, true)]), (OK, 513));
+        // whatever the driver took of what was on offer
+        let mut disk = Disk::new(carrier, Access::ReadOnly, Cache::Unsafe, 0);
+        disk.driver.fill(DATA, &[1; 512]);
+        assert_eq!(disk.request(OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
+        assert_eq!(disk.on_disk(0), [0; SECTOR as usize]);
+    });
 }
 
 #[test]
 fn flush_is_on_offer_with_writeback_alone() {
-    for (cache, offered) in [(Cache::Unsafe, 0), (Cache::Writeback, F_FLUSH)] {
-        let mut disk = Disk::new(Access::ReadWrite, cache, 0);
-        assert_eq!(disk.driver.offered() & F_FLUSH, offered);
-        assert_eq!(disk.driver.offered() & F_RO, 0);
-    }
+    rings::each(|carrier| {
+        for (cache, offered) in [(Cache::Unsafe, 0), (Cache::Writeback, F_FLUSH)] {
+            let mut disk = Disk::new(carrier, Access::ReadWrite, cache, 0);
+            assert_eq!(disk.driver.offered() & F_FLUSH, offered);
+            assert_eq!(disk.driver.offered() & F_RO, 0);
+        }
+    });
 }
 
 #[test]
 fn zeros_are_written_and_discarded_within_the_disk() {
-    let mut disk = Disk::usual();
-    let mut zero = |kind, sector: u64, sectors: u32, flags: u32| {
-        disk.driver.store(DATA, sector);
-        disk.driver.store(DATA + 8, sectors);
-        disk.driver.store(DATA + 12, flags);
-        disk.request(kind, 0, &[(DATA, 16, false)]).0
-    };
-    assert_eq!(zero(WRITE_ZEROES, 3, 1, 0), OK);
-    assert_eq!(zero(WRITE_ZEROES, 5, 2, 1), OK);
-    assert_eq!(zero(DISCARD, 8, 8, 0), OK);
-    assert_eq!(zero(WRITE_ZEROES, 0, 0, 0), OK);
-    assert_eq!(zero(WRITE_ZEROES, 63, 2, 0), IOERR);
-    assert_eq!(zero(WRITE_ZEROES, u64::MAX, 1, 0), IOERR);
-    assert_eq!(zero(WRITE_ZEROES, 0, u32::MAX, 0), IOERR);
-    assert_eq!(zero(WRITE_ZEROES, 0, 1, 2), UNSUPP);
-    assert_eq!(zero(DISCARD, 0, 1, 1), UNSUPP);
-    // a structure that is too short, and two of them
-    assert_eq!(disk.request(DISCARD, 0, &[(DATA, 15, false)]).0, IOERR);
-    assert_eq!(disk.request(DISCARD, 0, &[(DATA, 32, false)]).0, IOERR);
-    for sector in 0..SECTORS {
-        let zeroed = matches!(sector, 3 | 5 | 6);
-        // Discarded sectors may hold anything.
-        if !(8..16).contains(&sector) {
-            let expected = if zeroed { 0 } else { sector as u8 };
-            assert_eq!(
-                disk.on_disk(sector),
-                [expected; SECTOR as usize],
-                "{sector}"
-            );
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        let mut zero = |kind, sector: u64, sectors: u32, flags: u32| {
+            disk.driver.store(DATA, sector);
+            disk.driver.store(DATA + 8, sectors);
+            disk.driver.store(DATA + 12, flags);
+            disk.request(kind, 0, &[(DATA, 16, false)]).0
+        };
+        assert_eq!(zero(WRITE_ZEROES, 3, 1, 0), OK);
+        assert_eq!(zero(WRITE_ZEROES, 5, 2, 1), OK);
+        assert_eq!(zero(DISCARD, 8, 8, 0), OK);
+        assert_eq!(zero(WRITE_ZEROES, 0, 0, 0), OK);
+        assert_eq!(zero(WRITE_ZEROES, 63, 2, 0), IOERR);
+        assert_eq!(zero(WRITE_ZEROES, u64::MAX, 1, 0), IOERR);
+        assert_eq!(zero(WRITE_ZEROES, 0, u32::MAX, 0), IOERR);
+        assert_eq!(zero(WRITE_ZEROES, 0, 1, 2), UNSUPP);
+        assert_eq!(zero(DISCARD, 0, 1, 1), UNSUPP);
+        // a structure that is too short, and two of them
+        assert_eq!(disk.request(DISCARD, 0, &[(DATA, 15, false)]).0, IOERR);
+        assert_eq!(disk.request(DISCARD, 0, &[(DATA, 32, false)]).0, IOERR);
+        for sector in 0..SECTORS {
+            let zeroed = matches!(sector, 3 | 5 | 6);
+            // Discarded sectors may hold anything.
+            if !(8..16).contains(&sector) {
+                let expected = if zeroed { 0 } else { sector as u8 };
+                assert_eq!(
+                    disk.on_disk(sector),
+                    [expected; SECTOR as usize],
+                    "{sector}"
+                );
+            }
         }
-    }
-    assert_eq!(
-        disk.file.as_file().metadata().unwrap().len(),
-        SECTORS * SECTOR
-    );
-    // None was the host's fault.
-    assert!(disk.told.lock().unwrap().is_empty());
+        assert_eq!(
+            disk.file.as_file().metadata().unwrap().len(),
+            SECTORS * SECTOR
+        );
+        // None was the host's fault.
+        assert!(disk.told.lock().unwrap().is_empty());
+    });
 }
 
 #[test]
 fn failures_of_the_host_reach_the_guest_each_time_and_the_log_once() {
-    let mut disk = Disk::usual();
-    // Somebody cuts the image short.
-    disk.file.as_file().set_len(10 * SECTOR).unwrap();
-    for _ in 0..3 {
-        assert_eq!(disk.request(IN, 20, &[(DATA, 512, true)]), (IOERR, 0));
-    }
-    // half of it is there
-    assert_eq!(disk.request(IN, 9, &[(DATA, 1024, true)]), (IOERR, 0));
-    // The others go on.
-    assert_eq!(disk.request(IN, 9, &[(DATA, 512, true)]), (OK, 513));
-    let told = disk.told.lock().unwrap();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0].0, Operation::Read);
-    assert!(
-        told[0].1.contains("whole buffer") || told[0].1.contains("end"),
-        "{told:?}"
-    );
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        // Somebody cuts the image short.
+        disk.file.as_file().set_len(10 * SECTOR).unwrap();
+        for _ in 0..3 {
+            assert_eq!(disk.request(IN, 20, &[(DATA, 512, true)]), (IOERR, 0));
+        }
+        // half of it is there
+        assert_eq!(disk.request(IN, 9, &[(DATA, 1024, true)]), (IOERR, 0));
+        // The others go on.
+        assert_eq!(disk.request(IN, 9, &[(DATA, 512, true)]), (OK, 513));
+        let told = disk.told.lock().unwrap();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].0, Operation::Read);
+        assert!(
+            told[0].1.contains("whole buffer") || told[0].1.contains("shorter"),
+            "{told:?}"
+        );
+    });
 }
 
 #[test]
 fn limit_counts_bytes_and_requests() {
-    let bucket = |size| Some(Bucket::new(size, 0, Nanos::new(1_000)).unwrap());
-    let still = || Box::new(|| Nanos::ZERO);
-    // (bytes, requests, served)
-    for (bytes, requests, served) in [
-        (bucket(1024), None, 2),
-        (None, bucket(3), 3),
-        (bucket(1 << 20), bucket(1), 1),
-    ] {
-        let limiter = RateLimiter::new(bytes, requests, still());
-        let mut disk = Disk::limited(Access::ReadWrite, Cache::Unsafe, 0, limiter);
-        for _ in 0..4 {
-            disk.ask(IN, 0, &[(DATA, 512, true)]);
+    rings::each(|carrier| {
+        let bucket = |size| Some(Bucket::new(size, 0, Nanos::new(1_000)).unwrap());
+        let still = || Box::new(|| Nanos::ZERO);
+        // (bytes, requests, served)
+        for (bytes, requests, served) in [
+            (bucket(1024), None, 2),
+            (None, bucket(3), 3),
+            (bucket(1 << 20), bucket(1), 1),
+        ] {
+            let limiter = RateLimiter::new(bytes, requests, still());
+            let mut disk = Disk::limited(carrier, Access::ReadWrite, Cache::Unsafe, 0, limiter);
+            for _ in 0..4 {
+                disk.ask(IN, 0, &[(DATA, 512, true)]);
+            }
+            assert!(matches!(disk.driver.run_out(), Next::After(_)));
+            let count = std::iter::from_fn(|| disk.driver.used()).count();
+            assert_eq!(count, served);
+            disk.driver.engine.change(|update| {
+                update.bandwidth = Some(None);
+                update.operations = Some(None);
+            });
+            assert_eq!(disk.driver.run_out(), Next::Notification);
+            let count = std::iter::from_fn(|| disk.driver.used()).count();
+            assert_eq!(count, 4 - served);
         }
-        assert!(matches!(disk.driver.run(), Next::After(_)));
-        let count = std::iter::from_fn(|| disk.driver.used()).count();
-        assert_eq!(count, served);
-        disk.driver.engine.change(|update| {
-            update.bandwidth = Some(None);
-            update.operations = Some(None);
-        });
-        assert_eq!(disk.driver.run(), Next::Notification);
-        let count = std::iter::from_fn(|| disk.driver.used()).count();
-        assert_eq!(count, 4 - served);
-    }
+    });
 }
 
 #[test]
 fn image_can_be_changed_and_tells_its_new_size() {
-    let mut disk = Disk::usual();
-    assert_eq!(disk.driver.read(CONFIG), SECTORS as u32);
-    let other = image_file();
-    other.as_file().set_len(SECTOR * 100).unwrap();
-    let image = Image::open(other.path(), Access::ReadWrite).unwrap();
-    disk.driver
-        .engine
-        .change(|update| update.image = Some(image));
-    disk.driver.run();
-    assert_eq!(disk.driver.read(CONFIG), 100);
-    assert_eq!(disk.driver.read(INTERRUPT_STATUS) & 2, 2);
-    assert_eq!(disk.request(IN, 99, &[(DATA, 512, true)]), (OK, 513));
-    // The first is free again.
-    Image::open(disk.file.path(), Access::ReadWrite).unwrap();
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        assert_eq!(disk.driver.read(CONFIG), SECTORS as u32);
+        let other = image_file();
+        other.as_file().set_len(SECTOR * 100).unwrap();
+        let image = Image::open(other.path(), Access::ReadWrite).unwrap();
+        let image = image.for_ring(other.path()).unwrap();
+        disk.driver
+            .engine
+            .change(|update| update.image = Some(image));
+        disk.driver.run_out();
+        assert_eq!(disk.driver.read(CONFIG), 100);
+        assert_eq!(disk.driver.read(INTERRUPT_STATUS) & 2, 2);
+        assert_eq!(disk.request(IN, 99, &[(DATA, 512, true)]), (OK, 513));
+        // The first is free again.
+        Image::open(disk.file.path(), Access::ReadWrite).unwrap();
+    });
 }
 
 #[test]

@@ -72,16 +72,23 @@ pub(crate) struct Driver<D: Device> {
     seen: [u16; QUEUES],
 }
 
+/// Memory of which most tests are about the lower part.
+pub(crate) fn memory() -> Arc<GuestMemoryMmap> {
+    let ranges = [
+        (GuestAddress(0), HOLE as usize),
+        (GuestAddress(HIGH), 0x1_0000),
+    ];
+    Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"))
+}
+
 impl<D: Device> Driver<D> {
     /// A driver that has not yet touched the device.
     pub(crate) fn new(device: D) -> Self {
-        let memory = Arc::new(
-            GuestMemoryMmap::from_ranges(&[
-                (GuestAddress(0), HOLE as usize),
-                (GuestAddress(HIGH), 0x1_0000),
-            ])
-            .expect("memory"),
-        );
+        Self::new_in(memory(), device)
+    }
+
+    /// The same in such memory.
+    fn new_in(memory: Arc<GuestMemoryMmap>, device: D) -> Self {
         let interrupts = Arc::new(AtomicU32::new(0));
         let notifications = Arc::new(AtomicU32::new(0));
         let (line, bell) = (interrupts.clone(), notifications.clone());
@@ -113,7 +120,30 @@ impl<D: Device> Driver<D> {
 
     /// A driver that is ready, with these features and VERSION_1.
     pub(crate) fn ready(device: D, features: u64) -> Self {
-        let mut driver = Self::new(device);
+        Self::ready_in(memory(), device, features)
+    }
+
+    /// The same in such memory.
+    pub(crate) fn ready_in(memory: Arc<GuestMemoryMmap>, device: D, features: u64) -> Self {
+        Self::ready_with(memory, device, features, 16)
+    }
+
+    /// The same with queues of this size.
+    pub(crate) fn ready_with(
+        memory: Arc<GuestMemoryMmap>,
+        device: D,
+        features: u64,
+        size: u16,
+    ) -> Self {
+        let mut driver = Self::new_in(memory, device);
+        driver.size = size;
+        driver.begin(features);
+        driver
+    }
+
+    /// Gets a device ready that was reset.
+    pub(crate) fn begin(&mut self, features: u64) {
+        let driver = self;
         driver.negotiate(features | VERSION_1);
         for queue in (0..D::QUEUES.len()).rev() {
             driver.queue = queue;
@@ -121,7 +151,6 @@ impl<D: Device> Driver<D> {
         }
         driver.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         assert_eq!(driver.read(STATUS) & DRIVER_OK, DRIVER_OK);
-        driver
     }
 
     pub(crate) fn read(&mut self, register: u64) -> u32 {
@@ -236,6 +265,13 @@ impl<D: Device> Driver<D> {
     }
 
     pub(crate) fn run(&self) -> Next {
+        self.engine.run()
+    }
+
+    /// The same until nothing is under way, for which the engine is held for a moment.
+    pub(crate) fn run_out(&self) -> Next {
+        self.engine.run();
+        drop(self.engine.hold());
         self.engine.run()
     }
 

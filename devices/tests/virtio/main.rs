@@ -6,12 +6,15 @@
 
 mod balloon;
 mod block;
+mod block_order;
 mod driver;
 mod entropy;
 mod hostile;
 mod net;
 mod pmem;
 mod registers;
+mod rings;
+mod shuffled;
 mod vsock;
 
 use std::sync::{Arc, Mutex};

@@ -7,7 +7,8 @@ use arbitrary::Arbitrary;
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::block::{Access, Block, Cache, Image, Serial};
 
-use super::{Chain, Driver, EVENT_INDEX, INDIRECT, Request};
+use super::shuffled::Shuffled;
+use super::{Chain, Driver, EVENT_INDEX, INDIRECT, Request, guest_memory};
 use crate::input::decode;
 
 /// In bytes.
@@ -40,7 +41,8 @@ enum Shape {
     },
 }
 
-/// Requests of any shape to a disk of 8 KiB: the disk and the guest's memory are as the specification has it.
+/// Requests of any shape to a disk of 8 KiB: the disk and the guest's memory are as the specification has it, whether
+/// the host carries out what is asked at once, or in parts, when it likes.
 ///
 /// # Panics
 /// When they are not.
@@ -48,6 +50,16 @@ pub fn virtio_block(data: &[u8]) {
     let Some(input) = decode::<Input>(data) else {
         return;
     };
+    serve(&input, None);
+    // What the host likes comes from the input, too.
+    let chance = data.iter().fold(1, |chance: u64, byte| {
+        chance.wrapping_mul(31).wrapping_add(u64::from(*byte))
+    });
+    serve(&input, Some(chance));
+}
+
+/// Serves the requests: by a ring that makes its choices by `chance`, or without.
+fn serve(input: &Input, chance: Option<u64>) {
     // In memory, and gone with its last user.
     let name = std::ffi::CString::default();
     let descriptor = rustix::fs::memfd_create(&name, rustix::fs::MemfdFlags::CLOEXEC);
@@ -68,20 +80,36 @@ pub fn virtio_block(data: &[u8]) {
         },
     );
     let image = Image::open(path.as_ref(), access).expect("an image");
-    let device = Block::new(
+    let memory = guest_memory();
+    let ring = chance.map(|mut chance| {
+        // Knuth's MMIX.
+        let choose = move |limit| {
+            chance = chance
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (chance >> 33) % limit
+        };
+        Shuffled::new(&image, memory.clone(), Box::new(choose))
+    });
+    let mut device = Block::new(
         image,
         Serial::new(SERIAL),
         cache,
         RateLimiter::unlimited(),
         Box::new(|operation, error| panic!("{operation}: {error}")),
     );
+    if let Some(ring) = ring {
+        device = device.with_ring(Box::new(ring));
+    }
     let wanted = input.features | INDIRECT;
-    let (mut driver, features) = Driver::ready(device, wanted & !EVENT_INDEX);
+    let (mut driver, features) = Driver::in_memory(memory, device, wanted & !EVENT_INDEX, 2);
     for (request, shape) in input.requests.iter().take(64) {
         let mut request = request.clone();
         shape.apply(&mut request);
         driver.ask(0, &request);
         driver.engine.run();
+        // What is under way ends.
+        drop(driver.engine.hold());
         let Some(chain) = driver.queues[0].waiting.pop_front() else {
             continue;
         };

@@ -11,6 +11,9 @@ mod entropy;
 mod net;
 mod pmem;
 mod registers;
+#[path = "../../../devices/tests/virtio/shuffled.rs"]
+#[allow(dead_code, reason = "the tests of the devices look into it")]
+mod shuffled;
 mod vsock;
 
 use std::collections::VecDeque;
@@ -208,6 +211,13 @@ struct Driver<D: Device> {
     queues: Vec<Queue>,
 }
 
+/// The guest's memory, empty.
+fn guest_memory() -> Arc<GuestMemoryMmap> {
+    let ranges = [(0, LOW_END), (HIGH, HIGH_LEN)]
+        .map(|(begin, len)| (GuestAddress(begin), usize::try_from(len).expect("small")));
+    Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"))
+}
+
 impl<D: Device> Driver<D> {
     /// One that is ready. It takes of `features` what is on offer. A third queue is left alone: a driver need not use
     /// all.
@@ -217,9 +227,16 @@ impl<D: Device> Driver<D> {
 
     /// The same with so many queues, if there are.
     fn with_queues(device: D, features: u64, queues: usize) -> (Self, u64) {
-        let ranges = [(0, LOW_END), (HIGH, HIGH_LEN)]
-            .map(|(begin, len)| (GuestAddress(begin), usize::try_from(len).expect("small")));
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"));
+        Self::in_memory(guest_memory(), device, features, queues)
+    }
+
+    /// The same in such memory.
+    fn in_memory(
+        memory: Arc<GuestMemoryMmap>,
+        device: D,
+        features: u64,
+        queues: usize,
+    ) -> (Self, u64) {
         let engine = Arc::new(Engine::new(device, memory.clone(), Box::new(|| {})));
         let registers = Registers::new(engine.clone(), Box::new(|| {}));
         let mut driver = Self {

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::super::Count;
 use super::STATISTIC;
-use crate::virtio::Count;
 
 /// How many kinds of statistics there are (5.5.6.4, and those that Linux has had since 6.12).
 pub const STATISTICS: usize = 16;

@@ -2,10 +2,11 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_setfl};
 use std::os::unix::fs::OpenOptionsExt;
 use thiserror::Error;
 use vm_memory::{ReadVolatile, VolatileMemoryError, WriteVolatile};
@@ -50,6 +51,12 @@ pub enum ImageError {
         /// Which image.
         path: PathBuf,
     },
+    /// Another file is at its path than a moment before.
+    #[error("the disk image {path:?} was replaced while it was opened; try again")]
+    Replaced {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// It cannot be locked.
     #[error("cannot lock the disk image {path:?}")]
     Lock {
@@ -69,13 +76,27 @@ pub enum ImageError {
 }
 
 /// A byte's place in an image, checked against its end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place(u64);
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place(pub(super) u64);
+
+/// How zeros come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// The host takes the space back.
+    Punch,
+    /// It keeps the space.
+    Keep,
+}
+
+/// What is written at once where the host knows no shorter way to zeros.
+pub static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// An opened and locked image.
 #[derive(Debug)]
 pub struct Image {
     file: File,
+    /// The same opened once more, without the lock, for a ring.
+    twin: Option<File>,
     access: Access,
     sectors: u64,
     /// Where the file's own position is, if that is known: it spares a call for each request in a row.
@@ -92,16 +113,49 @@ impl Image {
         Self::with_lock(open_locked(path, access)?, access, path)
     }
 
+    /// Readies the image, which is at `path`, for a [`Ring`](super::Ring).
+    ///
+    /// The kernel lets go of a ring's file some time after the ring's process has ended. A ring therefore gets the
+    /// image opened once more, so that the lock goes when it should.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn for_ring(mut self, path: &Path) -> Result<Self, ImageError> {
+        let twin = open(path, self.access)?;
+        let metadata = twin.metadata().map_err(|source| ImageError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        if (metadata.dev(), metadata.ino()) != self.identity {
+            let path = path.to_owned();
+            return Err(ImageError::Replaced { path });
+        }
+        self.twin = Some(twin);
+        Ok(self)
+    }
+
+    /// Whether it is ready for a ring.
+    #[must_use]
+    pub fn is_for_ring(&self) -> bool {
+        self.twin.is_some()
+    }
+
     /// Opens the image anew, with the size that it has now, without giving up the lock.
     ///
     /// # Errors
     /// What is in the way.
     pub fn again(&self, path: &Path) -> Result<Self, ImageError> {
-        let file = self.file.try_clone().map_err(|source| ImageError::Open {
+        let failed = |source| ImageError::Open {
             path: path.to_owned(),
             source,
-        })?;
-        Self::with_lock(file, self.access, path)
+        };
+        let file = self.file.try_clone().map_err(failed)?;
+        let twin = self.twin.as_ref().map(File::try_clone).transpose();
+        let again = Self::with_lock(file, self.access, path)?;
+        Ok(Self {
+            twin: twin.map_err(failed)?,
+            ..again
+        })
     }
 
     fn with_lock(mut file: File, access: Access, path: &Path) -> Result<Self, ImageError> {
@@ -118,6 +172,7 @@ impl Image {
         }
         Ok(Self {
             file,
+            twin: None,
             access,
             sectors: bytes / SECTOR,
             position: None,
@@ -191,15 +246,11 @@ impl Image {
         place: Place,
         len: u64,
         must_be_zero: bool,
-        may_unmap: bool,
+        how: Zeroing,
     ) -> io::Result<()> {
-        if len == 0 {
-            return Ok(());
-        }
-        let how = if may_unmap {
-            FallocateFlags::PUNCH_HOLE
-        } else {
-            FallocateFlags::ZERO_RANGE
+        let how = match how {
+            Zeroing::Punch => FallocateFlags::PUNCH_HOLE,
+            Zeroing::Keep => FallocateFlags::ZERO_RANGE,
         };
         loop {
             match fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, place.0, len) {
@@ -213,8 +264,6 @@ impl Image {
         if !must_be_zero {
             return Ok(());
         }
-        /// What is written at once where the host knows no shorter way.
-        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         self.seek(place)?;
         let mut left = len;
         while left > 0 {
@@ -234,6 +283,32 @@ impl Image {
 /// # Errors
 /// What is in the way.
 pub fn open_locked(path: &Path, access: Access) -> Result<File, ImageError> {
+    let file = open(path, access)?;
+    let locked = match access {
+        Access::ReadOnly => file.try_lock_shared(),
+        Access::ReadWrite => file.try_lock(),
+    };
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => ImageError::Locked {
+            path: path.to_owned(),
+        },
+        TryLockError::Error(source) => ImageError::Lock {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
+    Ok(file)
+}
+
+/// What a ring is given, for an image that is ready for one.
+impl AsFd for Image {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.twin.as_ref().unwrap_or(&self.file).as_fd()
+    }
+}
+
+/// Opens what is a plain file or a block device.
+fn open(path: &Path, access: Access) -> Result<File, ImageError> {
     let failed = |source| ImageError::Open {
         path: path.to_owned(),
         source,
@@ -265,19 +340,8 @@ pub fn open_locked(path: &Path, access: Access) -> Result<File, ImageError> {
             },
         });
     }
-    let locked = match access {
-        Access::ReadOnly => file.try_lock_shared(),
-        Access::ReadWrite => file.try_lock(),
-    };
-    locked.map_err(|error| match error {
-        TryLockError::WouldBlock => ImageError::Locked {
-            path: path.to_owned(),
-        },
-        TryLockError::Error(source) => ImageError::Lock {
-            path: path.to_owned(),
-            source,
-        },
-    })?;
+    // It was for the opening only: of a file that does not wait, the host may leave a transfer undone.
+    fcntl_setfl(&file, OFlags::empty()).map_err(|error| failed(error.into()))?;
     Ok(file)
 }
 
