@@ -25,7 +25,7 @@ use crate::allocator;
 use crate::api::COMPATIBLE_VERSION;
 use crate::api::balloon::Balloon;
 use crate::api::body::TimePolicy;
-use crate::api::drive::{CacheType, Drive, Entropy};
+use crate::api::drive::{CacheType, Drive, Entropy, IoEngine};
 use crate::api::network::{Mac, NetworkInterface};
 use crate::api::pmem::Pmem;
 use crate::api::vsock::Vsock;
@@ -129,8 +129,8 @@ struct Run {
     memory: MemorySize,
     /// A disk, as often as needed: a raw image or a block device. With readonly, the guest cannot write; with
     /// root, its root file system is there, and the command line gets root=/dev/vda; with unsafe, a flush
-    /// does not wait for the host's disk
-    #[arg(long, value_name = "PATH[,readonly][,root][,unsafe]", value_parser = parse_disk)]
+    /// does not wait for the host's disk; with async, many requests are under way at once, by io_uring
+    #[arg(long, value_name = "PATH[,readonly][,root][,unsafe][,async]", value_parser = parse_disk)]
     disk: Vec<Drive>,
     /// A persistent memory, as often as needed: a file or a block device that the guest has in its memory, /dev/pmem0
     /// and up for Linux. With readonly, what the guest writes is lost; with root, its root file system is there, and
@@ -199,14 +199,16 @@ fn parse_memory(text: &str) -> Result<MemorySize, String> {
 fn parse_disk(text: &str) -> Result<Drive, String> {
     let mut path = text;
     let (mut read_only, mut root, mut cache) = (false, false, CacheType::Writeback);
+    let mut engine = None;
     while let Some((before, word)) = path.rsplit_once(',') {
         match word {
             "readonly" => read_only = true,
             "root" => root = true,
             "unsafe" => cache = CacheType::Unsafe,
+            "async" => engine = Some(IoEngine::Async),
             _ => {
                 return Err(format!(
-                    "{word:?} is none of readonly, root and unsafe; a path with a comma goes into a \
+                    "{word:?} is none of readonly, root, unsafe and async; a path with a comma goes into a \
                      configuration file"
                 ));
             }
@@ -225,7 +227,7 @@ fn parse_disk(text: &str) -> Result<Drive, String> {
         is_read_only: Some(read_only),
         path_on_host: Some(PathBuf::from(path)),
         rate_limiter: None,
-        io_engine: None,
+        io_engine: engine,
         socket: None,
     })
 }

@@ -18,6 +18,7 @@
 //! | `console`, `terminal`, `signals` | the operator's side of the serial port, and every way out |
 //! | `outcome`, `dump` | how a microVM ended, and the report when a vCPU cannot go on |
 //! | `output`, `error` | reports on standard output, and errors in one line |
+//! | [`uring`] | a disk's transfers, many at once |
 //! | [`seccomp`], `allocator` | what each thread may ask of the kernel; one arena for all |
 //! | `whole_file` | files that are there as a whole or not at all |
 //! | `demo` | the guest that is compiled into the binary |
@@ -60,6 +61,7 @@ mod terminal;
 mod time_plot;
 mod time_report;
 mod timekeeper;
+pub mod uring;
 mod vcpu;
 mod whole_file;
 

@@ -58,6 +58,7 @@ use crate::timekeeper::{
     self, Answer, Bell, Clocks, ExitWatch, Halt, Home, HostSenses, Observed, Order, Rates,
     RealTime, ResumeError, TimePage, Timekeeper, Unwatched, Watch, WatchThread,
 };
+use crate::uring::UringError;
 use crate::vcpu::{Ending, Shared, VcpuThread};
 
 pub(crate) use balloon::BalloonState;
@@ -133,6 +134,14 @@ pub(crate) enum MachineError {
         asked: usize,
         /// The bound.
         limit: usize,
+    },
+    /// A disk cannot have the engine that it is to have.
+    #[error("drive {id:?}")]
+    Uring {
+        /// Which one.
+        id: String,
+        /// Why not.
+        source: UringError,
     },
     /// A disk's image cannot be used.
     #[error(transparent)]

@@ -88,7 +88,13 @@ fn path(folder: &Path, name: &str) -> CString {
 }
 
 /// Those that open nothing by a name.
-const CLOSED: [Role; 4] = [Role::Vcpu, Role::Device, Role::Vsock, Role::Api];
+const CLOSED: [Role; 5] = [
+    Role::Vcpu,
+    Role::Device,
+    Role::AsyncDrive,
+    Role::Vsock,
+    Role::Api,
+];
 
 #[test]
 fn names_lead_nowhere_and_what_nobody_needs_is_refused() {

@@ -130,6 +130,10 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ),
         ("F_ADD_SEALS", number(libc::F_ADD_SEALS)),
         ("F_SETFL", number(libc::F_SETFL)),
+        // include/uapi/linux/io_uring.h.
+        ("IORING_REGISTER_FILES_UPDATE", 6),
+        ("no flags", 0),
+        ("waits for none", 0),
         ("F_DUPFD_CLOEXEC", number(libc::F_DUPFD_CLOEXEC)),
         ("F_GETFD", number(libc::F_GETFD)),
         ("KVM_CHECK_EXTENSION", kvm(NONE, 0, 0x03)),
@@ -365,13 +369,17 @@ fn with_all_threads(arguments: &[&str]) -> Vm {
     let mut all = vec!["--time-report", "report.json"];
     all.extend(arguments);
     let mut vm = Vm::start(&all);
-    let disk = vm.path("disk");
-    std::fs::write(&disk, [0; 4096]).expect("room");
-    vm.done(
-        "PUT",
-        "/drives/disk",
-        &json!({"drive_id": "disk", "path_on_host": disk, "is_root_device": false}),
-    );
+    for (name, engine) in [("disk", "Sync"), ("many", "Async")] {
+        let image = vm.path(name);
+        std::fs::write(&image, [0; 4096]).expect("room");
+        vm.done(
+            "PUT",
+            &format!("/drives/{name}"),
+            &json!({
+                "drive_id": name, "path_on_host": image, "is_root_device": false, "io_engine": engine,
+            }),
+        );
+    }
     let socket = vm.path("vsock");
     vm.done(
         "PUT",
@@ -405,6 +413,7 @@ fn each_thread_of_a_microvm_has_its_filter() {
             "vcpu0",
             "vcpu1",
             "drive disk",
+            "drive many",
             "balloon",
             "vsock",
             "time",
@@ -412,8 +421,9 @@ fn each_thread_of_a_microvm_has_its_filter() {
         ];
         // SECCOMP_MODE_FILTER, with its own, and with the one that refuses where threads are started.
         let bare = |(name, fields): &&(String, [String; 3])| {
-            let one = ["api", "report", "drive disk", "balloon", "vsock"].contains(&&name[..])
-                || name.starts_with("vcpu");
+            let one = ["api", "report", "balloon", "vsock"].contains(&&name[..])
+                || name.starts_with("vcpu")
+                || name.starts_with("drive ");
             !is_of_kernel(name) && fields != &["2", if one { "1" } else { "2" }, "1"]
         };
         match expected.iter().find(|name| !names.contains(*name)) {
@@ -485,9 +495,9 @@ fn panic_under_a_filter_is_told_and_caught() {
     }
 }
 
-/// KVM's own workers are listed among a process's threads.
+/// KVM's own workers are listed among a process's threads, and io_uring's.
 fn is_of_kernel(name: &str) -> bool {
-    name.starts_with("kvm-")
+    name.starts_with("kvm-") || name.starts_with("iou-wrk-")
 }
 
 #[test]

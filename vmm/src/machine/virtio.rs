@@ -3,6 +3,10 @@
 //! Each device has a thread of its own. A flush takes as long as the host's disk does, seconds at worst, and
 //! the main thread answers the API meanwhile; the guest's other devices go on, too. A vCPU does not wait
 //! either: its notification is an eventfd that the kernel writes without leaving to us.
+//!
+//! A disk whose `io_engine` is `Async` has many requests under way at once, by a ring of its own
+//! ([`Uring`]). Only its thread hands requests to the ring and takes their ends from it; who pauses or resets the disk
+//! wakes that thread and waits until nothing is under way.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,7 +21,7 @@ use arch::memory::MemorySize;
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::balloon;
-use devices::virtio::block::{Block, Image, Serial};
+use devices::virtio::block::{Block, Image, ImageError, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
@@ -50,6 +54,7 @@ use crate::host_clock;
 use crate::mmds::{self, Endpoint, Metadata, Service};
 use crate::outcome::Outcome;
 use crate::seccomp::{Filters, Role};
+use crate::uring::{Uring, UringError};
 use crate::vcpu::Ending;
 
 /// The most virtio devices of a machine: as many as there are interrupts for them.
@@ -102,7 +107,7 @@ impl Backends {
         memory: MemorySize,
     ) -> Result<Self, MachineError> {
         let drives = peripherals.drives().iter();
-        let images = drives.map(|drive| Image::open(&drive.path(), drive.access()));
+        let images = drives.map(open_image);
         let interfaces = peripherals.interfaces().iter();
         let taps = interfaces.map(|interface| Tap::open(&interface.host_dev_name));
         let vsock = peripherals.vsock.as_ref();
@@ -135,10 +140,28 @@ impl Backends {
     }
 }
 
+fn open_image(drive: &drive::Drive) -> Result<Image, ImageError> {
+    let image = Image::open(&drive.path(), drive.access())?;
+    if drive.is_async() {
+        image.for_ring(&drive.path())
+    } else {
+        Ok(image)
+    }
+}
+
 /// Looks whether an image can be had, so that a client learns of a wrong path when it gives it.
 pub(crate) fn check_image(drive: &drive::Drive) -> Result<(), MachineError> {
-    Image::open(&drive.path(), drive.access())?;
+    let image = open_image(drive)?;
+    if drive.is_async() {
+        Uring::check(image.as_fd()).map_err(no_ring(drive))?;
+    }
     Ok(())
+}
+
+/// The ring of a disk cannot be had.
+fn no_ring(drive: &drive::Drive) -> impl FnOnce(UringError) -> MachineError {
+    let id = drive.drive_id.clone();
+    |source| MachineError::Uring { id, source }
 }
 
 /// Looks whether a tap can be had, for the same reason.
@@ -199,6 +222,8 @@ struct Waiting {
     role: Role,
     run: Box<dyn Fn(Waker) -> Next + Send>,
     hold: Box<dyn Fn() -> Hold + Send>,
+    /// What its thread says at its end, and whether it came in order.
+    leave: Box<dyn Fn(bool) + Send>,
 }
 
 /// Who woke a device's thread.
@@ -241,8 +266,15 @@ impl Virtio {
         for (drive, image) in peripherals.drives().iter().zip(backends.images) {
             let Some(place) = places.next() else { break };
             let kept = image.again(&drive.path())?;
+            let ring = drive.is_async().then(|| {
+                let ring = Uring::new(image.as_fd(), memory.clone());
+                ring.map_err(no_ring(drive))
+            });
+            let ring = ring.transpose()?;
+            let source = ring.as_ref().map(Uring::source).transpose();
+            let source = source.map_err(host("duplicate a descriptor"))?;
             let name = drive.drive_id.clone();
-            let device = Block::new(
+            let mut device = Block::new(
                 image,
                 Serial::new(&drive.drive_id),
                 drive.cache_type.unwrap_or_default().into(),
@@ -255,8 +287,15 @@ impl Virtio {
                     );
                 }),
             );
+            if let Some(ring) = ring {
+                device = device.with_ring(Box::new(ring));
+            }
             let name = format!("drive {}", drive.drive_id);
             let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            if let (Some(source), Some(waiting)) = (source, virtio.waiting.last_mut()) {
+                waiting.source = Some(source);
+                waiting.role = Role::AsyncDrive;
+            }
             virtio.disks.push(Disk {
                 id: drive.drive_id.clone(),
                 engine,
@@ -414,7 +453,9 @@ impl Virtio {
         let registers = Registers::new(engine.clone(), Box::new(move || press(&bell)));
         let registers = Arc::new(Mutex::new(registers));
         bus.insert(place.base.0, place.size.into(), registers, &*name)?;
-        let (runner, holder) = (engine.clone(), engine.clone());
+        let bell = duplicate(&kick)?;
+        engine.run_by(Box::new(move || press(&bell)));
+        let (runner, holder, leaver) = (engine.clone(), engine.clone(), engine.clone());
         self.waiting.push(Waiting {
             name,
             kick: duplicate(&kick)?,
@@ -425,6 +466,7 @@ impl Virtio {
                 Waker::Source => runner.run(),
             }),
             hold: Box::new(move || holder.hold()),
+            leave: Box::new(move |orderly| leaver.leave(orderly)),
         });
         Ok((engine, kick))
     }
@@ -562,7 +604,12 @@ impl Disk {
         let image = if self.image.is_at(path) {
             self.image.again(path)
         } else {
-            Image::open(path, self.image.access())
+            let other = Image::open(path, self.image.access());
+            if self.image.is_for_ring() {
+                other.and_then(|other| other.for_ring(path))
+            } else {
+                other
+            }
         }
         .map_err(fault)?;
         self.image = image.again(path).map_err(fault)?;
@@ -617,6 +664,7 @@ impl DeviceThread {
             role,
             run,
             hold,
+            leave,
         } = device;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, bell) = (stop.clone(), kick.try_clone()?);
@@ -632,7 +680,10 @@ impl DeviceThread {
                             "{name}: the host does not tell of requests any more: {error}"
                         )));
                     }
+                    leave(true);
                 });
+                // Again for one that panicked: somebody may wait for it.
+                leave(false);
             })?;
         Ok(Self {
             kick,

@@ -86,7 +86,7 @@ impl Fences {
     /// Fences the calling thread in, and what it starts from now on.
     pub(super) fn enter(&self, role: Role) -> Result<(), FenceError> {
         let rules = match role {
-            Role::Vcpu | Role::Device | Role::Vsock => &self.closed,
+            Role::Vcpu | Role::Device | Role::AsyncDrive | Role::Vsock => &self.closed,
             Role::Api => &self.removing,
             Role::Vmm | Role::Time | Role::Report | Role::Assess => &self.open,
         };

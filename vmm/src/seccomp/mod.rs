@@ -50,6 +50,8 @@ pub enum Role {
     Vcpu,
     /// It serves one virtio device.
     Device,
+    /// It serves a disk that has many requests under way at once.
+    AsyncDrive,
     /// It serves the socket device, for which it connects to programs of the host.
     Vsock,
     /// It watches the guest's time.
@@ -62,11 +64,12 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Vmm,
         Self::Api,
         Self::Vcpu,
         Self::Device,
+        Self::AsyncDrive,
         Self::Vsock,
         Self::Time,
         Self::Report,
@@ -87,6 +90,7 @@ impl Role {
             Self::Api => "api",
             Self::Vcpu => "vcpu",
             Self::Device => "device",
+            Self::AsyncDrive => "async_drive",
             Self::Vsock => "vsock",
             Self::Time => "time",
             Self::Report => "report",
@@ -128,7 +132,7 @@ pub enum FilterError {
     /// A thread would be without one.
     #[error(
         "--seccomp-filter {path:?}: there is none for the thread kind {name:?}; give one for each of \
-         vmm, api, vcpu, device, vsock, time, report and assess"
+         vmm, api, vcpu, device, async_drive, vsock, time, report and assess"
     )]
     Missing {
         /// Which file.
@@ -138,8 +142,8 @@ pub enum FilterError {
     },
     /// A filter that nothing would have.
     #[error(
-        "--seccomp-filter {path:?}: {name:?} is none of the thread kinds vmm, api, vcpu, device, vsock, time, \
-         report and assess"
+        "--seccomp-filter {path:?}: {name:?} is none of the thread kinds vmm, api, vcpu, device, async_drive, vsock, \
+         time, report and assess"
     )]
     Unknown {
         /// Which file.

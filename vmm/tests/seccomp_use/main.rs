@@ -150,17 +150,30 @@ fn busy_guest() -> Vec<u8> {
         disk(0, Some(Part::Room(512))),
         disk(4, None),
         disk(11, Some(Part::Bytes(range.clone()))),
+        disk(13, Some(Part::Bytes(range.clone()))),
+    ] {
+        guest.offer(blocks, &request);
+        guest.used(blocks);
+    }
+    // The same by a ring.
+    let mut queues = guest.begin(2, 1 << 9 | 1 << 13 | 1 << 14, 1);
+    let blocks = &mut queues[0];
+    for request in [
+        disk(1, Some(Part::Bytes(vec![7; 512]))),
+        disk(0, Some(Part::Room(512))),
+        disk(4, None),
+        disk(11, Some(Part::Bytes(range.clone()))),
         disk(13, Some(Part::Bytes(range))),
     ] {
         guest.offer(blocks, &request);
         guest.used(blocks);
     }
     // VIRTIO_NET_F_CSUM.
-    let mut card = guest.begin(2, 1, 2);
+    let mut card = guest.begin(3, 1, 2);
     guest.offer(&mut card[0], &[Part::Room(4096)]);
     guest.offer(&mut card[1], &[Part::Bytes(vec![0; 12 + 60])]);
     guest.used(&card[1]);
-    let mut sockets = guest.begin(3, 0, 3);
+    let mut sockets = guest.begin(4, 0, 3);
     for _ in 0..8 {
         guest.offer(&mut sockets[0], &[Part::Room(512)]);
     }
@@ -173,7 +186,7 @@ fn busy_guest() -> Vec<u8> {
         guest.offer(&mut sockets[1], &packet);
         guest.used(&sockets[1]);
     }
-    let mut entropy = guest.begin(4, 0, 1);
+    let mut entropy = guest.begin(5, 0, 1);
     guest.offer(&mut entropy[0], &[Part::Room(32)]);
     guest.used(&entropy[0]);
     guest.print("ready");
@@ -208,7 +221,7 @@ fn served_by_the_api(in_the_way: bool) -> BTreeSet<Call> {
     let client = Client::of(&ground, &traced);
     let kernel = elf(&busy_guest());
     std::fs::write(ground.path("disk"), [0; 8192]).expect("room");
-    for name in ["other", "readable", "third"] {
+    for name in ["other", "readable", "third", "many", "fourth"] {
         std::fs::write(ground.path(name), [0; 4096]).expect("room");
     }
     let program = UnixListener::bind(ground.path("sockets_52")).expect("a socket");
@@ -229,6 +242,13 @@ fn served_by_the_api(in_the_way: bool) -> BTreeSet<Call> {
             json!({
                 "drive_id": "readable", "path_on_host": "readable", "is_root_device": false,
                 "is_read_only": true,
+            }),
+        ),
+        (
+            "/drives/many",
+            json!({
+                "drive_id": "many", "path_on_host": "many", "is_root_device": false, "cache_type": "Writeback",
+                "io_engine": "Async",
             }),
         ),
         (
@@ -260,7 +280,12 @@ fn served_by_the_api(in_the_way: bool) -> BTreeSet<Call> {
         client.done("GET", path, &Value::Null);
     }
     // Another image, and that one anew.
-    for (drive, image) in [("disk", "other"), ("disk", "other"), ("readable", "third")] {
+    for (drive, image) in [
+        ("disk", "other"),
+        ("disk", "other"),
+        ("readable", "third"),
+        ("many", "fourth"),
+    ] {
         let body = json!({"drive_id": drive, "path_on_host": image});
         client.done("PATCH", &format!("/drives/{drive}"), &body);
     }
@@ -321,11 +346,16 @@ fn struck(role: Role, signal: i32) -> BTreeSet<Call> {
     let ground = Ground::new();
     let (_operator, terminal) = pseudoterminal();
     let kernel = elf(&[print("ready"), FOR_EVER.to_vec()].concat());
-    std::fs::write(ground.path("disk"), [0; 4096]).expect("room");
+    for name in ["disk", "many"] {
+        std::fs::write(ground.path(name), [0; 4096]).expect("room");
+    }
     let configuration = json!({
         "boot-source": {"kernel_image_path": kernel.path()},
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 64},
-        "drives": [{"drive_id": "disk", "path_on_host": "disk", "is_root_device": false}],
+        "drives": [
+            {"drive_id": "disk", "path_on_host": "disk", "is_root_device": false},
+            {"drive_id": "many", "path_on_host": "many", "is_root_device": false, "io_engine": "Async"},
+        ],
         "vsock": {"guest_cid": 3, "uds_path": "sockets"},
     });
     std::fs::write(ground.path("configuration"), configuration.to_string()).expect("room");

@@ -25,6 +25,7 @@ pub(crate) fn numbers() -> BTreeMap<&'static str, i64> {
         exit_group = SYS_exit_group, fallocate = SYS_fallocate, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync, flock = SYS_flock,
         fstat = SYS_fstat, ftruncate = SYS_ftruncate, futex = SYS_futex, getcpu = SYS_getcpu,
         geteuid = SYS_geteuid, getpid = SYS_getpid, getrandom = SYS_getrandom, gettid = SYS_gettid,
+        io_uring_enter = SYS_io_uring_enter, io_uring_register = SYS_io_uring_register,
         ioctl = SYS_ioctl, lseek = SYS_lseek, madvise = SYS_madvise, memfd_create = SYS_memfd_create,
         mkdirat = SYS_mkdirat, mmap = SYS_mmap, mprotect = SYS_mprotect, mremap = SYS_mremap,
         munmap = SYS_munmap, newfstatat = SYS_newfstatat, open = SYS_open, openat = SYS_openat,
