@@ -1,7 +1,7 @@
 // A 64-bit guest without an operating system that uses all virtio devices while the host takes away what is behind
-// them. It knows the first disk as the one whose space runs out, of 2,048 sectors, and the second as one that must
-// not mind. It says "ready" and waits for a line on its serial port, during which the host does what it will; twice.
-// Then it fills both disks with a text, has them flushed, says so and waits for its end.
+// them. Of its disks, of 2,048 sectors each, some run out of space and some must not mind. It says "ready" and waits
+// for a line on its serial port, during which the host does what it will; twice. Then it fills all disks with a text,
+// has them flushed, says so and waits for its end.
 
 #include "virtio-driver.h"
 

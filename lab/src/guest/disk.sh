@@ -1,7 +1,7 @@
-# The first program of a Linux guest with two disks, a source of entropy and a balloon that only hears of freed pages:
+# The first program of a Linux guest with three disks, a source of entropy and a balloon that only hears of freed pages:
 # writes, flushes, reads back, fills its memory and frees it, and tells what it saw.
 echo "command line: $(/bin/busybox cat /proc/cmdline)"
-for disk in vda vdb; do
+for disk in vda vdb vdc; do
     echo "$disk: $(/bin/busybox cat /sys/block/$disk/size) sectors, ro $(/bin/busybox cat /sys/block/$disk/ro), $(/bin/busybox cat /sys/block/$disk/serial), $(/bin/busybox cat /sys/block/$disk/queue/write_cache)"
 done
 sum() { /bin/busybox sha256sum | /bin/busybox cut -d ' ' -f 1; }
@@ -17,6 +17,16 @@ if /bin/busybox dd if=/data of=/dev/vdb bs=4096 count=1 conv=fsync 2>/dev/null; 
 else
     echo "written to vdb: no"
 fi
+# The third has many requests under way: four programs write at once, each a quarter, and then read at once.
+quarters() { for quarter in 0 1 2 3; do "$1" "$quarter" $((quarter * 32)) & done; wait; }
+store() { /bin/busybox dd if=/data of=/dev/vdc bs=64k count=32 skip="$2" seek="$2" conv=fsync 2>/dev/null && : >"/stored$1"; }
+load() { /bin/busybox dd if=/dev/vdc of="/quarter$1" bs=64k count=32 skip="$2" 2>/dev/null; }
+quarters store
+[ -e /stored0 ] && [ -e /stored1 ] && [ -e /stored2 ] && [ -e /stored3 ] && echo "flushed to vdc: yes"
+echo 3 >/proc/sys/vm/drop_caches
+quarters load
+echo "read back from vdc: $(/bin/busybox cat /quarter0 /quarter1 /quarter2 /quarter3 | sum)"
+/bin/busybox rm /quarter0 /quarter1 /quarter2 /quarter3
 echo "entropy from: $(/bin/busybox cat /sys/class/misc/hw_random/rng_current)"
 echo "entropy: $(/bin/busybox dd if=/dev/hwrng bs=64 count=4 iflag=fullblock 2>/dev/null | /bin/busybox wc -c) bytes"
 # What is filled and freed is the host's again, which looks before it says to go on.

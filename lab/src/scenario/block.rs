@@ -1,4 +1,4 @@
-//! Disks, a source of entropy and a balloon that hears of freed pages, driven by the modules of a stock kernel:
+//! Disks, one of them by io_uring, a source of entropy and a balloon that hears of freed pages, driven by the modules of a stock kernel:
 //! `virtio_mmio` finds them through ACPI.
 
 use anyhow::{Context, Result, ensure};
@@ -34,7 +34,8 @@ pub(super) fn all() -> Vec<Scenario> {
     };
     let launch = format!(
         "exec ./{LAUNCHER} run --kernel kernel --initrd initrd --cmdline '{COMMAND_LINE}' --cpus 2 \
-         --memory {MEMORY_MIB} --disk disk,root --disk other,readonly --balloon 0,reporting --entropy"
+         --memory {MEMORY_MIB} --disk disk,root --disk other,readonly --disk many,async --balloon 0,reporting \
+         --entropy"
     );
     let script = format!("sectors={SECTORS}\nlaunch() {{ {launch}; }}\n{SCRIPT}");
     vec![
@@ -73,7 +74,10 @@ fn check(outcome: &Outcome) -> Result<()> {
             "vdb",
             format!("{READ_ONLY_SECTORS} sectors, ro 1, disk1, write back"),
         ),
+        ("vdc", format!("{SECTORS} sectors, ro 0, disk2, write back")),
         ("flushed", "yes".to_owned()),
+        ("flushed to vdc", "yes".to_owned()),
+        ("read back from vdc", report.value("made")?.to_owned()),
         ("read back", report.value("made")?.to_owned()),
         ("read-only", READ_ONLY.to_owned()),
         ("written to vdb", "no".to_owned()),
@@ -100,5 +104,6 @@ fn check(outcome: &Outcome) -> Result<()> {
         "the guest's memory takes {filled} KiB of the host, and {freed} after {FILLED_MIB} MiB of it are freed"
     );
     outcome.expect_line(&format!("on the host: {}", report.value("made")?))?;
+    outcome.expect_line(&format!("many on the host: {}", report.value("made")?))?;
     outcome.expect_line(&format!("other on the host: {READ_ONLY}"))
 }

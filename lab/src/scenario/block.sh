@@ -1,6 +1,8 @@
 set -e
-# The disk is made in the host: its holes are then the host's own.
-dd if=/dev/zero of=disk bs=512 count=0 seek="$sectors" 2>/dev/null
+# The disks are made in the host: their holes are then the host's own.
+for image in disk many; do
+    dd if=/dev/zero of="$image" bs=512 count=0 seek="$sectors" 2>/dev/null
+done
 mkfifo keys
 launch <keys >console &
 launcher=$!
@@ -21,6 +23,8 @@ echo go >&3
 status=0
 wait "$launcher" || status=$?
 cat console
-echo "on the host: $(dd if=disk bs=1M count=8 2>/dev/null | sha256sum | cut -d ' ' -f 1)"
+sum() { dd if="$1" bs=1M count=8 2>/dev/null | sha256sum | cut -d ' ' -f 1; }
+echo "on the host: $(sum disk)"
+echo "many on the host: $(sum many)"
 echo "other on the host: $(head -c 9 other)"
 exit "$status"
