@@ -418,7 +418,8 @@ static void others(void) {
     static const struct {
         uint32_t kind;
         int queue;
-    } OTHERS[] = {{NET, 0}, {SOCKET, 0}, {SOCKET, 2}, {BALLOON, 1}, {BALLOON, 2}, {BALLOON, 4}};
+    } OTHERS[] = {{NET, 0}, {SOCKET, 0}, {SOCKET, 2}, {BALLOON, 1}, {BALLOON, 2}, {BALLOON, 3},
+                  {BALLOON, 4}};
     for (unsigned row = 0; row < COUNT(OTHERS); row++)
         if (OTHERS[row].kind == kind) {
             usual = OTHERS[row].queue;

@@ -219,7 +219,7 @@ static void receives(void) {
 // --------------------------------------------------------------------------------------------------- balloons
 
 // Queues by their numbers (5.5.2), and the configuration space's last field (5.5.4).
-enum { INFLATE = 0, DEFLATE = 1, STATISTICS = 2, REPORTS = 4, POISON = CONFIG + 12 };
+enum { INFLATE = 0, DEFLATE = 1, STATISTICS = 2, HINTS = 3, REPORTS = 4, POISON = CONFIG + 12 };
 
 // A page of this guest's own image.
 static uint8_t own[2 * PAGE] __attribute__((aligned(PAGE))) = {1};
@@ -329,9 +329,10 @@ static void statistics(void) {
     }
 }
 
-static void report(const char *what, struct descriptor descriptor, enum due due, uint64_t first, uint64_t end) {
+static void free_pages(const char *what, uint16_t index, struct descriptor descriptor, enum due due, uint64_t first,
+                       uint64_t end) {
     clear(FAR, 6 * PAGE, 0xa5);
-    give(what, REPORTS, descriptor, due);
+    give(what, index, descriptor, due);
     for (uint64_t page = FAR; page < FAR + 6 * PAGE; page += PAGE) {
         int is_taken = page >= first && page < end;
         if (!is_all(page, PAGE, is_taken ? 0 : 0xa5))
@@ -341,16 +342,16 @@ static void report(const char *what, struct descriptor descriptor, enum due due,
 }
 
 static void reports(void) {
-    report("reported pages to be read", (struct descriptor){FAR, 2 * PAGE, 0, 0}, SERVED, 0, 0);
-    report("reported part of a page", (struct descriptor){FAR + 8, PAGE - 9, WRITE, 0}, SERVED, 0, 0);
-    report("reported parts of pages on both sides", (struct descriptor){FAR + PAGE + 1, 4 * PAGE - 2, WRITE, 0}, SERVED,
+    free_pages("reported pages to be read", REPORTS, (struct descriptor){FAR, 2 * PAGE, 0, 0}, SERVED, 0, 0);
+    free_pages("reported part of a page", REPORTS, (struct descriptor){FAR + 8, PAGE - 9, WRITE, 0}, SERVED, 0, 0);
+    free_pages("reported parts of pages on both sides", REPORTS, (struct descriptor){FAR + PAGE + 1, 4 * PAGE - 2, WRITE, 0}, SERVED,
            FAR + 2 * PAGE, FAR + 4 * PAGE);
-    report("reported parts of two pages", (struct descriptor){FAR + 1, 2 * PAGE - 2, WRITE, 0}, SERVED, 0, 0);
-    report("reported pages of all that is free", (struct descriptor){FAR, MEMORY_END - FAR, WRITE, 0}, SERVED, FAR,
+    free_pages("reported parts of two pages", REPORTS, (struct descriptor){FAR + 1, 2 * PAGE - 2, WRITE, 0}, SERVED, 0, 0);
+    free_pages("reported pages of all that is free", REPORTS, (struct descriptor){FAR, MEMORY_END - FAR, WRITE, 0}, SERVED, FAR,
            MEMORY_END);
-    report("reported pages across the end of memory", (struct descriptor){MEMORY_END - PAGE, 2 * PAGE, WRITE, 0}, RESET,
+    free_pages("reported pages across the end of memory", REPORTS, (struct descriptor){MEMORY_END - PAGE, 2 * PAGE, WRITE, 0}, RESET,
            0, 0);
-    report("reported pages of the rings", (struct descriptor){TABLE, 3 * PAGE, WRITE, 0}, ANY, 0, 0);
+    free_pages("reported pages of the rings", REPORTS, (struct descriptor){TABLE, 3 * PAGE, WRITE, 0}, ANY, 0, 0);
     // Pages that keep what they hold are not taken (5.5.6.7).
     usual = REPORTS;
     announce("reported pages that are poisoned");
@@ -368,8 +369,34 @@ static void reports(void) {
     lives("reported pages that are poisoned");
 }
 
+// Nobody asks this guest for its free pages: none is taken (5.5.6.6).
+static void hints(void) {
+    free_pages("free pages that nobody asked for", HINTS, (struct descriptor){FAR, 2 * PAGE, WRITE, 0}, SERVED, 0, 0);
+    free_pages("free pages across the end of memory", HINTS, (struct descriptor){MEMORY_END - PAGE, 2 * PAGE, WRITE, 0},
+               RESET, 0, 0);
+    const char *what = "free pages of a run that there is not";
+    for (uint32_t run = 0; run < 4; run++) {
+        usual = HINTS;
+        announce(what);
+        start();
+        clear(FAR, PAGE, 0xa5);
+        *(volatile uint32_t *)ROOM = run;
+        describe(TABLE, 0, (struct descriptor){ROOM, 4, NEXT, 1});
+        describe(TABLE, 1, (struct descriptor){FAR, PAGE, WRITE, 0});
+        offer(0);
+        uint32_t written;
+        while (!used(&written))
+            ;
+        usual = -1;
+        if (!is_all(FAR, PAGE, 0xa5))
+            fail(what, "they were taken");
+        lives(what);
+    }
+}
+
 static void balloon(void) {
     inflate();
     statistics();
+    hints();
     reports();
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use devices::i8042::KeyboardError;
-use devices::virtio::balloon::PAGES_PER_MIB;
+use devices::virtio::balloon::{Command, PAGES_PER_MIB};
 use hypervisor::guest_clock::VmClock;
 use hypervisor::{Hypervisor, MissingFeature};
 use serde::Serialize;
@@ -55,6 +55,8 @@ pub(crate) trait Instance {
     fn change_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault>;
     /// Changes the balloon to what is wanted of it.
     fn change_balloon(&self, balloon: &Balloon);
+    /// Has the balloon's driver name free pages, or use them again.
+    fn hint(&self, command: Command);
     /// What is known of the balloon, if there is one.
     fn balloon(&self) -> Option<BalloonState>;
     /// The rate of the guest's TSC and how it is kept, and the host's own.
@@ -95,6 +97,10 @@ where
 
     fn change_balloon(&self, balloon: &Balloon) {
         Running::change_balloon(self, balloon);
+    }
+
+    fn hint(&self, command: Command) {
+        Running::hint(self, command);
     }
 
     fn balloon(&self) -> Option<BalloonState> {
@@ -308,6 +314,11 @@ impl Controller {
             ApiRequest::PutBalloon(body) => done(self.put_balloon(body)),
             ApiRequest::PatchBalloon(body) => done(self.patch_balloon(body.amount_mib)),
             ApiRequest::GetBalloonStatistics => self.balloon_statistics(),
+            ApiRequest::GetBalloonHinting => self.balloon_hinting(),
+            ApiRequest::StartBalloonHinting(body) => done(self.hint(Command::Start {
+                acknowledge_on_stop: body.acknowledge_on_stop.unwrap_or(true),
+            })),
+            ApiRequest::StopBalloonHinting => done(self.hint(Command::Stop)),
             ApiRequest::PatchBalloonStatistics(body) => {
                 done(self.patch_balloon_statistics(body.stats_polling_interval_s))
             }
@@ -502,6 +513,30 @@ impl Controller {
             }
         }
         Ok(json(&told))
+    }
+
+    /// A started guest whose balloon has hinting.
+    fn hinting(&self) -> Result<&dyn Instance, Fault> {
+        let instance = self.started()?;
+        if self.configured_balloon()?.free_page_hinting != Some(true) {
+            return Err(Fault::new(
+                "free page hinting is off: give free_page_hinting with PUT /balloon, before the start",
+            ));
+        }
+        Ok(instance)
+    }
+
+    fn hint(&self, command: Command) -> Result<(), Fault> {
+        self.hinting()?.hint(command);
+        Ok(())
+    }
+
+    fn balloon_hinting(&self) -> Answer {
+        let state = self.hinting()?.balloon().unwrap_or_default();
+        Ok(json(&json!({
+            "host_cmd": state.hinting_command,
+            "guest_cmd": state.hinting_said,
+        })))
     }
 
     fn put_entropy(&mut self, entropy: Entropy) -> Result<(), Fault> {

@@ -17,6 +17,7 @@ use std::time::Instant;
 use ::devices::bus::BusError;
 use ::devices::i8042::{I8042, KeyboardError};
 use ::devices::serial::Serial;
+use ::devices::virtio::balloon::Command;
 use ::devices::virtio::block::ImageError;
 use ::devices::vmgenid::VmGenId;
 use arch::acpi::{self, AcpiConfig, AcpiError};
@@ -740,6 +741,11 @@ where
     /// `balloon` says.
     pub(crate) fn change_balloon(&self, balloon: &Balloon) {
         self.virtio.change_balloon(balloon);
+    }
+
+    /// Has the balloon's driver name free pages, or use them again.
+    pub(crate) fn hint(&self, command: Command) {
+        self.virtio.hint(command);
     }
 
     /// What is known of the balloon, if there is one.

@@ -221,6 +221,11 @@ impl<D: Device> Engine<D> {
             self.fail();
             return;
         }
+        for index in 0..core.queues.len() {
+            if core.queues.get(index).is_some_and(QueueT::ready) {
+                core.device.uses(index);
+            }
+        }
         core.device.start(features);
         self.running.store(true, Ordering::SeqCst);
     }
@@ -232,6 +237,7 @@ impl<D: Device> Engine<D> {
         let mut core = lock(&self.core);
         core.queues.clear();
         core.device.stop();
+        self.take_config(&core.device);
         drop(core);
         for range in D::WRITABLE {
             self.write_config(range.start as u64, &[0; MAX_CONFIG][range.clone()]);
@@ -316,16 +322,26 @@ impl<D: Device> Engine<D> {
         let device = &mut core.device;
         let update = std::mem::take(&mut *lock(&self.update));
         device.update(update);
+        self.tell_config(device);
+    }
+
+    /// Takes the configuration space over from the device, and says whether it is another.
+    fn take_config(&self, device: &D) -> bool {
         let mut config = lock(&self.config);
         let space = device.config();
         let space = space.with_those_of(&config.space, D::WRITABLE);
-        if config.space != space {
+        let is_another = config.space != space;
+        if is_another {
             config.space = space;
             config.generation = config.generation.wrapping_add(1);
-            drop(config);
-            if self.running.load(Ordering::SeqCst) {
-                self.interrupt(VIRTIO_MMIO_INT_CONFIG);
-            }
+        }
+        is_another
+    }
+
+    /// The same, and has the driver know.
+    fn tell_config(&self, device: &D) {
+        if self.take_config(device) && self.running.load(Ordering::SeqCst) {
+            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
         }
     }
 
@@ -405,6 +421,9 @@ impl<D: Device> Engine<D> {
             core.device.submit();
             if self.failed() {
                 return Some(Next::Notification);
+            }
+            if core.device.take_config_change() {
+                self.tell_config(&core.device);
             }
             if !more && !core.device.again() {
                 let wait = core.device.wait().filter(|_| !core.queues.is_empty());

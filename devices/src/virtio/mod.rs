@@ -207,6 +207,9 @@ pub trait Device: Send {
     /// Its configuration space as it is now.
     fn config(&self) -> ConfigSpace;
 
+    /// The driver uses this queue. Called for each of them before [`Self::start`].
+    fn uses(&mut self, _: usize) {}
+
     /// The driver is ready, with these features. Called after each reset anew.
     fn start(&mut self, features: u64);
 
@@ -227,6 +230,11 @@ pub trait Device: Send {
     /// Whether what was done gives a queue work that has had its turn, so that there is to be another round. Asked
     /// after each; only progress may be a reason for it.
     fn again(&mut self) -> bool {
+        false
+    }
+
+    /// Whether [`Self::config`] is another than it was. Asked after each round, once.
+    fn take_config_change(&mut self) -> bool {
         false
     }
 

@@ -1,5 +1,7 @@
 //! The memory balloon.
 
+mod hints;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -15,6 +17,7 @@ use crate::driver::*;
 
 const STATISTICS: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
+const HINTING: u64 = 1 << 3;
 const POISON: u64 = 1 << 4;
 const REPORTING: u64 = 1 << 5;
 
@@ -86,6 +89,7 @@ fn ready(options: Options) -> (Balloons, Recorder, Arc<Told>) {
         (options.statistics.is_some(), STATISTICS),
         (options.deflate_on_out_of_memory, DEFLATE_ON_OOM),
         (options.reporting, REPORTING | POISON),
+        (options.hinting, HINTING | POISON),
     ] {
         features |= if is_there { feature } else { 0 };
     }
@@ -107,7 +111,7 @@ fn inflate(driver: &mut Balloons, numbers: &[u32]) {
 
 #[test]
 fn features_and_size_are_as_configured() {
-    let all = STATISTICS | DEFLATE_ON_OOM | POISON | REPORTING;
+    let all = STATISTICS | DEFLATE_ON_OOM | POISON | REPORTING | HINTING;
     let statistics = Some(Nanos::new(1));
     for (options, features) in [
         (Options::default(), 0),
@@ -124,6 +128,7 @@ fn features_and_size_are_as_configured() {
                 deflate_on_out_of_memory: true,
                 statistics,
                 reporting: true,
+                hinting: true,
             },
             all,
         ),

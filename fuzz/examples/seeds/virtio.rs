@@ -415,11 +415,26 @@ fn balloon() -> Vec<Named> {
         numbers(256, numbers_of_pages),
         run(),
     ]);
+    // A run, of which the driver repeats the number, names pages and tells the end; then pages that come late.
+    let pages = || low(0x100, 0x1fff, true);
+    let hints = seed().list([
+        target(1 << 31 | 1 << 29),
+        ask(3, request([low(64, 4, false), pages()], true)),
+        numbers(64, [2; 16]),
+        run(),
+        ask(3, request([low(64, 4, false)], true)),
+        numbers(64, [0; 16]),
+        run(),
+        ask(3, request([pages()], true)),
+        ask(4, request([pages()], true)),
+        run(),
+    ]);
     vec![
         ("virtio_balloon", "every", input(all, every())),
         ("virtio_balloon", "no-statistics", input(1 << 5, every())),
         ("virtio_balloon", "nothing", input(0, every())),
         ("virtio_balloon", "hole", input(all, hole)),
         ("virtio_balloon", "many", input(all, many)),
+        ("virtio_balloon", "hints", input(all | 1 << 3, hints)),
     ]
 }

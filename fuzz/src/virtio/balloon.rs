@@ -5,14 +5,15 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
-use devices::virtio::balloon::{Balloon, Host, Options, PAGE, STATISTICS};
+use devices::virtio::balloon::{Balloon, Command, Host, Options, PAGE, STATISTICS};
 use tsc::Nanos;
 use vm_memory::GuestAddress;
 
-use super::{DATA, Driver, EVENT_INDEX, HIGH, HIGH_LEN, INDIRECT, LOW_END, Request};
+use super::{Chain, DATA, Driver, EVENT_INDEX, HIGH, HIGH_LEN, INDIRECT, LOW_END, Request};
 use crate::input::decode;
 
 const STATISTICS_QUEUE: u64 = 1 << 1;
+const HINTING: u64 = 1 << 3;
 const PAGE_POISON: u64 = 1 << 4;
 const REPORTING: u64 = 1 << 5;
 
@@ -31,7 +32,7 @@ enum Step {
     Numbers(u16, [u8; 16]),
     /// Writes into the configuration space.
     Configure(u8, u32),
-    /// Another size.
+    /// Another size; with the highest bit, a command about free pages instead.
     Target(u32),
     Time(u8),
     Run,
@@ -100,20 +101,87 @@ struct Model {
     target: u32,
     statistics: [Option<u64>; STATISTICS],
     held_until: Option<u64>,
+    /// What the driver is to be asked about its free pages, and was,
+    asked: Option<Command>,
+    command: u32,
+    acknowledges: bool,
+    /// the number of the last run, and what the driver said last.
+    last: u32,
+    said: Option<u32>,
 }
 
 impl Model {
+    /// The queue for hints: Linux counts those that are there, and here all are.
+    fn is_for_hints(&self, queue: usize) -> bool {
+        let statistics = usize::from(self.features & STATISTICS_QUEUE != 0);
+        self.features & HINTING != 0 && queue == 2 + statistics
+    }
+
+    fn is_for_reports(&self, queue: usize) -> bool {
+        let is_beside = self.features & HINTING == 0 || self.is_for_hints(queue.wrapping_sub(1));
+        self.features & REPORTING != 0 && is_beside
+    }
+
+    fn obey(&mut self) {
+        match self.asked.take() {
+            Some(Command::Start {
+                acknowledge_on_stop,
+            }) if self.features & HINTING != 0 => {
+                self.last = (self.last + 1).max(2);
+                self.command = self.last;
+                self.acknowledges = acknowledge_on_stop;
+            }
+            Some(Command::Stop) if self.features & HINTING != 0 => self.command = 1,
+            _ => {}
+        }
+    }
+
+    /// Takes a number, if there is one. Whether the pages in the chain are to be given back.
+    fn take_hint(&mut self, bytes: &[u8]) -> bool {
+        let is_on = |model: &Self| model.command > 1 && model.said == Some(model.command);
+        if let Ok(number) = bytes.try_into() {
+            let was_on = is_on(self);
+            self.said = Some(u32::from_le_bytes(number));
+            if was_on && self.said == Some(0) {
+                if self.acknowledges {
+                    self.command = 1;
+                }
+                return false;
+            }
+        }
+        is_on(self)
+    }
+
+    /// The whole pages that a chain names.
+    fn free_pages(&self, chain: &Chain) -> Vec<(u64, u64)> {
+        if self.features & PAGE_POISON != 0 && self.poison != 0 {
+            return Vec::new();
+        }
+        (chain.segments.iter())
+            .filter(|segment| segment.writable)
+            .map(|segment| {
+                let begin = segment.address.next_multiple_of(PAGE);
+                let end = (segment.address + segment.len) / PAGE * PAGE;
+                (begin, end.saturating_sub(begin))
+            })
+            .filter(|(_, len)| *len > 0)
+            .collect()
+    }
+
     fn is_for_statistics(&self, queue: usize) -> bool {
         queue == 2 && self.features & STATISTICS_QUEUE != 0
     }
 
     /// Serves what waits. Whether the driver was lawful.
     fn run(&mut self, driver: &mut Driver<Balloon<Recorder>>, host: &Recorder) -> bool {
+        self.obey();
         let now = host.0.lock().expect("whole").0;
         for queue in 0..QUEUES {
             while let Some(chain) = driver.queues[queue].waiting.front().cloned() {
-                let has_role =
-                    queue < 2 || self.is_for_statistics(queue) || self.features & REPORTING != 0;
+                let has_role = queue < 2
+                    || self.is_for_statistics(queue)
+                    || self.is_for_hints(queue)
+                    || self.is_for_reports(queue);
                 if !chain.is_lawful() || !has_role {
                     return false;
                 }
@@ -131,16 +199,12 @@ impl Model {
                     0 => ranges(&driver.model.read(&chain)),
                     1 => Vec::new(),
                     _ if self.is_for_statistics(queue) => Vec::new(),
-                    _ if self.features & PAGE_POISON != 0 && self.poison != 0 => Vec::new(),
-                    _ => (chain.segments.iter())
-                        .filter(|segment| segment.writable)
-                        .map(|segment| {
-                            let begin = segment.address.next_multiple_of(PAGE);
-                            let end = (segment.address + segment.len) / PAGE * PAGE;
-                            (begin, end.saturating_sub(begin))
-                        })
-                        .filter(|(_, len)| *len > 0)
-                        .collect(),
+                    _ if self.is_for_hints(queue)
+                        && !self.take_hint(&driver.model.read(&chain)) =>
+                    {
+                        Vec::new()
+                    }
+                    _ => self.free_pages(&chain),
                 };
                 for range in given {
                     let found = host.0.lock().expect("whole").1.pop_front();
@@ -180,6 +244,7 @@ pub fn virtio_balloon(data: &[u8]) {
         pages: 7,
         statistics: has(STATISTICS_QUEUE).then(|| Nanos::new(INTERVAL)),
         reporting: has(REPORTING),
+        hinting: has(HINTING),
         deflate_on_out_of_memory: true,
     };
     let device = Balloon::new(host.clone(), options, Box::new(|_| {}));
@@ -194,6 +259,11 @@ pub fn virtio_balloon(data: &[u8]) {
         target: 7,
         statistics: [None; STATISTICS],
         held_until: None,
+        asked: None,
+        command: 0,
+        acknowledges: false,
+        last: 0,
+        said: None,
     };
     for step in input.steps.iter().take(64) {
         match step {
@@ -218,6 +288,16 @@ pub fn virtio_balloon(data: &[u8]) {
                     _ => {}
                 }
             }
+            Step::Target(command) if command >> 31 != 0 => {
+                let command = match command >> 30 & 1 {
+                    0 => Command::Start {
+                        acknowledge_on_stop: command >> 29 & 1 != 0,
+                    },
+                    _ => Command::Stop,
+                };
+                (driver.engine).change(|update| update.hinting = Some(command));
+                model.asked = Some(command);
+            }
             Step::Target(pages) => {
                 driver.engine.change(|update| update.pages = Some(*pages));
                 model.target = *pages;
@@ -235,7 +315,7 @@ pub fn virtio_balloon(data: &[u8]) {
                 }
                 let known = std::array::from_fn(|tag| told.statistic(tag));
                 assert_eq!(known, model.statistics);
-                let space = [model.target, model.actual, 0, model.poison, 0];
+                let space = [model.target, model.actual, model.command, model.poison, 0];
                 for (at, value) in (CONFIG..).step_by(4).zip(space) {
                     assert_eq!(driver.read(at), value, "{at:#x}");
                 }

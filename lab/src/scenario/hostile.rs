@@ -23,8 +23,8 @@ const OF_DISKS: usize = 10;
 /// A network card's and a socket device's: packets without sense, buffers without sense for what is received, at random,
 /// and not enough of them.
 const OF_PACKETS: usize = 14 + 16 + 1 + 2;
-/// A balloon's: pages without sense put in and taken out, two more, statistics, and reports.
-const OF_BALLOONS: usize = 18 * 2 + 2 + 8 + 8;
+/// A balloon's: pages without sense put in and taken out, two more, statistics, hints, and reports.
+const OF_BALLOONS: usize = 18 * 2 + 2 + 8 + 6 + 8;
 
 /// The numbers of devices (5), as the guest has them.
 const NET: u32 = 1;
@@ -78,7 +78,7 @@ pub(super) fn all() -> Vec<Scenario> {
                 Ok(files)
             })
             .check(move |outcome| check(outcome, &devices))
-            .seconds(15, 120)
+            .seconds(25, 180)
     });
     scenarios.into()
 }
@@ -100,6 +100,7 @@ fn configuration(has_card: bool) -> Value {
         "vsock": {"guest_cid": 3, "uds_path": "socket"},
         "balloon": {
             "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1, "free_page_reporting": true,
+            "free_page_hinting": true,
         },
         "entropy": {},
     })
@@ -119,7 +120,7 @@ fn check(outcome: &Outcome, devices: &[u32]) -> Result<()> {
                     // Beside the queue that each has: one for what is received, and one for events.
                     NET => OF_PACKETS + OF_QUEUES,
                     SOCKET => OF_PACKETS + 2 * OF_QUEUES,
-                    BALLOON => OF_BALLOONS + 3 * OF_QUEUES,
+                    BALLOON => OF_BALLOONS + 4 * OF_QUEUES,
                     _ => 0,
                 }
         })

@@ -21,7 +21,6 @@ use super::request::Fault;
 pub enum Missing {
     CpuConfig,
     DriveRemoval,
-    FreePageHinting,
     MemoryHotplug,
     NetworkRemoval,
     PmemRemoval,
@@ -36,7 +35,6 @@ impl Missing {
         let what = match self {
             Self::CpuConfig => "custom CPU templates",
             Self::DriveRemoval => "removal of drives",
-            Self::FreePageHinting => "free page hinting",
             Self::MemoryHotplug => "memory hotplug",
             Self::NetworkRemoval => "removal of network interfaces",
             Self::PmemRemoval => "removal of persistent memory devices",
@@ -75,12 +73,6 @@ checked_by_their_types!(CpuConfig, MemoryHotplugPatch, Serial, SnapshotCreate);
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Empty {}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BalloonHinting {
-    acknowledge_on_stop: Option<bool>,
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -38,28 +38,20 @@ pub struct Balloon {
     pub deflate_on_oom: bool,
     /// Every how many seconds its statistics are asked for; 0 for never.
     pub stats_polling_interval_s: Option<u16>,
-    /// Whether the guest names its free pages when it is asked, which this version does not know.
+    /// Whether the guest names its free pages when it is asked.
     pub free_page_hinting: Option<bool>,
     /// Whether it names each page that it frees.
     pub free_page_reporting: Option<bool>,
 }
 
 impl Balloon {
-    /// Checks what its types do not, and says what was left open.
-    ///
-    /// # Errors
-    /// The field at fault.
-    pub fn check(mut self) -> Result<Self, Fault> {
-        if self.free_page_hinting == Some(true) {
-            return Err(Fault::new(
-                "free_page_hinting: this version of keeptime has no free page hinting yet; leave it out, and take \
-                 free_page_reporting",
-            ));
-        }
+    /// The same with what was left open.
+    #[must_use]
+    pub fn complete(mut self) -> Self {
         self.stats_polling_interval_s.get_or_insert_default();
         self.free_page_hinting.get_or_insert_default();
         self.free_page_reporting.get_or_insert_default();
-        Ok(self)
+        self
     }
 
     /// Whether a guest with this much memory can do without so much.
@@ -97,6 +89,7 @@ impl Balloon {
                 .filter(|seconds| *seconds > 0)
                 .map(interval),
             reporting: self.free_page_reporting == Some(true),
+            hinting: self.free_page_hinting == Some(true),
         }
     }
 }
@@ -122,14 +115,22 @@ pub struct BalloonStatisticsPatch {
     pub stats_polling_interval_s: u16,
 }
 
+/// `PATCH /balloon/hinting/start`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonHinting {
+    /// Whether the guest may use its pages again as soon as it has named all of them; `true` unless said.
+    pub acknowledge_on_stop: Option<bool>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn balloon(fields: &str) -> Result<Balloon, Fault> {
+    fn balloon(fields: &str) -> Balloon {
         let text = format!(r#"{{"amount_mib":64,"deflate_on_oom":true{fields}}}"#);
         let balloon: Balloon = serde_json::from_str(&text).expect("well-formed");
-        balloon.check()
+        balloon.complete()
     }
 
     #[test]
@@ -138,7 +139,7 @@ mod tests {
             "",
             r#","stats_polling_interval_s":null,"free_page_reporting":null"#,
         ] {
-            let balloon = balloon(fields).expect("valid");
+            let balloon = balloon(fields);
             let shown = serde_json::to_value(balloon).expect("text");
             let wanted = serde_json::json!({
                 "amount_mib": 64, "deflate_on_oom": true, "stats_polling_interval_s": 0,
@@ -153,22 +154,18 @@ mod tests {
             };
             assert_eq!(balloon.options(), options);
         }
-        let all = balloon(r#","stats_polling_interval_s":3,"free_page_reporting":true"#);
-        let options = all.expect("valid").options();
+        let all = balloon(
+            r#","stats_polling_interval_s":3,"free_page_reporting":true,"free_page_hinting":true"#,
+        );
+        let options = all.options();
+        assert!(options.hinting);
         assert_eq!(options.statistics, Some(Nanos::new(3_000_000_000)));
         assert!(options.reporting);
     }
 
     #[test]
-    fn hinting_is_refused_by_its_name() {
-        balloon(r#","free_page_hinting":false"#).expect("asks for nothing");
-        let message = balloon(r#","free_page_hinting":true"#).expect_err("not yet");
-        assert!(message.to_string().starts_with("free_page_hinting: "));
-    }
-
-    #[test]
     fn balloon_is_at_most_the_guests_memory() {
-        let balloon = balloon("").expect("valid");
+        let balloon = balloon("");
         for (mib, fits) in [(63, false), (64, true), (65, true)] {
             let memory = MemorySize::from_mib(mib).expect("in bounds");
             assert_eq!(balloon.fits(memory).is_ok(), fits, "{mib}");

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::absent::{self, Missing};
-use super::balloon::{Balloon, BalloonPatch, BalloonStatisticsPatch};
+use super::balloon::{Balloon, BalloonHinting, BalloonPatch, BalloonStatisticsPatch};
 use super::body::{
     Action, ActionBody, BootSource, LoggerBody, MachineBody, MachinePatch, MetricsBody, MmdsConfig,
     TimeBody, VmBody, VmState,
@@ -90,6 +90,12 @@ pub enum ApiRequest {
     GetBalloonStatistics,
     /// `PATCH /balloon/statistics`.
     PatchBalloonStatistics(BalloonStatisticsPatch),
+    /// `GET /balloon/hinting/status`.
+    GetBalloonHinting,
+    /// `PATCH /balloon/hinting/start`.
+    StartBalloonHinting(BalloonHinting),
+    /// `PATCH /balloon/hinting/stop`.
+    StopBalloonHinting,
     /// `PUT /entropy`.
     PutEntropy(Entropy),
     /// `PUT /time`.
@@ -282,7 +288,7 @@ pub const ROUTES: &[Route] = &[
     get("/balloon", None, |_| Ok(ApiRequest::GetBalloon)),
     put("/balloon", None, |input| {
         let body: Balloon = input.json()?;
-        Ok(ApiRequest::PutBalloon(body.check()?))
+        Ok(ApiRequest::PutBalloon(body.complete()))
     }),
     patch("/balloon", None, |input| {
         Ok(ApiRequest::PatchBalloon(input.json()?))
@@ -294,17 +300,14 @@ pub const ROUTES: &[Route] = &[
         Ok(ApiRequest::PatchBalloonStatistics(input.json()?))
     }),
     get("/balloon/hinting/status", None, |_| {
-        Ok(ApiRequest::Absent(Missing::FreePageHinting))
+        Ok(ApiRequest::GetBalloonHinting)
     }),
     route(
         Method::Patch,
         "/balloon/hinting/start",
         None,
         Payload::Optional,
-        |input| {
-            let _: absent::BalloonHinting = input.json_or_default()?;
-            Ok(ApiRequest::Absent(Missing::FreePageHinting))
-        },
+        |input| Ok(ApiRequest::StartBalloonHinting(input.json_or_default()?)),
     ),
     route(
         Method::Patch,
@@ -313,7 +316,7 @@ pub const ROUTES: &[Route] = &[
         Payload::Optional,
         |input| {
             let _: absent::Empty = input.json_or_default()?;
-            Ok(ApiRequest::Absent(Missing::FreePageHinting))
+            Ok(ApiRequest::StopBalloonHinting)
         },
     ),
     put("/entropy", None, |input| {

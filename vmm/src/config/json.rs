@@ -93,7 +93,7 @@ pub fn parse(text: &[u8]) -> Result<VmConfig, ConfigFileError> {
     peripherals.vsock = vsock.map_err(ConfigFileError::Vsock)?;
     let memory = MemorySize::from_mib(machine.mem_size_mib)?;
     let balloon = file.balloon.map(|balloon| {
-        let balloon = balloon.check()?;
+        let balloon = balloon.complete();
         balloon.fits(memory).map(|()| balloon)
     });
     peripherals.balloon = balloon.transpose().map_err(ConfigFileError::Balloon)?;
@@ -445,10 +445,6 @@ mod tests {
                 "balloon of 65 MiB",
             ),
             (r#"{"amount_mib":1}"#, "`deflate_on_oom`"),
-            (
-                r#"{"amount_mib":1,"deflate_on_oom":true,"free_page_hinting":true}"#,
-                "balloon: free_page_hinting",
-            ),
         ] {
             let message = one_line(&config(wrong).expect_err(wrong));
             assert!(message.contains(part), "{message}");

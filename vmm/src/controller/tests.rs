@@ -46,10 +46,22 @@ impl Instance for Noting {
         self.0.borrow_mut().push("balloon");
     }
 
+    fn hint(&self, command: Command) {
+        self.0.borrow_mut().push(match command {
+            Command::Start {
+                acknowledge_on_stop: true,
+            } => "hint",
+            Command::Start { .. } => "hint and keep",
+            Command::Stop => "no hint",
+        });
+    }
+
     fn balloon(&self) -> Option<BalloonState> {
         let mut statistics = [None; devices::virtio::balloon::STATISTICS];
         statistics[5] = Some(1 << 27);
         Some(BalloonState {
+            hinting_command: 1,
+            hinting_said: Some(0),
             actual: 600,
             statistics,
         })
@@ -699,5 +711,40 @@ fn balloon_without_statistics_has_none_later_either() {
     ] {
         let message = vm.refused(method, path, &body);
         assert!(message.contains("there is no balloon: PUT"), "{message}");
+    }
+}
+
+#[test]
+fn hinting_is_for_a_started_guest_whose_balloon_has_it() {
+    let mut vm = Fixture::new();
+    let (start, stop) = ("/balloon/hinting/start", "/balloon/hinting/stop");
+    let body = |hinting: bool| json!({"amount_mib": 1, "deflate_on_oom": false, "free_page_hinting": hinting});
+    vm.done(Method::Put, "/balloon", &body(true));
+    let message = vm.refused(Method::Patch, start, &Value::Null);
+    assert!(message.contains("has not started"), "{message}");
+    vm.start();
+    for body in [
+        Value::Null,
+        json!({"acknowledge_on_stop": true}),
+        json!({"acknowledge_on_stop": false}),
+    ] {
+        vm.done(Method::Patch, start, &body);
+    }
+    vm.done(Method::Patch, stop, &Value::Null);
+    let told = ["hint", "hint", "hint and keep", "no hint"];
+    assert_eq!(*vm.notes.borrow(), told);
+    let status = vm.get("/balloon/hinting/status");
+    assert_eq!(status, json!({"host_cmd": 1, "guest_cmd": 0}));
+
+    let mut vm = Fixture::new();
+    vm.done(Method::Put, "/balloon", &body(false));
+    vm.start();
+    for (method, path) in [
+        (Method::Get, "/balloon/hinting/status"),
+        (Method::Patch, start),
+        (Method::Patch, stop),
+    ] {
+        let message = vm.refused(method, path, &Value::Null);
+        assert!(message.contains("free_page_hinting with PUT"), "{message}");
     }
 }

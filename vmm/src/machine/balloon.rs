@@ -71,6 +71,10 @@ impl Inflated {
 pub(crate) struct BalloonState {
     /// How many pages the guest's driver has put into it.
     pub(crate) actual: u32,
+    /// What the guest's driver was told last about its free pages,
+    pub(crate) hinting_command: u32,
+    /// and what it said last.
+    pub(crate) hinting_said: Option<u32>,
     /// What the guest told last, by tags.
     pub(crate) statistics: [Option<u64>; devices::virtio::balloon::STATISTICS],
 }
@@ -79,6 +83,8 @@ impl From<&Inflated> for BalloonState {
     fn from(balloon: &Inflated) -> Self {
         Self {
             actual: balloon.actual(),
+            hinting_command: balloon.told.hinting.command(),
+            hinting_said: balloon.told.hinting.said(),
             statistics: std::array::from_fn(|tag| balloon.told.statistic(tag)),
         }
     }
@@ -99,6 +105,9 @@ pub(super) fn count(told: &Told, faults: &Faults, samples: &mut Vec<Sample>) {
         ("free_page_report_count", &told.reports),
         ("free_page_report_freed", &told.reported),
         ("free_page_report_fails", &told.report_failures),
+        ("free_page_hint_count", &told.hints),
+        ("free_page_hint_freed", &told.hinted),
+        ("free_page_hint_fails", &told.hint_failures),
     ] {
         samples.push(Sample::counter("balloon", field, count.get()));
     }

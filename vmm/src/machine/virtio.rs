@@ -20,7 +20,7 @@ use arch::layout;
 use arch::memory::MemorySize;
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
-use devices::virtio::balloon;
+use devices::virtio::balloon::{self, Command};
 use devices::virtio::block::{Block, Image, ImageError, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
@@ -551,6 +551,17 @@ impl Virtio {
             update.pages = Some(wanted.pages());
             update.statistics = Some(interval(wanted.interval_s()));
         });
+        press(&balloon.kick);
+    }
+
+    /// Has the balloon's driver name free pages, or use them again.
+    pub(super) fn hint(&self, command: Command) {
+        let Some(balloon) = &self.balloon else {
+            return;
+        };
+        balloon
+            .engine
+            .change(|update| update.hinting = Some(command));
         press(&balloon.kick);
     }
 

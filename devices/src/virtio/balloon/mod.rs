@@ -10,12 +10,20 @@
 //! Pages that the guest has freed are reported as buffers (5.5.6.7), and given back at once. Where the driver says
 //! that a freed page is to keep another pattern than zeros, they are kept.
 //!
+//! # Hints
+//!
+//! Free pages are named, too, when the host asks for them (5.5.6.6): in a run with a number, which the driver repeats
+//! before its pages, and ends by a zero. It keeps the pages until it is told that the run is done. Only pages of the
+//! run that is on are given back; those of others, and those that come when it was said to be done, may be in use
+//! again. One thing cannot be told: a driver whose guest runs out of memory may take pages back that it has named and
+//! that were not yet looked at. They are lost to the guest then, as with any other launcher.
+//!
 //! # Which queue is which
 //!
 //! By the specification each queue has its number, whether those before it are there or not (5.5.2). Linux counts
-//! the ones that are there. Without free page hinting, which this device does not offer, both can be told apart: see
-//! `role`.
+//! the ones that are there. Both can be told apart: see `role`.
 
+mod hints;
 mod told;
 
 use std::fmt;
@@ -27,6 +35,8 @@ use tsc::Nanos;
 use vm_memory::GuestAddress;
 
 use super::{Buffers, Chain, ConfigSpace, Device, Kind, Served, Violation};
+pub use hints::{Command, Hinting};
+use hints::{Hints, Taken};
 pub use told::{STATISTICS, Told};
 
 /// The size of a page, whatever the guest's own is (5.5.6).
@@ -39,6 +49,8 @@ pub const PAGES_PER_MIB: u32 = 256;
 const STATISTICS_QUEUE: u64 = 1 << 1;
 /// It takes pages back when it has no others.
 const DEFLATE_ON_OUT_OF_MEMORY: u64 = 1 << 2;
+/// It names free pages when it is asked.
+const HINTING: u64 = 1 << 3;
 /// It says what a freed page holds.
 const PAGE_POISON: u64 = 1 << 4;
 /// It reports the pages that are freed.
@@ -86,8 +98,10 @@ pub struct Options {
     pub deflate_on_out_of_memory: bool,
     /// How often statistics are asked for, if at all.
     pub statistics: Option<Nanos>,
-    /// Whether the driver reports the pages that the guest frees.
+    /// Whether the driver reports the pages that the guest frees,
     pub reporting: bool,
+    /// and names those that are free when it is asked.
+    pub hinting: bool,
 }
 
 /// What a queue is for.
@@ -96,16 +110,26 @@ enum Role {
     Inflate,
     Deflate,
     Statistics,
+    Hint,
     Report,
 }
 
-/// What the queue of this number is for, with a driver that takes these features.
-fn role(queue: usize, features: u64) -> Option<Role> {
+/// What the queue of this number is for, with a driver that takes these features, and uses the third queue or not.
+fn role(queue: usize, features: u64, uses_third: bool) -> Option<Role> {
     let has = |feature| features & feature != 0;
     match queue {
         0 => Some(Role::Inflate),
         1 => Some(Role::Deflate),
         2 if has(STATISTICS_QUEUE) => Some(Role::Statistics),
+        // The numbers 3 and 4, or one less where the queue for statistics is neither there nor counted.
+        _ if has(HINTING) => {
+            let is_counted = !has(STATISTICS_QUEUE) && uses_third;
+            match queue + usize::from(is_counted) {
+                3 => Some(Role::Hint),
+                4 if has(REPORTING) => Some(Role::Report),
+                _ => None,
+            }
+        }
         // The number 4, less those that are not there where they are not counted.
         2..=4 if has(REPORTING) => Some(Role::Report),
         _ => None,
@@ -120,8 +144,11 @@ pub struct Balloon<H> {
     report: Option<Report>,
     /// What the driver took.
     features: u64,
+    /// The driver uses the third queue.
+    uses_third: bool,
     /// What a freed page holds, if the driver says so.
     poison: u32,
+    hints: Hints,
     /// When the buffer for statistics, which was read, goes back to the driver for the next.
     held_until: Option<Nanos>,
 }
@@ -136,7 +163,9 @@ impl<H: Host> Balloon<H> {
             told: Arc::default(),
             report: Some(report),
             features: 0,
+            uses_third: false,
             poison: 0,
+            hints: Hints::default(),
             held_until: None,
         }
     }
@@ -207,6 +236,32 @@ impl<H: Host> Balloon<H> {
         all
     }
 
+    /// Whether pages that the guest does not use may be given back: they hold zeros afterwards.
+    fn may_take_free_pages(&self) -> bool {
+        self.features & PAGE_POISON == 0 || self.poison == 0
+    }
+
+    /// A number of a run, or pages of it.
+    fn take_hint(&mut self, chain: &Chain<'_>) -> Result<(), Violation> {
+        let taken = self.hints.take(&chain.readable)?;
+        self.told.hinting.tell(&self.hints);
+        if taken == Taken::Ended {
+            return Ok(());
+        }
+        if !chain.writable.is_empty() {
+            let told = self.told.clone();
+            told.hints.add(1);
+            if self.hints.is_on() && self.may_take_free_pages() {
+                let (bytes, all) = self.take_report(chain.writable);
+                told.hinted.add(bytes);
+                if !all {
+                    told.hint_failures.add(1);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Gives back what is in `freed`, as far as it is whole pages. How many bytes, and whether all were taken.
     fn take_report(&mut self, freed: Buffers<'_>) -> (u64, bool) {
         let (mut bytes, mut all) = (0, true);
@@ -273,6 +328,8 @@ pub struct Update {
     pub pages: Option<u32>,
     /// How often statistics are asked for, where they are.
     pub statistics: Option<Nanos>,
+    /// What the driver is to do about its free pages.
+    pub hinting: Option<Command>,
 }
 
 impl<H: Host> Device for Balloon<H> {
@@ -289,6 +346,7 @@ impl<H: Host> Device for Balloon<H> {
             deflate_on_out_of_memory,
             statistics,
             reporting,
+            hinting,
             ..
         } = self.options;
         [
@@ -296,6 +354,7 @@ impl<H: Host> Device for Balloon<H> {
             (statistics.is_some(), STATISTICS_QUEUE),
             // A guest that fills its freed pages reports none to a device that does not hear of it.
             (reporting, REPORTING | PAGE_POISON),
+            (hinting, HINTING | PAGE_POISON),
         ]
         .into_iter()
         .filter(|(is_wanted, _)| *is_wanted)
@@ -307,7 +366,13 @@ impl<H: Host> Device for Balloon<H> {
     fn config(&self) -> ConfigSpace {
         ConfigSpace::EMPTY
             .with(&self.options.pages.to_le_bytes())
-            .with(&[0; 12])
+            .with(&[0; 4])
+            .with(&self.hints.command().to_le_bytes())
+            .with(&[0; 4])
+    }
+
+    fn uses(&mut self, queue: usize) {
+        self.uses_third |= queue == 2;
     }
 
     fn start(&mut self, features: u64) {
@@ -316,7 +381,10 @@ impl<H: Host> Device for Balloon<H> {
 
     fn stop(&mut self) {
         self.features = 0;
+        self.uses_third = false;
         self.held_until = None;
+        self.hints.forget();
+        self.told.hinting.tell(&self.hints);
         self.told.forget_statistics();
     }
 
@@ -326,9 +394,14 @@ impl<H: Host> Device for Balloon<H> {
         self.poison = u32::from_le_bytes(poison);
     }
 
+    fn take_config_change(&mut self) -> bool {
+        self.hints.take_change()
+    }
+
     fn serve(&mut self, queue: usize, chain: &Chain<'_>) -> Result<Served, Violation> {
         let told = self.told.clone();
-        match role(queue, self.features).ok_or(Violation::Queue { queue })? {
+        let role = role(queue, self.features, self.uses_third);
+        match role.ok_or(Violation::Queue { queue })? {
             Role::Inflate => {
                 told.inflations.add(1);
                 if !self.inflate(chain.readable)? {
@@ -338,10 +411,10 @@ impl<H: Host> Device for Balloon<H> {
             // A page comes back by being touched.
             Role::Deflate => told.deflations.add(1),
             Role::Statistics => return self.serve_statistics(chain.readable),
+            Role::Hint => self.take_hint(chain)?,
             Role::Report => {
                 told.reports.add(1);
-                // A page that is given back holds zeros.
-                if self.features & PAGE_POISON == 0 || self.poison == 0 {
+                if self.may_take_free_pages() {
                     let (bytes, all) = self.take_report(chain.writable);
                     told.reported.add(bytes);
                     if !all {
@@ -356,6 +429,10 @@ impl<H: Host> Device for Balloon<H> {
     fn update(&mut self, update: Update) {
         if let Some(pages) = update.pages {
             self.options.pages = pages;
+        }
+        if let Some(command) = update.hinting.filter(|_| self.options.hinting) {
+            self.hints.ask(command);
+            self.told.hinting.tell(&self.hints);
         }
         if let (Some(known), Some(interval)) = (&mut self.options.statistics, update.statistics) {
             *known = interval;
@@ -385,16 +462,41 @@ mod tests {
     fn queues_are_told_apart_counted_or_not() {
         let (inflate, deflate) = (Some(Role::Inflate), Some(Role::Deflate));
         let (statistics, report) = (Some(Role::Statistics), Some(Role::Report));
-        for (features, roles) in [
-            (0, [inflate, deflate, None, None, None]),
-            (STATISTICS_QUEUE, [inflate, deflate, statistics, None, None]),
-            (REPORTING, [inflate, deflate, report, report, report]),
+        let hint = Some(Role::Hint);
+        for (features, uses_third, roles) in [
+            (0, false, [inflate, deflate, None, None, None]),
+            (
+                STATISTICS_QUEUE,
+                true,
+                [inflate, deflate, statistics, None, None],
+            ),
+            (REPORTING, true, [inflate, deflate, report, report, report]),
+            (REPORTING, false, [inflate, deflate, report, report, report]),
             (
                 STATISTICS_QUEUE | REPORTING,
+                true,
                 [inflate, deflate, statistics, report, report],
             ),
+            (HINTING, true, [inflate, deflate, hint, None, None]),
+            (HINTING, false, [inflate, deflate, None, hint, None]),
+            (
+                HINTING | REPORTING,
+                true,
+                [inflate, deflate, hint, report, None],
+            ),
+            (
+                HINTING | REPORTING,
+                false,
+                [inflate, deflate, None, hint, report],
+            ),
+            (
+                STATISTICS_QUEUE | HINTING | REPORTING,
+                true,
+                [inflate, deflate, statistics, hint, report],
+            ),
         ] {
-            assert_eq!([0, 1, 2, 3, 4].map(|queue| role(queue, features)), roles);
+            let found = [0, 1, 2, 3, 4].map(|queue| role(queue, features, uses_third));
+            assert_eq!(found, roles, "{features:#x} {uses_third}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::super::Count;
-use super::STATISTIC;
+use super::{Hinting, STATISTIC};
 
 /// How many kinds of statistics there are (5.5.6.4, and those that Linux has had since 6.12).
 pub const STATISTICS: usize = 16;
@@ -27,6 +27,14 @@ pub struct Told {
     pub reported: Count,
     /// and those with pages that the host did not take.
     pub report_failures: Count,
+    /// Requests by which it named free pages when it was asked,
+    pub hints: Count,
+    /// the bytes that were given back by them,
+    pub hinted: Count,
+    /// and those with pages that the host did not take.
+    pub hint_failures: Count,
+    /// How far that is.
+    pub hinting: Hinting,
     statistics: [AtomicU64; STATISTICS],
     /// Those that the guest told, as bits.
     known: AtomicU32,
