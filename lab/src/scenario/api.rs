@@ -1,5 +1,6 @@
 //! A stock Linux guest that is configured, started, paused and resumed by requests to the API, and whose memory is
-//! taken and given back by them: its own driver fills a balloon, and tells its statistics.
+//! taken and given back by them: its own driver fills a balloon, tells its statistics, and names the pages that are
+//! free.
 
 use std::path::Path;
 
@@ -91,6 +92,17 @@ fn check(host: Host, outcome: &Outcome) -> Result<()> {
     ensure!(
         before >= with + balloon * 3 / 4,
         "the guest's memory takes {before} KiB of the host before, and {with} with a balloon"
+    );
+    // Of what is left to the guest nearly all is free, if not all in blocks as large as its driver names.
+    let without = kib(of_host("without what is free")?)?;
+    ensure!(
+        with >= without + (32 << 10),
+        "with a balloon, the guest's memory takes {with} KiB of the host, and {without} without what is free"
+    );
+    let hinting: Value = serde_json::from_str(of_host("hinting")?).context("no JSON")?;
+    ensure!(
+        hinting == json!({"host_cmd": 1, "guest_cmd": 0}),
+        "hinting: {hinting}"
     );
     let touched = report.value("touched")?;
     let total = kib(touched.split(" of ").nth(1).unwrap_or_default())?;
