@@ -4,20 +4,24 @@
 //! | --- | --- | --- | --- |
 //! | `svm-hpet` | refused | refused | a guest boots, and the report says that it is degraded |
 //! | `svm-tsc` | refused | refused: KVM does nothing for it | refused |
+//! | `vmx-real` | kept by the hardware | kept by the hardware | |
+
+mod scaled;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::linux::Report;
 use crate::host::image::{Files, Source};
-use crate::host::{Host, Paging, Tsc};
+use crate::host::{Host, Pace, Paging, Tsc};
 use crate::kernels::Kernel;
-use crate::scenario::{Outcome, Place, Scenario, file};
+use crate::scenario::{Outcome, Place, Scenario, file, keeping};
 use crate::workshop::Workshop;
 
 const REFUSALS: &str = include_str!("rate/refusals.sh");
 const UNSEEN: &str = include_str!("rate/unseen.sh");
 const DEGRADED: &str = include_str!("rate/degraded.sh");
+const SCALED: &str = include_str!("rate/scaled.sh");
 
 /// The scenarios.
 pub(super) fn all() -> Vec<Scenario> {
@@ -35,6 +39,14 @@ pub(super) fn all() -> Vec<Scenario> {
             .files(amd64)
             .check(check_stable)
             .seconds(5, 60),
+        Scenario::new(
+            Place::Emulated(Host::Vmx { pace: Pace::Real }),
+            "rate",
+            keeping::script(SCALED),
+        )
+        .files(|workshop| keeping::with_witness(workshop, Kernel::Amd64))
+        .check(scaled::check)
+        .seconds(180, 60),
     ]
 }
 
