@@ -307,12 +307,6 @@ fn absent_devices_are_refused_by_name() {
             json!({"snapshot_path": "s", "mem_file_path": "m"}),
             "snapshots",
         ),
-        (
-            "GET",
-            "/balloon/hinting/status",
-            Value::Null,
-            "free page hinting",
-        ),
         ("DELETE", "/drives/rootfs", Value::Null, "removal of drives"),
         ("GET", "/nothing", Value::Null, "/nothing"),
     ] {
