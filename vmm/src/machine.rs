@@ -2,6 +2,7 @@
 
 mod balloon;
 mod counts;
+mod device_thread;
 mod devices;
 mod payload;
 mod pmem;

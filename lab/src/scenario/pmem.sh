@@ -1,10 +1,10 @@
 set -e
 # The memories are made in the host, whose files they stay.
 dd if=/dev/zero of=memory bs=1M count=0 seek=16 2>/dev/null
-mkfifo keys
-launch <keys >console &
+mkfifo keys-pmem
+launch <keys-pmem >console &
 launcher=$!
-exec 3>keys
+exec 3>keys-pmem
 until_it_says done
 kill -9 "$launcher"
 wait "$launcher" || echo "the launcher's status: $?"

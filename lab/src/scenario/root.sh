@@ -21,12 +21,15 @@ until_it_says read
 type "dmesg | grep -E 'WARNING: CPU|BUG:|Oops|EXT4-fs error|I/O error|lockup' | sed 's/^/trouble: /'; echo 'log: seen'"
 until_it_says log
 type "echo 3 >/proc/sys/vm/drop_caches; stream write /dev/vdc $mib 2"
-# Busy, so that the launcher does no more than it had done when the guest's fsync returned.
-while [ "$(grep -c '^flushed: ' console)" -lt 2 ]; do kill -0 "$launcher" || break; done
+# Busy, so that the launcher does little more than it had done when the guest's fsync returned: the line's end is there,
+# though perhaps not the next one's beginning.
+line="^flushed: [0-9]*$(printf '\r')"
+while [ "$(grep -c "$line" console)" -lt 2 ]; do kill -0 "$launcher" || break; done
 kill -9 "$launcher" || true
 status=0
 wait "$launcher" || status=$?
 cat console
+echo
 echo "the launcher's status: $status"
 chmod +x stream
 ./stream read disk-root-data "$mib" 2>&1 | sed 's/^/host /'

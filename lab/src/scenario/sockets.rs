@@ -27,7 +27,7 @@ pub(super) fn all() -> Vec<Scenario> {
         paging: Paging::Nested,
     };
     let launch = format!(
-        "./{LAUNCHER} --no-api --config-file sockets.json --metrics-path metrics </dev/null"
+        "./{LAUNCHER} --no-api --config-file sockets.json --metrics-path metrics-vsock </dev/null"
     );
     let script = format!("count={COUNT}\nlaunch() {{ {launch}; }}\n{SCRIPT}");
     vec![

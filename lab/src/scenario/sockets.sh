@@ -26,6 +26,6 @@ grep -q '^called: ' console || kill "$server"
 grep -q '^steps: ' console || kill "$good"
 wait "$server" "$good" || true
 sed 's/^/host /' served called
-sed 's/^/host metrics: /' metrics
+sed 's/^/host metrics: /' metrics-vsock
 if [ -e v ]; then echo "host left: v"; fi
 exit "$status"

@@ -1,4 +1,4 @@
-//! A machine's virtio devices: their places, and the threads that serve them.
+//! A machine's virtio devices: their places, and what of the host is behind them.
 //!
 //! Each device has a thread of its own. A flush takes as long as the host's disk does, seconds at worst, and
 //! the main thread answers the API meanwhile; the guest's other devices go on, too. A vCPU does not wait
@@ -9,11 +9,9 @@
 //! wakes that thread and waits until nothing is under way.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use arch::acpi::VirtioMmio;
 use arch::layout;
@@ -27,15 +25,15 @@ use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
 use devices::virtio::pmem::Told as PmemTold;
 use devices::virtio::vsock::Vsock;
-use devices::virtio::{Device, Engine, Hold, Next};
+use devices::virtio::{Device, Engine, Hold};
 use hypervisor::{Gsi, Vm, Window};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::balloon::{BalloonState, Inflated, Pages};
 use super::counts::{Counts, Told};
+use super::device_thread::{DeviceThread, Waiting, Waker};
 use super::devices::press;
 use super::pmem::{self, Mapped, Memory, no_pmem};
 use super::sockets::{SocketFile, Sockets, allow_descriptors};
@@ -52,7 +50,6 @@ use crate::config::Peripherals;
 use crate::error::one_line;
 use crate::host_clock;
 use crate::mmds::{self, Endpoint, Metadata, Service};
-use crate::outcome::Outcome;
 use crate::seccomp::{Filters, Role};
 use crate::uring::{Uring, UringError};
 use crate::vcpu::Ending;
@@ -210,29 +207,6 @@ struct Card {
     id: String,
     engine: Arc<Engine<Net>>,
     kick: EventFd,
-}
-
-/// A device that waits for its thread.
-struct Waiting {
-    name: String,
-    kick: EventFd,
-    /// What has something for the device when it becomes readable.
-    source: Option<OwnedFd>,
-    /// What its thread may do.
-    role: Role,
-    run: Box<dyn Fn(Waker) -> Next + Send>,
-    hold: Box<dyn Fn() -> Hold + Send>,
-    /// What its thread says at its end, and whether it came in order.
-    leave: Box<dyn Fn(bool) + Send>,
-}
-
-/// Who woke a device's thread.
-#[derive(Clone, Copy)]
-enum Waker {
-    /// The driver, somebody of ours, or the time.
-    Bell,
-    /// What the device has outside the guest.
-    Source,
 }
 
 /// A machine's virtio devices.
@@ -485,9 +459,7 @@ impl Virtio {
 
     /// Brings the devices to a halt, each after its request in progress.
     pub(super) fn pause(&mut self) {
-        self.holds = (self.threads.iter())
-            .map(|thread| (thread.hold)())
-            .collect();
+        self.holds = (self.threads.iter()).map(|thread| thread.hold()).collect();
     }
 
     /// Lets them go on.
@@ -656,107 +628,4 @@ fn host_random(mut bytes: &mut [u8]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A thread that serves one device. Dropped, it is stopped.
-struct DeviceThread {
-    kick: EventFd,
-    stop: Arc<AtomicBool>,
-    hold: Box<dyn Fn() -> Hold + Send>,
-    handle: Option<JoinHandle<()>>,
-}
-
-impl DeviceThread {
-    fn start(device: Waiting, ending: Arc<Ending>, filters: Filters) -> io::Result<Self> {
-        let Waiting {
-            name,
-            kick,
-            source,
-            role,
-            run,
-            hold,
-            leave,
-        } = device;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, bell) = (stop.clone(), kick.try_clone()?);
-        let handle = std::thread::Builder::new()
-            .name(name.chars().take(15).collect())
-            .spawn(move || {
-                if let Err(error) = filters.enter(role) {
-                    return ending.end(Outcome::Failure(one_line(&error)));
-                }
-                ending.unless_it_panics(&name, || {
-                    if let Err(error) = serve(&bell, source.as_ref(), &stopped, &*run) {
-                        ending.end(Outcome::Failure(format!(
-                            "{name}: the host does not tell of requests any more: {error}"
-                        )));
-                    }
-                    leave(true);
-                });
-                // Again for one that panicked: somebody may wait for it.
-                leave(false);
-            })?;
-        Ok(Self {
-            kick,
-            stop,
-            hold,
-            handle: Some(handle),
-        })
-    }
-}
-
-/// Serves until it is told to stop.
-fn serve(
-    bell: &EventFd,
-    source: Option<&OwnedFd>,
-    stop: &AtomicBool,
-    run: &dyn Fn(Waker) -> Next,
-) -> io::Result<()> {
-    const BELL: u64 = 0;
-    const SOURCE: u64 = 1;
-    let epoll = Epoll::new()?;
-    // By edges: each write to an eventfd is one (fs/eventfd.c, `eventfd_signal`), and nobody needs to read it. Its
-    // counter has room for 2^64 - 2 of them.
-    let by_edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
-    let event = EpollEvent::new(by_edges, BELL);
-    epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
-    if let Some(source) = source {
-        // As long as the guest has no buffers, what is there stays there.
-        let event = EpollEvent::new(by_edges, SOURCE);
-        epoll.ctl(ControlOperation::Add, source.as_raw_fd(), event)?;
-    }
-    let mut next = Next::Notification;
-    loop {
-        let timeout = match next {
-            Next::Notification => -1,
-            // In milliseconds, rounded up: earlier there is nothing to be had.
-            Next::After(wait) => i32::try_from(wait.get().div_ceil(1_000_000)).unwrap_or(i32::MAX),
-        };
-        let mut events = [EpollEvent::default(); 2];
-        let count = match epoll.wait(timeout, &mut events) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
-        if stop.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let mut events = events.iter().take(count);
-        let woken_by = match events.any(|event| event.data() == SOURCE) {
-            true => Waker::Source,
-            false => Waker::Bell,
-        };
-        next = run(woken_by);
-    }
-}
-
-impl Drop for DeviceThread {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        press(&self.kick);
-        if let Some(handle) = self.handle.take() {
-            // A panic was told by the thread itself.
-            let _ = handle.join();
-        }
-    }
 }
