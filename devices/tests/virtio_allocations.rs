@@ -1,20 +1,20 @@
 //! Serving requests allocates nothing: a process of its own, whose allocator counts.
-#![expect(unsafe_code, reason = "an allocator is unsafe to implement")]
 #![expect(
     clippy::cast_possible_truncation,
     reason = "a driver writes 64-bit numbers in halves"
 )]
 
+#[path = "virtio/counting.rs"]
+mod counting;
 #[path = "virtio/driver.rs"]
 #[allow(dead_code, reason = "the other tests use all of it")]
 mod driver;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use counting::ALLOCATIONS;
 use devices::rate_limiter::{Bucket, RateLimiter};
 use devices::virtio::balloon::{self, Balloon, Options};
 use devices::virtio::block::{Access, Block, Cache, Image, Serial};
@@ -26,30 +26,6 @@ use devices::virtio::{Buffers, Device, Next};
 use driver::*;
 use tsc::Nanos;
 use vm_memory::{GuestAddress, VolatileSlice};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator as it is. The count is a thread's own `Cell`
-// without a destructor, so looking at it neither allocates nor finds it gone.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and `pointer` came from the system's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// How much serving what is there allocates.
 fn allocations_of<D: Device>(driver: &Driver<D>) -> u64 {

@@ -15,32 +15,14 @@
  *
  * PLACE is "vsock PORT", of the host when called; "unix PATH"; or, to be called, "guest PATH PORT": the launcher's
  * socket, with the line that asks for a port of the guest. That is asked again while nobody serves it.
- *
- * No C library, so that one file runs in any guest and on any host.
  */
 
-typedef unsigned long u64;
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
+#include "user.h"
 
 enum {
-	SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_nanosleep = 35, SYS_socket = 41, SYS_connect = 42,
-	SYS_accept = 43, SYS_sendto = 44, SYS_shutdown = 48, SYS_bind = 49, SYS_listen = 50, SYS_exit = 60, SYS_prlimit64 = 302,
-	SYS_epoll_create1 = 291, SYS_epoll_wait = 232, SYS_epoll_ctl = 233
+	SYS_nanosleep = 35, SYS_sendto = 44, SYS_shutdown = 48, SYS_epoll_wait = 232, SYS_epoll_ctl = 233,
+	SYS_epoll_create1 = 291, SYS_prlimit64 = 302
 };
-
-static long call4(long number, long a, long b, long c, long d)
-{
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = 0;
-	long result;
-	__asm__ volatile("syscall" : "=a"(result)
-			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-			 : "rcx", "r11", "memory");
-	return result;
-}
-#define call(number, a, b, c, d) call4(number, (long)(a), (long)(b), (long)(c), (long)(d))
 
 enum { AF_UNIX = 1, AF_VSOCK = 40, SOCK_STREAM = 1, SHUT_WR = 1, RLIMIT_NOFILE = 7 };
 enum { EPOLL_CTL_ADD = 1, EPOLLIN = 1, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, EAGAIN = 11 };
@@ -73,64 +55,24 @@ struct event {
 	u64 data;
 } __attribute__((packed));
 
-static u64 length(const char *text)
+/* In one piece, since two processes write. */
+static void say_line(const char *before, u64 number)
 {
-	u64 count = 0;
-	while (text[count])
-		count++;
-	return count;
-}
-
-static int same(const char *a, const char *b)
-{
-	while (*a && *a == *b)
-		a++, b++;
-	return *a == *b;
-}
-
-static void say(const char *text)
-{
-	call(SYS_write, 1, text, length(text), 0);
-}
-
-static void say_number(const char *before, u64 number)
-{
-	char digits[24];
-	int at = sizeof digits;
-	digits[--at] = 0;
-	digits[--at] = '\n';
-	do
-		digits[--at] = '0' + number % 10;
-	while (number /= 10);
-	/* In one piece, since two processes write. */
 	char line[64];
 	u64 count = 0;
 	for (; before[count] && count < 32; count++)
 		line[count] = before[count];
-	while (digits[at])
-		line[count++] = digits[at++];
+	for (const char *digit = digits_of(number).text; *digit; digit++)
+		line[count++] = *digit;
+	line[count++] = '\n';
 	line[count] = 0;
 	say(line);
 }
 
-__attribute__((noreturn)) static void quit(int status)
-{
-	call(SYS_exit, status, 0, 0, 0);
-	__builtin_unreachable();
-}
-
 __attribute__((noreturn)) static void fail(const char *what, long result)
 {
-	say_number(what, (u64)(result < 0 ? -result : result));
+	say_line(what, (u64)(result < 0 ? -result : result));
 	quit(1);
-}
-
-static u64 number(const char *text)
-{
-	u64 value = 0;
-	for (; *text >= '0' && *text <= '9'; text++)
-		value = value * 10 + (u64)(*text - '0');
-	return value;
 }
 
 static void copy_path(struct address *address, const char *path)
@@ -178,13 +120,9 @@ static long sockets[MAX_COUNT];
 
 static void serve(struct address address, u64 count)
 {
-	long listener = call(SYS_socket, address.family, SOCK_STREAM, 0, 0);
-	long result = call(SYS_bind, listener, &address, size_of(&address), 0);
-	if (result < 0)
-		fail("trouble: bind: ", result);
-	result = call(SYS_listen, listener, 1024, 0, 0);
-	if (result < 0)
-		fail("trouble: listen: ", result);
+	long listener = must("socket", call(SYS_socket, address.family, SOCK_STREAM, 0, 0));
+	must("bind", call(SYS_bind, listener, &address, size_of(&address), 0));
+	must("listen", call(SYS_listen, listener, 1024, 0, 0));
 	long epoll = call(SYS_epoll_create1, 0, 0, 0, 0);
 	struct event event = { EPOLLIN, (u64)listener };
 	call(SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, listener, &event);
@@ -192,16 +130,12 @@ static void serve(struct address address, u64 count)
 		if (call(SYS_epoll_wait, epoll, &event, 1, -1) < 1)
 			continue;
 		if (event.data == (u64)listener) {
-			long socket = call(SYS_accept, listener, 0, 0, 0);
-			if (socket < 0)
-				fail("trouble: accept: ", socket);
+			long socket = must("accept", call(SYS_accept, listener, 0, 0, 0));
 			event.data = (u64)socket;
 			call(SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, socket, &event);
 			continue;
 		}
-		long came = call(SYS_read, event.data, buffer, sizeof buffer, 0);
-		if (came < 0)
-			fail("trouble: read: ", came);
+		long came = must("read", call(SYS_read, event.data, buffer, sizeof buffer, 0));
 		if (came)
 			send_all((long)event.data, buffer, (u64)came);
 		else {
@@ -209,7 +143,7 @@ static void serve(struct address address, u64 count)
 			ended++;
 		}
 	}
-	say_number("served: ", count);
+	say_line("served: ", count);
 }
 
 /* What tells a connection's bytes from those of others. */
@@ -237,12 +171,8 @@ static long connected(const struct address *address, const char *port)
 		long seconds, nanoseconds;
 	} moment = { 0, 20000000 };
 	for (;;) {
-		long socket = call(SYS_socket, address->family, SOCK_STREAM, 0, 0);
-		if (socket < 0)
-			fail("trouble: socket: ", socket);
-		long result = call(SYS_connect, socket, address, size_of(address), 0);
-		if (result < 0)
-			fail("trouble: connect: ", result);
+		long socket = must("socket", call(SYS_socket, address->family, SOCK_STREAM, 0, 0));
+		must("connect", call(SYS_connect, socket, address, size_of(address), 0));
 		if (!port || ask(socket, port))
 			return socket;
 		call(SYS_close, socket, 0, 0, 0);
@@ -295,7 +225,7 @@ static void call_all(struct address address, const char *port, u64 count)
 			fail("trouble: no end: ", came);
 		call(SYS_close, sockets[i], 0, 0, 0);
 	}
-	say_number("called: ", count);
+	say_line("called: ", count);
 }
 
 /* The error of a call, or 0. */
@@ -328,25 +258,23 @@ static void bear(const char *slow_port, const char *good_port)
 			fail("trouble: send: ", sent);
 		use(0, &steps);
 	} while (taken != before);
-	say_number("stalled: ", taken);
+	say_line("stalled: ", taken);
 	use(0, &steps);
-	say_number("ended: ", error_of(call(SYS_read, socket, buffer, sizeof buffer, 0)));
-	say_number("sent after: ", error_of(call(SYS_sendto, socket, buffer, 1, MSG_NOSIGNAL)));
+	say_line("ended: ", error_of(call(SYS_read, socket, buffer, sizeof buffer, 0)));
+	say_line("sent after: ", error_of(call(SYS_sendto, socket, buffer, 1, MSG_NOSIGNAL)));
 	use(0, &steps);
 	socket = call(SYS_socket, AF_VSOCK, SOCK_STREAM, 0, 0);
-	say_number("called after: ", error_of(call(SYS_connect, socket, &slow, size_of(&slow), 0)));
+	say_line("called after: ", error_of(call(SYS_connect, socket, &slow, size_of(&slow), 0)));
 	use(0, &steps);
-	say_number("steps: ", steps);
+	say_line("steps: ", steps);
 }
 
-__attribute__((used)) static void run(long *stack)
+static void run(long *stack)
 {
 	long arguments = stack[0];
 	char **words = (char **)(stack + 1);
 	u64 limit[2] = { MAX_COUNT + 96, MAX_COUNT + 96 };
-	long result = call(SYS_prlimit64, 0, RLIMIT_NOFILE, limit, 0);
-	if (result < 0)
-		fail("trouble: prlimit: ", result);
+	must("prlimit", call(SYS_prlimit64, 0, RLIMIT_NOFILE, limit, 0));
 	if (arguments == 5 && same(words[1], "serve"))
 		serve(address_of(words[2], words[3], ANY_CID), number(words[4]));
 	else if (arguments == 4 && same(words[1], "bear"))
@@ -357,7 +285,4 @@ __attribute__((used)) static void run(long *stack)
 		call_all(address_of("unix", words[3], 0), words[4], number(words[5]));
 	else
 		fail("trouble: no such arguments, of which there are ", arguments);
-	quit(0);
 }
-
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall run\n\thlt");

@@ -6,70 +6,16 @@
  * Root, and a kernel with msr.ko allow_writes=on. No C library, as for the guests' programs.
  */
 
-typedef unsigned long long u64;
-typedef long long s64;
+#include "user.h"
 
-enum { SYS_write = 1, SYS_open = 2, SYS_pwrite64 = 18, SYS_exit = 60 };
 enum { O_WRONLY = 1 };
-
-static long call(long number, long a, const void *b, long c, long d)
-{
-	register long r10 __asm__("r10") = d;
-	long result;
-	__asm__ volatile("syscall"
-			 : "=a"(result)
-			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10)
-			 : "rcx", "r11", "memory");
-	return result;
-}
-
-static void quit(int status)
-{
-	for (;;)
-		call(SYS_exit, status, 0, 0, 0);
-}
-
-static void need(int good, const char *words)
-{
-	if (good)
-		return;
-	unsigned length = 0;
-	while (words[length] != 0)
-		length++;
-	call(SYS_write, 2, words, length, 0);
-	call(SYS_write, 2, "\n", 1, 0);
-	quit(1);
-}
-
-static s64 number(const char *digits)
-{
-	int minus = *digits == '-';
-	u64 value = 0;
-	for (digits += minus; *digits != 0; digits++) {
-		need(*digits >= '0' && *digits <= '9', "an argument is no number");
-		value = value * 10 + (u64)(*digits - '0');
-	}
-	return minus ? (s64)(0 - value) : (s64)value;
-}
-
-static int same(const char *one, const char *other)
-{
-	while (*one == *other && *one != 0)
-		one++, other++;
-	return *one == *other;
-}
 
 static char *append(char *end, const char *words)
 {
-	while (*words != 0)
+	while (*words)
 		*end++ = *words++;
 	*end = 0;
 	return end;
-}
-
-static long open(const char *path, int flags)
-{
-	return call(SYS_open, (long)path, (const void *)(long)flags, 0, 0);
 }
 
 /*
@@ -78,26 +24,19 @@ static long open(const char *path, int flags)
  */
 enum { IA32_TSC_ADJUST = 0x3b };
 
-static void skew(const char *cpu, s64 ticks)
+static void skew(const char *cpu, long ticks)
 {
 	char path[32];
 	append(append(append(path, "/dev/cpu/"), cpu), "/msr");
-	long file = open(path, O_WRONLY);
-	need(file >= 0, "a CPU's registers cannot be written");
-	long written = call(SYS_pwrite64, file, &ticks, sizeof ticks, IA32_TSC_ADJUST);
-	need(written == sizeof ticks, "a CPU's TSC cannot be adjusted");
+	long file = must(path, call(SYS_open, path, O_WRONLY, 0, 0));
+	must("IA32_TSC_ADJUST", call(SYS_pwrite64, file, &ticks, sizeof ticks, IA32_TSC_ADJUST));
 }
 
-__attribute__((used)) static void run(long *stack)
+static void run(long *stack)
 {
-	char **arguments = (char **)&stack[1];
-	const char *what = stack[0] > 1 ? arguments[1] : "";
-	if (same(what, "skew") && stack[0] == 4) {
-		skew(arguments[2], number(arguments[3]));
-	} else {
-		need(0, "skew CPU TICKS");
-	}
-	quit(0);
+	char **words = (char **)(stack + 1);
+	if (stack[0] != 4 || !same(words[1], "skew") || length(words[2]) > 8)
+		must("skew CPU TICKS", -22);
+	const char *ticks = words[3];
+	skew(words[2], *ticks == '-' ? -(long)number(ticks + 1) : (long)number(ticks));
 }
-
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall run\n\thlt");

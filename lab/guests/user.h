@@ -53,15 +53,27 @@ static void say(const char *text)
 	call(SYS_write, 1, text, length(text), 0);
 }
 
+struct digits {
+	char text[24];
+};
+
+static struct digits digits_of(u64 number)
+{
+	struct digits digits;
+	char backwards[24];
+	int count = 0, at = 0;
+	do
+		backwards[count++] = (char)('0' + number % 10);
+	while (number /= 10);
+	while (count)
+		digits.text[at++] = backwards[--count];
+	digits.text[at] = 0;
+	return digits;
+}
+
 static void say_number(u64 number)
 {
-	char digits[24];
-	int at = sizeof digits;
-	digits[--at] = 0;
-	do
-		digits[--at] = (char)('0' + number % 10);
-	while (number /= 10);
-	say(digits + at);
+	say(digits_of(number).text);
 }
 
 __attribute__((noreturn)) static void quit(int status)

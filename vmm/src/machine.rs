@@ -468,11 +468,6 @@ where
         }
         let counts = running.virtio.take_counts();
         (self.metrics).add_source(Box::new(move |samples| counts.read(samples)));
-        let told = running.virtio.pmem_told();
-        if !told.is_empty() {
-            self.metrics
-                .add_source(Box::new(move |samples| pmem::count(&told, samples)));
-        }
         // The threads that are started from now on are not the guest's.
         running.placement.release();
         (running.virtio)

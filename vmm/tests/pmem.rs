@@ -74,11 +74,11 @@ fn what_the_guest_writes_and_flushes_is_in_the_file_and_a_read_only_one_stays_as
     vm.done("PUT", "/pmem/b", &pmem("b", true));
     vm.boot(&guest.code(&FOR_EVER), 1);
     vm.read_until("A0B0B1.");
-    assert_eq!(vm.metric("keeptime_pmem_event_fails_total"), 1);
-    assert_eq!(
-        vm.metric("keeptime_pmem_rate_limiter_throttled_events_total"),
-        0
-    );
+    let of =
+        |field: &str, id: &str| vm.metric(&format!("keeptime_pmem_{field}_total{{id=\"{id}\"}}"));
+    // What the second cannot keep is told of it alone.
+    assert_eq!((of("event_fails", "a"), of("event_fails", "b")), (0, 1));
+    assert_eq!(of("rate_limiter_throttled_events", "a"), 0);
     vm.signal(Signal::KILL);
     vm.child.wait().expect("our child");
     assert_eq!(content(&mut writable, 0x3000)[0x1000..][..4], *b"kept");
@@ -184,7 +184,7 @@ fn limit_of_the_api_holds_flushes_back() {
     vm.done("PUT", "/pmem/a", &a);
     vm.boot(&guest.code(&FOR_EVER), 1);
     vm.read_until("0.");
-    let throttled = "keeptime_pmem_rate_limiter_throttled_events_total";
+    let throttled = r#"keeptime_pmem_rate_limiter_throttled_events_total{id="a"}"#;
     while vm.metric(throttled) == 0 {
         std::thread::yield_now();
     }

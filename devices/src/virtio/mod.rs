@@ -223,9 +223,7 @@ pub trait Device: Send {
     /// Looks what there is outside the queues, and does what needs none. Called before each round over the queues,
     /// while there is a driver. Unless it was `told` of something since the last time, nothing has come that was not
     /// there then, and a look that costs a system call can be saved.
-    fn poll(&mut self, told: bool) {
-        let _ = told;
-    }
+    fn poll(&mut self, _told: bool) {}
 
     /// Whether what was done gives a queue work that has had its turn, so that there is to be another round. Asked
     /// after each; only progress may be a reason for it.

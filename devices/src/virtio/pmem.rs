@@ -52,12 +52,12 @@ pub struct Pmem {
     flush: Flush,
     limiter: RateLimiter,
     report: Option<Report>,
-    told: Arc<Told>,
+    counts: Arc<Counts>,
 }
 
-/// What it tells: each number is read by itself, and nobody waits for it.
+/// What it counts.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Counts {
     /// Requests that failed, those that make no sense among them.
     pub failures: Count,
     /// How often one was put off by the limiter.
@@ -91,14 +91,14 @@ impl Pmem {
             flush,
             limiter,
             report: Some(report),
-            told: Arc::default(),
+            counts: Arc::default(),
         }
     }
 
-    /// What it tells from now on.
+    /// What it counts, now and later.
     #[must_use]
-    pub fn told(&self) -> Arc<Told> {
-        self.told.clone()
+    pub fn counts(&self) -> Arc<Counts> {
+        self.counts.clone()
     }
 
     fn answer(&mut self) -> u32 {
@@ -153,7 +153,7 @@ impl Device for Pmem {
         };
         let told = if is_flush {
             if let Err(wait) = self.limiter.take(self.file_len) {
-                self.told.throttled.add(1);
+                self.counts.throttled.add(1);
                 return Ok(Served::Later(wait));
             }
             self.answer()
@@ -161,7 +161,7 @@ impl Device for Pmem {
             FAILED
         };
         if told == FAILED {
-            self.told.failures.add(1);
+            self.counts.failures.add(1);
         }
         chain.writable.write(&told.to_le_bytes())?;
         Ok(Served::Done { written: 4 })

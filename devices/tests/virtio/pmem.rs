@@ -8,7 +8,7 @@ use devices::BusDevice;
 use devices::rate_limiter::{Bucket, RateLimiter};
 use devices::virtio::Next;
 use devices::virtio::block::Access;
-use devices::virtio::pmem::{Flush, Gap, Miss, Pmem, Told};
+use devices::virtio::pmem::{Counts, Flush, Gap, Miss, Pmem};
 use proptest::prelude::*;
 use tsc::Nanos;
 use vm_memory::GuestAddress;
@@ -31,7 +31,7 @@ fn device(flush: Flush, limiter: RateLimiter) -> (Pmem, Arc<AtomicU32>) {
 }
 
 /// One whose flushes are counted, and do not fail.
-fn counting(limiter: RateLimiter) -> (Driver<Pmem>, Arc<AtomicU32>, Arc<Told>) {
+fn counting(limiter: RateLimiter) -> (Driver<Pmem>, Arc<AtomicU32>, Arc<Counts>) {
     let flushes = Arc::new(AtomicU32::new(0));
     let count = flushes.clone();
     let flush = Box::new(move || {
@@ -39,8 +39,8 @@ fn counting(limiter: RateLimiter) -> (Driver<Pmem>, Arc<AtomicU32>, Arc<Told>) {
         Ok(())
     });
     let (device, _) = device(flush, limiter);
-    let told = device.told();
-    (Driver::ready(device, 0), flushes, told)
+    let counts = device.counts();
+    (Driver::ready(device, 0), flushes, counts)
 }
 
 /// Asks for a flush, or for what there is not, and returns the answer.
@@ -68,7 +68,7 @@ fn driver_finds_where_the_memory_is() {
 
 #[test]
 fn each_flush_is_one_and_nothing_else_is() {
-    let (mut driver, flushes, told) = counting(RateLimiter::unlimited());
+    let (mut driver, flushes, counts) = counting(RateLimiter::unlimited());
     for times in 1..=3 {
         assert_eq!(ask(&mut driver, 0), 0);
         assert_eq!(flushes.load(Ordering::SeqCst), times);
@@ -77,7 +77,7 @@ fn each_flush_is_one_and_nothing_else_is() {
         assert_eq!(ask(&mut driver, kind), 1, "{kind}");
     }
     assert_eq!(flushes.load(Ordering::SeqCst), 3);
-    assert_eq!(told.failures.get(), 3);
+    assert_eq!(counts.failures.get(), 3);
     // Two that wait are two: the second may be for what was written meanwhile.
     for (head, at) in [(0, ROOM), (2, ROOM + 0x200)] {
         driver.store(at, 0_u32);
@@ -92,13 +92,13 @@ fn each_flush_is_one_and_nothing_else_is() {
 fn failing_flush_reaches_the_guest_each_time_and_the_log_once() {
     let failing = Box::new(|| Err(io::Error::other("no room")));
     let (device, reports) = device(failing, RateLimiter::unlimited());
-    let told = device.told();
+    let counts = device.counts();
     let mut driver = Driver::ready(device, 0);
     for _ in 0..3 {
         assert_eq!(ask(&mut driver, 0), 1);
     }
     assert_eq!(reports.load(Ordering::SeqCst), 1);
-    assert_eq!(told.failures.get(), 3);
+    assert_eq!(counts.failures.get(), 3);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn limit_counts_flushes_and_the_whole_file_for_each() {
     };
     for limiter in [limiter(Some(FILE_LEN), None), limiter(None, Some(1))] {
         time.store(0, Ordering::SeqCst);
-        let (mut driver, flushes, told) = counting(limiter);
+        let (mut driver, flushes, counts) = counting(limiter);
         assert_eq!(ask(&mut driver, 0), 0);
         driver.store(ROOM, 0_u32);
         driver.put(&[(ROOM, 4, false), (ROOM + 0x100, 4, true)]);
@@ -153,7 +153,7 @@ fn limit_counts_flushes_and_the_whole_file_for_each() {
         assert_eq!(driver.run(), Next::Notification);
         assert_eq!(driver.used(), Some((0, 4)));
         assert_eq!(
-            (flushes.load(Ordering::SeqCst), told.throttled.get()),
+            (flushes.load(Ordering::SeqCst), counts.throttled.get()),
             (2, 1)
         );
         // What makes no sense does not wait.

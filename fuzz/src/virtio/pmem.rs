@@ -47,7 +47,7 @@ pub fn virtio_pmem(data: &[u8]) {
         RateLimiter::unlimited(),
         Box::new(|_| {}),
     );
-    let told = device.told();
+    let counts = device.counts();
     let events = if input.event_index { EVENT_INDEX } else { 0 };
     let (mut driver, _) = Driver::ready(device, INDIRECT | events);
     let (mut expected, mut failures) = (0, 0);
@@ -75,7 +75,7 @@ pub fn virtio_pmem(data: &[u8]) {
         driver.expect_nothing_else();
         assert_eq!(driver.needs_reset(), !lawful);
         assert_eq!(flushes.load(Ordering::SeqCst), expected);
-        assert_eq!(told.failures.get(), failures);
+        assert_eq!(counts.failures.get(), failures);
         if !lawful {
             return;
         }

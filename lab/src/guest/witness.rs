@@ -102,6 +102,16 @@ impl Sum {
     pub(crate) fn parse(text: &str) -> Result<Self> {
         sum(&hexadecimal(text).with_context(|| format!("no sum: {text:?}"))?)
     }
+
+    /// Fails if a processor's time stood still, or any went backwards.
+    pub(crate) fn ensure_time_went_on(&self) -> Result<()> {
+        let steps = (self.still, self.back, self.tsc_steps, self.monotonic_steps);
+        ensure!(
+            steps == (0, 0, 0, 0),
+            "the guest saw its time stand still or go backwards: {self:?}"
+        );
+        Ok(())
+    }
 }
 
 /// All that a witness said.

@@ -6,6 +6,7 @@ use devices::virtio::Faults;
 use devices::virtio::balloon::Told as Balloon;
 use devices::virtio::entropy::Counts as Entropy;
 use devices::virtio::net::Counts as Net;
+use devices::virtio::pmem::Counts as Pmem;
 use devices::virtio::vsock::Counts as Vsock;
 
 use super::balloon;
@@ -23,6 +24,8 @@ pub(super) struct Told<T> {
 pub(super) struct Counts {
     /// Of network cards, by their names.
     pub(super) cards: Vec<(String, Told<Net>)>,
+    /// Of persistent memories, by theirs.
+    pub(super) memories: Vec<(String, Told<Pmem>)>,
     pub(super) vsock: Option<Told<Vsock>>,
     pub(super) balloon: Option<Told<Balloon>>,
     pub(super) entropy: Option<Told<Entropy>>,
@@ -34,11 +37,8 @@ type Field<T> = (&'static str, fn(&Told<T>) -> u64);
 impl Counts {
     /// Adds all of them.
     pub(super) fn read(&self, samples: &mut Vec<Sample>) {
-        for (field, read) in CARD {
-            // The values of one field follow each other.
-            let values = self.cards.iter().map(|(id, told)| (id, read(told)));
-            samples.extend(values.map(|(id, value)| Sample::counter("net", field, value).of(id)));
-        }
+        each("net", &CARD, &self.cards, samples);
+        each("pmem", &MEMORY, &self.memories, samples);
         if let Some(told) = &self.vsock {
             let of = |(field, read): &Field<Vsock>| Sample::counter("vsock", field, read(told));
             samples.extend(VSOCK.iter().map(of));
@@ -52,6 +52,31 @@ impl Counts {
         }
     }
 }
+
+/// Adds the fields of a group that several devices are in.
+fn each<T>(
+    group: &'static str,
+    fields: &[Field<T>],
+    devices: &[(String, Told<T>)],
+    samples: &mut Vec<Sample>,
+) {
+    for (field, read) in fields {
+        // The values of one field follow each other.
+        let values = devices.iter().map(|(id, told)| (id, read(told)));
+        samples.extend(values.map(|(id, value)| Sample::counter(group, field, value).of(id)));
+    }
+}
+
+const MEMORY: [Field<Pmem>; 3] = [
+    ("activate_fails", |pmem| pmem.faults.activations.get()),
+    ("event_fails", |pmem| {
+        let broken = pmem.faults.queues();
+        broken.wrapping_add(pmem.counts.failures.get())
+    }),
+    ("rate_limiter_throttled_events", |pmem| {
+        pmem.counts.throttled.get()
+    }),
+];
 
 const CARD: [Field<Net>; 14] = [
     ("activate_fails", |card| card.faults.activations.get()),
@@ -131,6 +156,7 @@ mod tests {
     fn fields_are_those_of_the_documentation() {
         let counts = Counts {
             cards: vec![("a".to_owned(), nothing()), ("b".to_owned(), nothing())],
+            memories: vec![("a".to_owned(), nothing()), ("b".to_owned(), nothing())],
             vsock: Some(nothing()),
             balloon: Some(nothing()),
             entropy: Some(nothing()),
@@ -155,10 +181,11 @@ mod tests {
             *told.entry(name.to_owned()).or_default() += 1;
         }
         assert_eq!(told.keys().cloned().collect::<BTreeSet<_>>(), documented);
-        // Of each card one value, and of others one in all.
+        // Of each card and each memory one value, and of others one in all.
         for (name, values) in told {
-            let of_cards = name.starts_with("keeptime_net_");
-            assert_eq!(values, if of_cards { 2 } else { 1 }, "{name}");
+            let many = ["keeptime_net_", "keeptime_pmem_"];
+            let many = many.iter().any(|group| name.starts_with(group));
+            assert_eq!(values, if many { 2 } else { 1 }, "{name}");
         }
     }
 }

@@ -14,7 +14,7 @@ use arch::memory::{MemorySize, places_after_ram};
 use devices::bus::{Bus, BusError};
 use devices::virtio::Engine;
 use devices::virtio::block::{Access, ImageError, open_locked};
-use devices::virtio::pmem::{ALIGNMENT, Flush, Gap, Miss, Pmem, Report, Told};
+use devices::virtio::pmem::{ALIGNMENT, Flush, Gap, Miss, Pmem, Report};
 use hypervisor::Window;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{Address, FileOffset, GuestAddress, GuestRegionMmap};
@@ -25,7 +25,6 @@ use super::virtio::limiter;
 use crate::api::pmem;
 use crate::api::request::Fault;
 use crate::error::one_line;
-use crate::metrics::Sample;
 use crate::outcome::Outcome;
 use crate::vcpu::Ending;
 
@@ -277,7 +276,6 @@ pub(super) struct Memory {
     pub(super) id: String,
     pub(super) engine: Arc<Engine<Pmem>>,
     pub(super) kick: EventFd,
-    pub(super) told: Arc<Told>,
     pub(super) file: PmemFile,
 }
 
@@ -294,20 +292,6 @@ impl Memory {
                 self.id
             );
         }
-    }
-}
-
-/// Counts what persistent memories do, all together.
-pub(super) fn count(told: &[Arc<Told>], samples: &mut Vec<Sample>) {
-    let sum = |count: fn(&Told) -> u64| told.iter().map(|told| count(told)).sum();
-    for (field, count) in [
-        ("event_fails", sum(|told| told.failures.get())),
-        (
-            "rate_limiter_throttled_events",
-            sum(|told| told.throttled.get()),
-        ),
-    ] {
-        samples.push(Sample::counter("pmem", field, count));
     }
 }
 

@@ -23,7 +23,6 @@ use devices::virtio::block::{Block, Image, ImageError, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
-use devices::virtio::pmem::Told as PmemTold;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::{Device, Engine, Hold};
 use hypervisor::{Gsi, Vm, Window};
@@ -320,14 +319,16 @@ impl Virtio {
         for (pmem, mapped) in peripherals.pmem().iter().zip(backends.memories) {
             let Some(place) = places.next() else { break };
             let (device, file) = mapped.into_device(pmem);
-            let told = device.told();
+            let counts = device.counts();
             let name = format!("pmem {}", pmem.id);
             let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            let faults = engine.faults();
+            let told = Told { counts, faults };
+            virtio.counts.memories.push((pmem.id.clone(), told));
             virtio.memories.push(Memory {
                 id: pmem.id.clone(),
                 engine,
                 kick,
-                told,
                 file,
             });
         }
@@ -500,12 +501,6 @@ impl Virtio {
         });
         press(&memory.kick);
         Ok(())
-    }
-
-    /// What the persistent memories tell from now on.
-    pub(super) fn pmem_told(&self) -> Vec<Arc<PmemTold>> {
-        let memories = self.memories.iter();
-        memories.map(|memory| memory.told.clone()).collect()
     }
 
     /// Tells which files of persistent memories have become shorter.
