@@ -287,7 +287,7 @@ where
         let none = Peripherals::default();
         let peripherals = additions.peripherals.unwrap_or(&none);
         let places = virtio::places(peripherals)?;
-        let mut backends = Backends::open(peripherals, config.memory)?;
+        let mut backends = Backends::open(peripherals, config.memory, &places)?;
         let memory = memory::create(config.memory)?;
         // Before the VM exists: a file that cannot be booted is found in microseconds.
         let loaded = payload::load(&memory, payload)?;

@@ -1,7 +1,7 @@
 //! Serving queues: from a driver's notification to the interrupt.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tsc::Nanos;
@@ -11,6 +11,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::chain::Copied;
+use super::register_page::RegisterPage;
 use super::{
     COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Faults, Finished, MAX_CONFIG, Served,
     Violation,
@@ -55,25 +56,18 @@ struct Core<D> {
     copied: Copied,
 }
 
-/// A device's configuration space, and how often it changed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Config {
-    pub(super) space: ConfigSpace,
-    pub(super) generation: u32,
-}
-
 /// A device that serves its queues: see the [module](super).
 pub struct Engine<D: Device> {
     memory: Arc<GuestMemoryMmap>,
     features: u64,
     core: Mutex<Core<D>>,
     gate: Arc<Gate>,
-    config: Mutex<Config>,
+    config: Mutex<ConfigSpace>,
     /// The driver wrote into the configuration space, and the device does not know.
     config_written: AtomicBool,
     update: Mutex<D::Update>,
     updated: AtomicBool,
-    interrupt_status: AtomicU32,
+    page: RegisterPage,
     interrupt: Box<dyn Trigger + Sync>,
     running: AtomicBool,
     failed: AtomicBool,
@@ -92,21 +86,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<D: Device> Engine<D> {
-    /// An engine for `device`, whose driver is in `memory` and is interrupted by `interrupt`.
+    /// An engine for `device`, whose driver is in `memory`, reads its registers in `page`, and is interrupted by
+    /// `interrupt`.
     #[must_use]
     pub fn new(
         device: D,
         memory: Arc<GuestMemoryMmap>,
+        page: RegisterPage,
         interrupt: Box<dyn Trigger + Sync>,
     ) -> Self {
         let largest = D::QUEUES.iter().copied().max().unwrap_or(0);
+        let config = device.config();
+        page.put_config(&config);
         Self {
             memory,
             features: COMMON_FEATURES | device.features(),
-            config: Mutex::new(Config {
-                space: device.config(),
-                generation: 0,
-            }),
+            config: Mutex::new(config),
             config_written: AtomicBool::new(false),
             core: Mutex::new(Core {
                 device,
@@ -116,7 +111,7 @@ impl<D: Device> Engine<D> {
             gate: Arc::default(),
             update: Mutex::default(),
             updated: AtomicBool::new(false),
-            interrupt_status: AtomicU32::new(0),
+            page,
             interrupt,
             running: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -163,13 +158,13 @@ impl<D: Device> Engine<D> {
         self.faults.clone()
     }
 
-    pub(super) fn config(&self) -> Config {
+    pub(super) fn config(&self) -> ConfigSpace {
         *lock(&self.config)
     }
 
     /// Reads the configuration space at `offset`, as the driver would. Waits for nobody.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.config().space.read(offset, data);
+        self.config().read(offset, data);
     }
 
     /// The driver writes into the configuration space.
@@ -177,20 +172,21 @@ impl<D: Device> Engine<D> {
         if D::WRITABLE.is_empty() {
             return;
         }
-        lock(&self.config).space.write(offset, data, D::WRITABLE);
+        let mut config = lock(&self.config);
+        config.write(offset, data, D::WRITABLE);
+        self.page.put_config(&config);
+        drop(config);
         self.config_written.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn interrupt_status(&self) -> u32 {
-        self.interrupt_status.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn acknowledge_interrupt(&self, bits: u32) {
-        self.interrupt_status.fetch_and(!bits, Ordering::SeqCst);
+    /// The registers as a driver reads them.
+    #[must_use]
+    pub fn page(&self) -> &RegisterPage {
+        &self.page
     }
 
     fn interrupt(&self, why: u32) {
-        self.interrupt_status.fetch_or(why, Ordering::SeqCst);
+        self.page.add_reason(why);
         self.interrupt.trigger();
     }
 
@@ -244,12 +240,13 @@ impl<D: Device> Engine<D> {
         }
         self.running.store(false, Ordering::SeqCst);
         self.failed.store(false, Ordering::SeqCst);
-        self.interrupt_status.store(0, Ordering::SeqCst);
+        self.page.reset();
     }
 
     /// Sets `DEVICE_NEEDS_RESET` and says so (2.1.2).
     fn fail(&self) {
         self.failed.store(true, Ordering::SeqCst);
+        self.page.fail();
         self.interrupt(VIRTIO_MMIO_INT_CONFIG);
     }
 
@@ -329,11 +326,11 @@ impl<D: Device> Engine<D> {
     fn take_config(&self, device: &D) -> bool {
         let mut config = lock(&self.config);
         let space = device.config();
-        let space = space.with_those_of(&config.space, D::WRITABLE);
-        let is_another = config.space != space;
+        let space = space.with_those_of(&config, D::WRITABLE);
+        let is_another = *config != space;
         if is_another {
-            config.space = space;
-            config.generation = config.generation.wrapping_add(1);
+            *config = space;
+            self.page.change_config(&space);
         }
         is_another
     }
@@ -390,7 +387,7 @@ impl<D: Device> Engine<D> {
             self.finish(core);
             if !core.queues.is_empty() {
                 if self.config_written.swap(false, Ordering::SeqCst) {
-                    let space = self.config().space;
+                    let space = self.config();
                     core.device.configured(&space);
                 }
                 core.device.poll(self.told.swap(false, Ordering::SeqCst));

@@ -9,9 +9,9 @@
 //! | `QueueReady` | after `FEATURES_OK`, before `DRIVER_OK` |
 //! | `Status` | bits are added, none taken away; 0 resets the device |
 //!
-//! Control registers are read and written 32 bits wide and aligned (4.2.2.2): other accesses read zeros and
-//! write nothing. The configuration space takes any width; what a device lets be written there
-//! ([`Device::WRITABLE`]) can be after `FEATURES_OK`.
+//! Control registers are read and written 32 bits wide and aligned (4.2.2.2): other accesses read zeros, or parts of
+//! them where they are [in a page](super::RegisterPage), and write nothing. The configuration space takes any width;
+//! what a device lets be written there ([`Device::WRITABLE`]) can be after `FEATURES_OK`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,6 +37,24 @@ const VENDOR: u32 = 0x5045_454b;
 pub const QUEUE_NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 /// Offset of the configuration space.
 const CONFIG: u64 = register::VIRTIO_MMIO_CONFIG as u64;
+
+/// What reads the same at all times. Of a device without shared memory the regions' lengths and bases do.
+const CONSTANT: [u32; 8] = [
+    register::VIRTIO_MMIO_MAGIC_VALUE,
+    register::VIRTIO_MMIO_VERSION,
+    register::VIRTIO_MMIO_DEVICE_ID,
+    register::VIRTIO_MMIO_VENDOR_ID,
+    register::VIRTIO_MMIO_SHM_LEN_LOW,
+    register::VIRTIO_MMIO_SHM_LEN_HIGH,
+    register::VIRTIO_MMIO_SHM_BASE_LOW,
+    register::VIRTIO_MMIO_SHM_BASE_HIGH,
+];
+/// What changes by the driver's writes alone, most of it by another selection.
+const SELECTED: [u32; 3] = [
+    register::VIRTIO_MMIO_DEVICE_FEATURES,
+    register::VIRTIO_MMIO_QUEUE_NUM_MAX,
+    register::VIRTIO_MMIO_QUEUE_READY,
+];
 
 /// How far a driver has come (2.1), as bits of `Status`.
 mod status {
@@ -121,7 +139,7 @@ impl<D: Device> Registers<D> {
     /// The registers of a device that was just switched on. `notify` has somebody call [`Engine::run`].
     #[must_use]
     pub fn new(engine: Arc<Engine<D>>, notify: Box<dyn Trigger>) -> Self {
-        Self {
+        let mut registers = Self {
             engine,
             notify,
             status: 0,
@@ -130,6 +148,17 @@ impl<D: Device> Registers<D> {
             driver_features: 0,
             queue_select: 0,
             queues: D::QUEUES.iter().copied().map(QueueSetup::new).collect(),
+        };
+        registers.show(&CONSTANT);
+        registers.show(&SELECTED);
+        registers
+    }
+
+    /// Puts what these registers read into the page.
+    fn show(&mut self, offsets: &[u32]) {
+        for offset in offsets {
+            let value = self.read_register(*offset);
+            self.engine.page().store(*offset, value);
         }
     }
 
@@ -176,14 +205,18 @@ impl<D: Device> Registers<D> {
             register::VIRTIO_MMIO_QUEUE_READY => {
                 self.selected().is_some_and(|queue| queue.ready).into()
             }
-            register::VIRTIO_MMIO_INTERRUPT_STATUS => self.engine.interrupt_status(),
+            register::VIRTIO_MMIO_INTERRUPT_STATUS => {
+                (self.engine.page()).read(register::VIRTIO_MMIO_INTERRUPT_STATUS)
+            }
             register::VIRTIO_MMIO_STATUS => {
                 let failed = self.engine.failed();
                 self.status | if failed { status::NEEDS_RESET } else { 0 }
             }
             // There are no shared memory regions (4.2.2: a length of -1 says so).
             register::VIRTIO_MMIO_SHM_LEN_LOW..=register::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            register::VIRTIO_MMIO_CONFIG_GENERATION => self.engine.config().generation,
+            register::VIRTIO_MMIO_CONFIG_GENERATION => {
+                (self.engine.page()).read(register::VIRTIO_MMIO_CONFIG_GENERATION)
+            }
             _ => 0,
         }
     }
@@ -197,7 +230,7 @@ impl<D: Device> Registers<D> {
                     0 => set_half(&mut self.driver_features, false, value),
                     1 => set_half(&mut self.driver_features, true, value),
                     // There are no features beyond 64, and a driver that takes one is refused.
-                    _ if value != 0 => self.status |= status::FAILED,
+                    _ if value != 0 => self.add_status(status::FAILED),
                     _ => {}
                 }
             }
@@ -216,7 +249,7 @@ impl<D: Device> Registers<D> {
             register::VIRTIO_MMIO_QUEUE_NOTIFY if self.has(status::DRIVER_OK) => {
                 self.notify.trigger();
             }
-            register::VIRTIO_MMIO_INTERRUPT_ACK => self.engine.acknowledge_interrupt(value),
+            register::VIRTIO_MMIO_INTERRUPT_ACK => self.engine.page().acknowledge(value),
             register::VIRTIO_MMIO_STATUS => self.write_status(value),
             register::VIRTIO_MMIO_QUEUE_DESC_LOW
             | register::VIRTIO_MMIO_QUEUE_DESC_HIGH
@@ -248,7 +281,7 @@ impl<D: Device> Registers<D> {
         if value & known != known {
             return;
         }
-        self.status |= value & status::FAILED;
+        self.add_status(value & status::FAILED);
         for step in status::STEPS {
             if value & step == 0 {
                 // Whatever comes after a step that is left out cannot be.
@@ -262,11 +295,16 @@ impl<D: Device> Registers<D> {
             {
                 return;
             }
-            self.status |= step;
+            self.add_status(step);
             if step == status::DRIVER_OK {
                 self.activate();
             }
         }
+    }
+
+    fn add_status(&mut self, bits: u32) {
+        self.status |= bits;
+        self.engine.page().add_status(bits);
     }
 
     /// Whether the driver takes what is on offer and nothing else, and is not of the legacy kind (2.2.2, 6.1).
@@ -315,7 +353,7 @@ fn control(offset: u64, len: usize) -> Option<u32> {
 impl<D: Device> BusDevice for Registers<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.engine.config().space.read(offset, data);
+            self.engine.config().read(offset, data);
             return;
         }
         data.fill(0);
@@ -333,6 +371,12 @@ impl<D: Device> BusDevice for Registers<D> {
             && let Ok(value) = data.try_into().map(u32::from_le_bytes)
         {
             self.write_register(offset, value);
+            if !matches!(
+                offset,
+                register::VIRTIO_MMIO_QUEUE_NOTIFY | register::VIRTIO_MMIO_INTERRUPT_ACK
+            ) {
+                self.show(&SELECTED);
+            }
         }
         Reaction::None
     }

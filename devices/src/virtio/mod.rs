@@ -10,7 +10,8 @@
 //! - [`mmio::Registers`] is what the guest's accesses reach, on a vCPU's thread: feature negotiation, the
 //!   places of the queues, the interrupt's status. It holds no lock while a request is served, so reading
 //!   and acknowledging an interrupt waits for nobody. One access waits: a reset, for the requests in
-//!   progress, since afterwards the device must not touch the guest's memory.
+//!   progress, since afterwards the device must not touch the guest's memory. What a driver reads is in a
+//!   [`RegisterPage`], too, which a guest may have as memory.
 //! - [`Engine`] serves the queues, on whatever thread calls [`Engine::run`] after the driver's notification.
 //!   It takes chains from the rings, checks them (see [`chain`]), hands each to the device, and raises
 //!   interrupts as far as the driver wants them.
@@ -40,6 +41,7 @@ pub mod entropy;
 pub mod mmio;
 pub mod net;
 pub mod pmem;
+mod register_page;
 pub mod vsock;
 
 use std::ops::Range;
@@ -51,6 +53,7 @@ use vm_memory::GuestMemoryMmap;
 pub use chain::{Buffers, Chain, Violation};
 pub use count::{Count, Faults};
 pub use engine::{Engine, Hold, Next};
+pub use register_page::{REGISTERS_SIZE, RegisterPage};
 
 /// The device conforms to version 1 of the specification or later (6); without it a driver is of the
 /// legacy kind, which is refused.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use devices::BusDevice;
 use devices::virtio::mmio::Registers;
-use devices::virtio::{Device, Engine, Next};
+use devices::virtio::{Device, Engine, Next, RegisterPage};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub(crate) const MAGIC: u64 = 0x0;
@@ -95,6 +95,7 @@ impl<D: Device> Driver<D> {
         let engine = Arc::new(Engine::new(
             device,
             memory.clone(),
+            RegisterPage::apart().expect("a page"),
             Box::new(move || {
                 line.fetch_add(1, Ordering::SeqCst);
             }),
@@ -153,10 +154,14 @@ impl<D: Device> Driver<D> {
         assert_eq!(driver.read(STATUS) & DRIVER_OK, DRIVER_OK);
     }
 
+    /// What an access reads, and what is in memory for a guest that has the registers there.
     pub(crate) fn read(&mut self, register: u64) -> u32 {
         let mut data = [0xff; 4];
         self.registers.read(register, &mut data);
-        u32::from_le_bytes(data)
+        let value = u32::from_le_bytes(data);
+        let page = self.engine.page();
+        assert_eq!(value, page.read(register as u32), "at {register:#x}");
+        value
     }
 
     pub(crate) fn write(&mut self, register: u64, value: u32) {

@@ -224,12 +224,13 @@ fn configuration_reads_in_any_width_and_changes_with_a_new_generation() {
     driver.engine.change(|number| *number = Some(9));
     driver.run();
     assert_eq!(driver.read(CONFIG), 9);
-    assert_eq!(driver.read(CONFIG_GENERATION), generation + 1);
+    let another = driver.read(CONFIG_GENERATION);
+    assert_ne!(another, generation);
     assert_eq!(driver.read(INTERRUPT_STATUS), 2);
     // The same once more is no change.
     driver.engine.change(|number| *number = Some(9));
     driver.run();
-    assert_eq!(driver.read(CONFIG_GENERATION), generation + 1);
+    assert_eq!(driver.read(CONFIG_GENERATION), another);
     assert_eq!(driver.interrupts(), 1);
 }
 

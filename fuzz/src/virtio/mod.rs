@@ -22,7 +22,7 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use devices::BusDevice;
 use devices::virtio::mmio::Registers;
-use devices::virtio::{Device, Engine};
+use devices::virtio::{Device, Engine, RegisterPage};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub use balloon::virtio_balloon;
@@ -237,7 +237,12 @@ impl<D: Device> Driver<D> {
         features: u64,
         queues: usize,
     ) -> (Self, u64) {
-        let engine = Arc::new(Engine::new(device, memory.clone(), Box::new(|| {})));
+        let engine = Arc::new(Engine::new(
+            device,
+            memory.clone(),
+            RegisterPage::apart().expect("a page"),
+            Box::new(|| {}),
+        ));
         let registers = Registers::new(engine.clone(), Box::new(|| {}));
         let mut driver = Self {
             memory,

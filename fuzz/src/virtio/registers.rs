@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use arbitrary::Arbitrary;
 use devices::BusDevice;
 use devices::rate_limiter::RateLimiter;
-use devices::virtio::Engine;
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::Registers;
+use devices::virtio::{Engine, RegisterPage};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::input::decode;
@@ -189,7 +189,12 @@ pub fn virtio_mmio(data: &[u8]) {
     );
     let rings = Arc::new(AtomicU32::new(0));
     let bell = rings.clone();
-    let engine = Arc::new(Engine::new(device, Arc::new(memory), Box::new(|| {})));
+    let engine = Arc::new(Engine::new(
+        device,
+        Arc::new(memory),
+        RegisterPage::apart().expect("a page"),
+        Box::new(|| {}),
+    ));
     let mut registers = Registers::new(
         engine.clone(),
         Box::new(move || {
@@ -211,7 +216,10 @@ pub fn virtio_mmio(data: &[u8]) {
     let read = |registers: &mut Registers<Entropy>, offset: u32| {
         let mut data = [0; 4];
         registers.read(offset.into(), &mut data);
-        u32::from_le_bytes(data)
+        let value = u32::from_le_bytes(data);
+        // A guest that has them in memory reads the same.
+        assert_eq!(engine.page().read(offset), value, "{offset:#x}");
+        value
     };
     for step in input.steps.iter().take(256) {
         let mut started = false;

@@ -24,10 +24,11 @@ use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
 use devices::virtio::vsock::Vsock;
-use devices::virtio::{Device, Engine, Hold};
+use devices::virtio::{Device, Engine, Hold, RegisterPage};
 use hypervisor::{Gsi, Vm, Window};
 use rustix::rand::{GetRandomFlags, getrandom};
-use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{Address, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::balloon::{BalloonState, Inflated, Pages};
@@ -94,13 +95,16 @@ pub(super) struct Backends {
     taps: Vec<Tap>,
     /// and the socket of the socket device.
     sockets: Option<(Sockets, SocketFile)>,
+    /// The devices' registers as the guest reads them, where there are devices.
+    registers: Option<Arc<GuestRegionMmap>>,
 }
 
 impl Backends {
-    /// Opens them, before anything else is made, for a guest with `memory`.
+    /// Opens them, before anything else is made, for a guest with `memory` and devices at `places`.
     pub(super) fn open(
         peripherals: &Peripherals,
         memory: MemorySize,
+        places: &[VirtioMmio],
     ) -> Result<Self, MachineError> {
         let drives = peripherals.drives().iter();
         let images = drives.map(open_image);
@@ -113,6 +117,7 @@ impl Backends {
             memories: pmem::map(peripherals.pmem(), memory)?,
             taps: taps.collect::<Result<_, _>>()?,
             sockets: sockets.transpose()?,
+            registers: register_pages(places)?,
         })
     }
 
@@ -132,8 +137,27 @@ impl Backends {
     /// The guest's memory beside its RAM.
     pub(super) fn windows(&self) -> Vec<Window> {
         let windows = self.memories.iter().flat_map(|mapped| &mapped.windows);
-        windows.cloned().collect()
+        let registers = self.registers.iter().map(|pages| Window {
+            memory: pages.clone(),
+            writable: false,
+        });
+        windows.cloned().chain(registers).collect()
     }
+}
+
+/// One page for each of the devices at `places`, which are side by side.
+fn register_pages(places: &[VirtioMmio]) -> Result<Option<Arc<GuestRegionMmap>>, MachineError> {
+    let Some(first) = places.first() else {
+        return Ok(None);
+    };
+    let size = places.iter().map(|place| place.size as usize).sum();
+    let pages = GuestRegionMmap::from_range(first.base, size, None);
+    Ok(Some(Arc::new(pages.map_err(no_pages)?)))
+}
+
+/// There is no memory for the devices' registers.
+fn no_pages(error: FromRangesError) -> MachineError {
+    host("map the registers of the devices")(io::Error::other(error))
 }
 
 fn open_image(drive: &drive::Drive) -> Result<Image, ImageError> {
@@ -235,7 +259,8 @@ impl Virtio {
         mmds: Option<&Arc<Service>>,
     ) -> Result<Self, MachineError> {
         let mut virtio = Self::default();
-        let mut places = places.iter();
+        let pages = backends.registers.iter().flat_map(RegisterPage::all_of);
+        let mut places = places.iter().copied().zip(pages);
         for (drive, image) in peripherals.drives().iter().zip(backends.images) {
             let Some(place) = places.next() else { break };
             let kept = image.again(&drive.path())?;
@@ -264,7 +289,7 @@ impl Virtio {
                 device = device.with_ring(Box::new(ring));
             }
             let name = format!("drive {}", drive.drive_id);
-            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            let (engine, kick) = virtio.add(vm, memory, bus, place, device, name)?;
             if let (Some(source), Some(waiting)) = (source, virtio.waiting.last_mut()) {
                 waiting.source = Some(source);
                 waiting.role = Role::AsyncDrive;
@@ -303,7 +328,7 @@ impl Virtio {
             }
             let counts = device.counts();
             let name = format!("net {}", interface.iface_id);
-            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            let (engine, kick) = virtio.add(vm, memory, bus, place, device, name)?;
             if let Some(waiting) = virtio.waiting.last_mut() {
                 waiting.source = Some(source);
             }
@@ -321,7 +346,7 @@ impl Virtio {
             let (device, file) = mapped.into_device(pmem);
             let counts = device.counts();
             let name = format!("pmem {}", pmem.id);
-            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            let (engine, kick) = virtio.add(vm, memory, bus, place, device, name)?;
             let faults = engine.faults();
             let told = Told { counts, faults };
             virtio.counts.memories.push((pmem.id.clone(), told));
@@ -352,7 +377,7 @@ impl Virtio {
                 }),
             );
             let counts = device.counts();
-            let (engine, _) = virtio.add(vm, memory, bus, *place, device, "vsock".to_owned())?;
+            let (engine, _) = virtio.add(vm, memory, bus, place, device, "vsock".to_owned())?;
             let faults = engine.faults();
             virtio.counts.vsock = Some(Told { counts, faults });
             if let Some(waiting) = virtio.waiting.last_mut() {
@@ -377,7 +402,7 @@ impl Virtio {
             );
             let told = device.told();
             let name = "balloon".to_owned();
-            let (engine, kick) = virtio.add(vm, memory, bus, *place, device, name)?;
+            let (engine, kick) = virtio.add(vm, memory, bus, place, device, name)?;
             virtio.counts.balloon = Some(Told {
                 counts: told.clone(),
                 faults: engine.faults(),
@@ -397,7 +422,7 @@ impl Virtio {
             );
             let counts = device.counts();
             let name = "entropy".to_owned();
-            let (engine, _) = virtio.add(vm, memory, bus, *place, device, name)?;
+            let (engine, _) = virtio.add(vm, memory, bus, place, device, name)?;
             let faults = engine.faults();
             virtio.counts.entropy = Some(Told { counts, faults });
         }
@@ -409,7 +434,7 @@ impl Virtio {
         vm: &V,
         memory: &Arc<GuestMemoryMmap>,
         bus: &mut Bus,
-        place: VirtioMmio,
+        (place, page): (VirtioMmio, RegisterPage),
         device: D,
         name: String,
     ) -> Result<(Arc<Engine<D>>, EventFd), MachineError> {
@@ -422,7 +447,7 @@ impl Virtio {
         for queue in (0..).take(D::QUEUES.len()) {
             vm.register_notification(&kick, notify, queue)?;
         }
-        let engine = Engine::new(device, memory.clone(), Box::new(move || press(&line)));
+        let engine = Engine::new(device, memory.clone(), page, Box::new(move || press(&line)));
         let engine = Arc::new(engine);
         let bell = duplicate(&kick)?;
         let registers = Registers::new(engine.clone(), Box::new(move || press(&bell)));
