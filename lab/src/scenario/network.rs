@@ -46,7 +46,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "network", script)
             .files(files)
             .check(check)
-            .seconds(60, 600),
+            .seconds(45, 180),
     ]
 }
 

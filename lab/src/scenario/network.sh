@@ -16,14 +16,16 @@ tunctl -t tap1 >/dev/null
 echo 1 >/proc/sys/net/ipv6/conf/tap1/disable_ipv6
 ip link set tap1 up
 ip addr add 172.16.1.1/24 dev tap1
-# Who calls gets so much, and is to send as much.
+# Who calls gets so much, and is to send as much. Told when the guest is gone: the launcher writes the guest's lines
+# byte by byte, and another's line would be in the midst of one.
 for family in 4 6; do
-    ./stream serve 100$family "$size" 1$family | sed "s/^/host over IPv$family /" &
+    ./stream serve 100$family "$size" 1$family >over-ipv$family &
 done
 # Ports 1004 and 1006, in state 0A, "listening" (Documentation/networking/proc_net_tcp.rst).
 listening() { grep -c -E ':(03EC|03EE) [0-9A-F]+:0000 0A' /proc/net/tcp6; }
 while [ "$(listening)" -lt 2 ]; do :; done
 launch
+for family in 4 6; do sed "s/^/host over IPv$family /" over-ipv$family; done
 for count in rx_packets rx_bytes rx_errors rx_dropped tx_packets tx_bytes; do
     echo "host $count: $(cat /sys/class/net/tap0/statistics/$count)"
 done

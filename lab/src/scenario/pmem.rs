@@ -39,7 +39,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "pmem", script)
             .files(files)
             .check(check)
-            .seconds(15, 180),
+            .seconds(15, 100),
     ]
 }
 

@@ -36,7 +36,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "root", script)
             .files(files)
             .check(check)
-            .seconds(40, 300),
+            .seconds(40, 150),
     ]
 }
 
