@@ -19,12 +19,14 @@
 //! after the write is completed and is completed itself"). With a ring, too, a write is told as completed when the host
 //! has it, and only then can a flush follow that covers it; one that is sent beside a write may come before it.
 
+mod counts;
 mod flight;
 mod image;
 mod ring;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -32,6 +34,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use super::{Buffers, Chain, ConfigSpace, Device, Finished, Kind, Served, Violation};
 use crate::rate_limiter::{Bucket, RateLimiter};
 
+pub use counts::{Carried, Counts};
 use flight::{Ended, Flight, Request};
 use image::Place;
 pub use image::{Access, Image, ImageError, ZEROS, Zeroing, open_locked};
@@ -124,6 +127,7 @@ pub struct Block {
     write_through: bool,
     /// The driver's features.
     features: u64,
+    counts: Arc<Counts>,
 }
 
 /// What of it can be changed.
@@ -194,7 +198,14 @@ impl Block {
             told: 0,
             write_through: false,
             features: 0,
+            counts: Arc::default(),
         }
+    }
+
+    /// What it counts, now and later.
+    #[must_use]
+    pub fn counts(&self) -> Arc<Counts> {
+        self.counts.clone()
     }
 
     /// The same whose requests `ring` carries out, for which transfers concern the image.
@@ -262,18 +273,33 @@ impl Block {
                 zeroed.map(|()| 0)
             }
         };
-        self.answer(job.operation(), done)
+        self.answer(job.operation(), job.bytes(), done)
     }
 
-    /// The answer to a request that the host has carried out, or refused.
-    fn answer(&mut self, operation: Operation, done: io::Result<u64>) -> Answer {
+    /// The answer to a request for so many bytes that the host has carried out, or refused.
+    fn answer(&mut self, operation: Operation, bytes: u64, done: io::Result<u64>) -> Answer {
         match done {
-            Ok(written) => Answer::done(written),
+            Ok(written) => {
+                self.count(operation, bytes);
+                Answer::done(written)
+            }
             Err(error) => {
+                self.counts.failures.add(1);
                 self.tell(operation, &error);
                 Answer::ERROR
             }
         }
+    }
+
+    fn count(&self, operation: Operation, bytes: u64) {
+        let carried = match operation {
+            Operation::Read => &self.counts.read,
+            Operation::Write => &self.counts.written,
+            Operation::Flush => return self.counts.flushes.add(1),
+            Operation::Zero | Operation::Change => return,
+        };
+        carried.requests.add(1);
+        carried.bytes.add(bytes);
     }
 
     /// Tells of a failure, if it is the first of its kind.
@@ -301,6 +327,14 @@ impl Job<'_> {
             Self::Write(..) => Operation::Write,
             Self::Flush => Operation::Flush,
             Self::Zero(_) => Operation::Zero,
+        }
+    }
+
+    /// The bytes that it moves.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(_, buffers) | Self::Write(_, buffers) => buffers.len(),
+            Self::Flush | Self::Zero(_) => 0,
         }
     }
 
@@ -419,6 +453,7 @@ impl Device for Block {
         let (into, status) = chain.writable.split_at(room).ok_or(Violation::Buffer)?;
         if self.flight.as_ref().is_some_and(Flight::is_full) {
             // One that ends makes room.
+            self.counts.full.add(1);
             return Ok(Served::Idle);
         }
         let mut header = [0; 16];
@@ -429,27 +464,40 @@ impl Device for Block {
                 // Two buckets, one look at the clock; nothing has been done yet.
                 let bytes = into.len().saturating_add(out.len());
                 if let Err(wait) = self.limiter.take(bytes) {
+                    self.counts.throttled.add(1);
                     return Ok(Served::Later(wait));
                 }
                 let kind = u32::from_le_bytes(part(&header, 0));
                 let sector = u64::from_le_bytes(part(&header, 8));
                 match (self.job(kind, sector, out, into), &mut self.flight) {
                     (Ok(job), None) => self.carry_out(&job),
-                    (Ok(_), Some(flight)) if !flight.is_in_order() => Answer::ERROR,
+                    (Ok(_), Some(flight)) if !flight.is_in_order() => {
+                        self.counts.failures.add(1);
+                        Answer::ERROR
+                    }
                     (Ok(job), Some(flight)) => {
                         let (place, _) = status.places().next().ok_or(Violation::Buffer)?;
                         let request = Request {
                             head: chain.head,
                             status: place,
                             room: into.len(),
+                            bytes: job.bytes(),
                         };
                         flight.begin(request, &job, self.write_through);
                         return Ok(Served::UnderWay);
                     }
-                    (Err(answer), _) => answer,
+                    (Err(answer), _) => {
+                        if answer.status != blk::VIRTIO_BLK_S_OK {
+                            self.counts.malformed.add(1);
+                        }
+                        answer
+                    }
                 }
             }
-            None => Answer::ERROR,
+            None => {
+                self.counts.malformed.add(1);
+                Answer::ERROR
+            }
         };
         status.write(&[answer.byte()])?;
         Ok(Served::Done {
@@ -479,7 +527,7 @@ impl Device for Block {
             operation,
             result,
         } = self.flight.as_mut()?.ended(memory)?;
-        let answer = self.answer(operation, result);
+        let answer = self.answer(operation, request.bytes, result);
         // It was in memory, which never shrinks.
         let _ = memory.write_obj(answer.byte(), request.status);
         Some(Finished {
@@ -495,7 +543,9 @@ impl Device for Block {
             self.told = 0;
             let flight = self.flight.as_mut();
             let changed = flight.map_or(Ok(()), |flight| flight.change(&self.image));
+            self.counts.changes.add(1);
             if let Err(error) = changed {
+                self.counts.change_failures.add(1);
                 self.tell(Operation::Change, &error);
             }
         }

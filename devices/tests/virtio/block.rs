@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use devices::rate_limiter::{Bucket, RateLimiter};
 use devices::virtio::Next;
-use devices::virtio::block::{Access, Block, Cache, Image, ImageError, Operation, SECTOR, Serial};
+use devices::virtio::block::{
+    Access, Block, Cache, Counts, Image, ImageError, Operation, SECTOR, Serial,
+};
 use tsc::Nanos;
 
 use crate::driver::*;
@@ -51,6 +53,7 @@ struct Disk {
     file: tempfile::NamedTempFile,
     driver: Driver<Block>,
     told: Told,
+    counts: Arc<Counts>,
 }
 
 impl Disk {
@@ -84,8 +87,14 @@ impl Disk {
         if let Some(ring) = ring {
             device = device.with_ring(ring);
         }
+        let counts = device.counts();
         let driver = Driver::ready_in(memory, device, features);
-        Self { file, driver, told }
+        Self {
+            file,
+            driver,
+            told,
+            counts,
+        }
     }
 
     fn usual(carrier: &Carrier) -> Self {
@@ -352,6 +361,48 @@ fn failures_of_the_host_reach_the_guest_each_time_and_the_log_once() {
 }
 
 #[test]
+fn disk_counts_what_was_carried_out_and_what_was_not() {
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        for (kind, sector, len, writable, status) in [
+            (IN, 0, 1024, true, OK),
+            (IN, 5, 512, true, OK),
+            (OUT, 7, 512, false, OK),
+            (FLUSH, 0, 0, false, OK),
+            (GET_ID, 0, 20, true, OK),
+            // Beyond the end, of half a sector, and of no kind.
+            (OUT, SECTORS, 512, false, IOERR),
+            (IN, 0, 100, true, IOERR),
+            (99, 0, 512, true, UNSUPP),
+        ] {
+            let buffers = [(DATA, len, writable)];
+            let buffers = if len == 0 { &[][..] } else { &buffers };
+            assert_eq!(disk.request(kind, sector, buffers).0, status, "{kind}");
+        }
+        disk.file.as_file().set_len(10 * SECTOR).unwrap();
+        assert_eq!(disk.request(IN, 20, &[(DATA, 512, true)]), (IOERR, 0));
+        disk.driver
+            .put(&[(HEADER, 15, false), (STATUS_BYTE, 1, true)]);
+        disk.driver.run_out();
+        let (read, written) = (&disk.counts.read, &disk.counts.written);
+        let counts = [
+            (read.requests.get(), 2),
+            (read.bytes.get(), 1536),
+            (written.requests.get(), 1),
+            (written.bytes.get(), 512),
+            (disk.counts.flushes.get(), 1),
+            (disk.counts.failures.get(), 1),
+            (disk.counts.malformed.get(), 4),
+            (disk.counts.throttled.get(), 0),
+            (disk.counts.changes.get(), 0),
+        ];
+        for (at, (found, wanted)) in counts.into_iter().enumerate() {
+            assert_eq!(found, wanted, "{at}");
+        }
+    });
+}
+
+#[test]
 fn limit_counts_bytes_and_requests() {
     rings::each(|carrier| {
         let bucket = |size| Some(Bucket::new(size, 0, Nanos::new(1_000)).unwrap());
@@ -368,6 +419,7 @@ fn limit_counts_bytes_and_requests() {
                 disk.ask(IN, 0, &[(DATA, 512, true)]);
             }
             assert!(matches!(disk.driver.run_out(), Next::After(_)));
+            assert!(disk.counts.throttled.get() > 0);
             let count = std::iter::from_fn(|| disk.driver.used()).count();
             assert_eq!(count, served);
             disk.driver.engine.change(|update| {
@@ -395,6 +447,8 @@ fn image_can_be_changed_and_tells_its_new_size() {
             .change(|update| update.image = Some(image));
         disk.driver.run_out();
         assert_eq!(disk.driver.read(CONFIG), 100);
+        assert_eq!(disk.counts.changes.get(), 1);
+        assert_eq!(disk.counts.change_failures.get(), 0);
         assert_eq!(disk.driver.read(INTERRUPT_STATUS) & 2, 2);
         assert_eq!(disk.request(IN, 99, &[(DATA, 512, true)]), (OK, 513));
         // The first is free again.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use devices::virtio::Faults;
 use devices::virtio::balloon::Told as Balloon;
+use devices::virtio::block::Counts as Block;
 use devices::virtio::entropy::Counts as Entropy;
 use devices::virtio::net::Counts as Net;
 use devices::virtio::pmem::Counts as Pmem;
@@ -22,6 +23,8 @@ pub(super) struct Told<T> {
 /// What a machine's devices count. It keeps none of them.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
+    /// Of disks, by their names.
+    pub(super) disks: Vec<(String, Told<Block>)>,
     /// Of network cards, by their names.
     pub(super) cards: Vec<(String, Told<Net>)>,
     /// Of persistent memories, by theirs.
@@ -37,6 +40,7 @@ type Field<T> = (&'static str, fn(&Told<T>) -> u64);
 impl Counts {
     /// Adds all of them.
     pub(super) fn read(&self, samples: &mut Vec<Sample>) {
+        each("block", &DISK, &self.disks, samples);
         each("net", &CARD, &self.cards, samples);
         each("pmem", &MEMORY, &self.memories, samples);
         if let Some(told) = &self.vsock {
@@ -66,6 +70,24 @@ fn each<T>(
         samples.extend(values.map(|(id, value)| Sample::counter(group, field, value).of(id)));
     }
 }
+
+const DISK: [Field<Block>; 13] = [
+    ("activate_fails", |disk| disk.faults.activations.get()),
+    ("event_fails", |disk| disk.faults.queues()),
+    ("execute_fails", |disk| disk.counts.failures.get()),
+    ("invalid_reqs_count", |disk| disk.counts.malformed.get()),
+    ("flush_count", |disk| disk.counts.flushes.get()),
+    ("read_bytes", |disk| disk.counts.read.bytes.get()),
+    ("read_count", |disk| disk.counts.read.requests.get()),
+    ("write_bytes", |disk| disk.counts.written.bytes.get()),
+    ("write_count", |disk| disk.counts.written.requests.get()),
+    ("rate_limiter_throttled_events", |disk| {
+        disk.counts.throttled.get()
+    }),
+    ("io_engine_throttled_events", |disk| disk.counts.full.get()),
+    ("update_count", |disk| disk.counts.changes.get()),
+    ("update_fails", |disk| disk.counts.change_failures.get()),
+];
 
 const MEMORY: [Field<Pmem>; 3] = [
     ("activate_fails", |pmem| pmem.faults.activations.get()),
@@ -155,6 +177,7 @@ mod tests {
     #[test]
     fn fields_are_those_of_the_documentation() {
         let counts = Counts {
+            disks: vec![("a".to_owned(), nothing()), ("b".to_owned(), nothing())],
             cards: vec![("a".to_owned(), nothing()), ("b".to_owned(), nothing())],
             memories: vec![("a".to_owned(), nothing()), ("b".to_owned(), nothing())],
             vsock: Some(nothing()),
@@ -181,9 +204,9 @@ mod tests {
             *told.entry(name.to_owned()).or_default() += 1;
         }
         assert_eq!(told.keys().cloned().collect::<BTreeSet<_>>(), documented);
-        // Of each card and each memory one value, and of others one in all.
+        // Of each disk, card and memory one value, and of others one in all.
         for (name, values) in told {
-            let many = ["keeptime_net_", "keeptime_pmem_"];
+            let many = ["keeptime_block_", "keeptime_net_", "keeptime_pmem_"];
             let many = many.iter().any(|group| name.starts_with(group));
             assert_eq!(values, if many { 2 } else { 1 }, "{name}");
         }

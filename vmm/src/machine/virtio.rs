@@ -288,12 +288,16 @@ impl Virtio {
             if let Some(ring) = ring {
                 device = device.with_ring(Box::new(ring));
             }
+            let counts = device.counts();
             let name = format!("drive {}", drive.drive_id);
             let (engine, kick) = virtio.add(vm, memory, bus, place, device, name)?;
             if let (Some(source), Some(waiting)) = (source, virtio.waiting.last_mut()) {
                 waiting.source = Some(source);
                 waiting.role = Role::AsyncDrive;
             }
+            let faults = engine.faults();
+            let told = Told { counts, faults };
+            virtio.counts.disks.push((drive.drive_id.clone(), told));
             virtio.disks.push(Disk {
                 id: drive.drive_id.clone(),
                 engine,

@@ -46,6 +46,8 @@ pub(super) struct Request {
     pub(super) status: GuestAddress,
     /// The bytes that the device may write before the status.
     pub(super) room: u64,
+    /// How many bytes it moves.
+    pub(super) bytes: u64,
 }
 
 /// A request that has ended.
