@@ -1,7 +1,7 @@
 //! `cargo lab bench io`: what a stock guest's devices cost, in instructions.
 //!
-//! On a host with one processor whose clock counts instructions (`Host::Counted`), a stock Debian guest with its own
-//! drivers loads a disk, a network card and a socket device and reads its TSC before and after. A tick is one
+//! On a host with one processor whose clock counts instructions (`Host::Counted`), stock Debian guests with their own
+//! drivers load a disk, a network card and a socket device, one guest each, and read their TSC before and after. A tick is one
 //! instruction, of the guest, the host's kernel and the launcher together, so that a busy machine changes nothing.
 //! What it leaves out is what an instruction costs: caches, the hardware's entries and exits of guests, its interrupts.
 
@@ -56,8 +56,8 @@ const LOADS: &[(&str, &str)] = &[
 
 /// Measures what a guest's devices cost, in instructions of an emulated host.
 ///
-/// A stock Debian guest, one vCPU, reads and writes a disk past its page cache, sends and receives frames over a tap,
-/// and bytes over a vsock connection. Instructions of guest, launcher and host's kernel count alike; what the hardware
+/// Stock Debian guests, one vCPU and one load each: reads and writes of a disk past the page cache, frames sent, frames
+/// received over a tap, and bytes over a vsock connection. Instructions of guest, launcher and host's kernel count alike; what the hardware
 /// takes for an entry or an exit of the guest is not in it. Repeats within about 1 %, whatever else the machine does.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -119,7 +119,7 @@ fn measure(workshop: &Workshop, name: &str, launcher: &Path, rounds: u8) -> Resu
     let step = Step {
         name: name.to_owned(),
         script: format!("launcher={name}\n{SCRIPT}"),
-        limit: Duration::from_secs(60),
+        limit: Duration::from_secs(120),
         live: true,
     };
     let job = Job {
@@ -163,7 +163,7 @@ fn files(workshop: &Workshop, name: &str, launcher: &Path, rounds: u8) -> Result
     let configuration = serde_json::json!({
         "boot-source": {
             "kernel_image_path": "kernel", "initrd_path": "initrd",
-            "boot_args": format!("{COMMAND_LINE} reboot=k quiet rounds={rounds}"),
+            "boot_args": format!("{COMMAND_LINE} reboot=k quiet rounds={rounds} load="),
         },
         "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB},
         "drives": [{"drive_id": "disk", "is_root_device": false, "path_on_host": "disk"}],
@@ -186,9 +186,19 @@ fn files(workshop: &Workshop, name: &str, launcher: &Path, rounds: u8) -> Result
 
 /// What the guest says of its loads.
 fn costs(outcome: &Outcome) -> Result<Costs> {
-    let report = Report::parse(&outcome.stdout)?;
-    let trouble: Vec<_> = report.all("trouble").collect();
-    ensure!(trouble.is_empty(), "the guest met trouble: {trouble:?}");
+    let output = outcome.stdout_text();
+    let guests = output.split_inclusive(linux::END);
+    // Behind the last one's end there is nothing but what the launcher says.
+    let guests = guests.filter(|guest| guest.contains(linux::END));
+    let reports = guests.map(|guest| Report::parse(guest.as_bytes()));
+    let reports: Vec<_> = reports.collect::<Result<_>>()?;
+    let all = |key| {
+        reports
+            .iter()
+            .flat_map(move |report: &Report| report.all(key))
+    };
+    let trouble: Vec<_> = all("trouble").collect();
+    ensure!(trouble.is_empty(), "a guest met trouble: {trouble:?}");
     let cost = |line: &str| -> Result<f64> {
         let (ticks, count) = line.split_once(" of ").context("no count")?;
         let (ticks, count): (u32, u32) = (ticks.parse()?, count.parse()?);
@@ -197,12 +207,9 @@ fn costs(outcome: &Outcome) -> Result<Costs> {
     };
     let mut costs = Costs::new();
     for (load, _) in LOADS {
-        let rounds = report.all(load).map(cost).collect::<Result<Vec<_>>>();
-        let rounds = rounds.with_context(|| format!("the guest's lines {load:?}"))?;
-        ensure!(
-            !rounds.is_empty(),
-            "the guest's report has no line {load:?}"
-        );
+        let rounds = all(load).map(cost).collect::<Result<Vec<_>>>();
+        let rounds = rounds.with_context(|| format!("a guest's lines {load:?}"))?;
+        ensure!(!rounds.is_empty(), "no guest's report has a line {load:?}");
         costs.insert(load, rounds);
     }
     Ok(costs)

@@ -91,6 +91,7 @@ pub(crate) fn initramfs(
         "lab",
         "lab/files",
         "lab/modules",
+        "lab/own",
         "lab/steps",
     ];
     for folder in folders {

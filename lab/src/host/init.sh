@@ -41,7 +41,9 @@ mark "ready kvm=$kvm clocksource=$clocksource cpus=$(nproc) uptime=$(cut -d ' ' 
 # Each step's line: its name, its limit in seconds, and where its output goes.
 while read -r name limit output; do
     mark "begin $name"
-    cd /lab/files || mark "problem no /lab/files"
+    # A folder of its own, so that what one leaves is in nobody's way.
+    own=/lab/own/$name
+    mkdir "$own" && cp -al /lab/files/. "$own" && cd "$own" || mark "problem no files for $name"
     if [ "$output" = live ]; then
         setsid sh "/lab/steps/$name" </dev/null 2>&1 &
     else
@@ -78,6 +80,9 @@ while read -r name limit output; do
         send "$name" stdout /tmp/stdout
         send "$name" stderr /tmp/stderr
     fi
+    cd /
+    # What something is mounted on stays.
+    rm -rf "$own" 2>/tmp/rm
     mark "exit $name $status"
 done </lab/steps/order
 

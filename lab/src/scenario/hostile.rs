@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::guest::HOSTILE_DRIVER;
 use crate::host::image::{Files, Source};
 use crate::host::{Host, Paging, Tsc};
-use crate::scenario::{LAUNCHER, Outcome, Place, Scenario};
+use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, sum_of_metrics};
 
 /// The first disk; the guest knows both its size and how it begins.
 const IMAGE_LEN: usize = 1 << 20;
@@ -33,13 +33,17 @@ const ENTROPY: u32 = 4;
 const BALLOON: u32 = 5;
 const SOCKET: u32 = 19;
 
+/// The places for devices, and how often the guest looks at each for one.
+const PLACES: u64 = 15;
+const LOOKS: u64 = 2;
+
 /// The scenarios.
 pub(super) fn all() -> Vec<Scenario> {
     // A file beside the images, and one behind: what is nobody's stays as it is.
     let common = "cp image-1 image-2; cp image-1 beside; size() { wc -c <$1; }\n\
-         launch() { ./keeptime --no-api --config-file \"$1\"; }\n";
+         launch() { ./keeptime --no-api --config-file \"$1\" --metrics-path metrics-hostile; }\n";
     let after = "status=$?\ncmp image-2 beside && echo 'the read-only disk is as it was'\n\
-         echo \"size: $(size image-1)\"\nexit $status\n";
+         echo \"size: $(size image-1)\"\nsed 's/^/host metrics: /' metrics-hostile\nexit $status\n";
     let svm = Host::Svm {
         tsc: Tsc::Unstable,
         paging: Paging::Nested,
@@ -138,5 +142,11 @@ fn check(outcome: &Outcome, devices: &[u32]) -> Result<()> {
     ensure!(seen == all, "the devices {seen:?} were tried, not {all:?}");
     outcome.expect_line("the read-only disk is as it was")?;
     outcome.expect_line(&format!("size: {IMAGE_LEN}"))?;
+    // A register of a device is read from memory. What leaves is the look for devices where there are none.
+    let reads = sum_of_metrics(&text, "vcpu", "exit_mmio_read")?;
+    ensure!(
+        reads <= LOOKS * (PLACES - devices.len() as u64),
+        "{reads} reads of registers left the guest"
+    );
     outcome.expect_status(0)
 }
