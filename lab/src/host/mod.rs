@@ -118,6 +118,18 @@ impl Host {
         }
     }
 
+    /// How long the host takes to its shell: decides what starts first.
+    pub(crate) fn start_cost(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Svm { .. } => 5,
+            Self::Counted => 20,
+            Self::Vmx {
+                pace: Pace::Claimed,
+            } => 90,
+            Self::Vmx { pace: Pace::Real } => 65,
+        })
+    }
+
     /// The Debian packages that the host needs.
     pub(crate) fn packages(self) -> &'static [&'static str] {
         match self {

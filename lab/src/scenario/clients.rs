@@ -60,7 +60,7 @@ pub(super) fn all() -> Vec<Scenario> {
             FOR_EVER,
             &format!("{LAUNCHER} kernel venv/bin/schemathesis {EXAMPLES} {REQUESTS}"),
         )
-        .seconds(120, 600),
+        .seconds(30, 600),
     );
     scenarios
 }

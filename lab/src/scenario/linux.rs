@@ -46,7 +46,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let vmx = Host::Vmx {
         pace: Pace::Claimed,
     };
-    scenarios.push(boot(vmx, Kernel::Amd64, Form::BzImage).seconds(60, 30));
+    scenarios.push(boot(vmx, Kernel::Amd64, Form::BzImage).seconds(310, 30));
     scenarios
 }
 

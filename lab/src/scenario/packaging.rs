@@ -24,7 +24,7 @@ const SOURCES: [(&str, &str); 4] = [
 pub(super) fn all() -> Vec<Scenario> {
     vec![
         Scenario::new(Place::Native, "package", include_str!("packaging.sh"))
-            .seconds(10, 120)
+            .seconds(45, 120)
             .needs(Needs::Root)
             .files(files)
             .check(check),

@@ -46,7 +46,7 @@ pub(super) fn all() -> Vec<Scenario> {
         )
         .files(|workshop| keeping::with_witness(workshop, Kernel::Amd64))
         .check(scaled::check)
-        .seconds(180, 60),
+        .seconds(280, 60),
     ]
 }
 

@@ -43,7 +43,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "skew-placed", placed)
             .files(files)
             .check(check_placed)
-            .seconds(240, 120),
+            .seconds(260, 120),
     ]
 }
 

@@ -167,10 +167,10 @@ pub(super) fn all() -> Vec<Scenario> {
         )
         .seconds(15, 300),
         contract(unstable, "contract", "", SVM_UNSTABLE).seconds(15, 300),
-        contract(vmx, "contract", "", VMX).seconds(180, 40),
+        contract(vmx, "contract", "", VMX).seconds(330, 40),
         doctor(stable, check_svm_stable).seconds(5, 120),
         doctor(unstable, check_svm_unstable).seconds(5, 120),
-        doctor(vmx, check_vmx).seconds(100, 40),
+        doctor(vmx, check_vmx).seconds(200, 40),
         native(),
     ]
 }

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -37,6 +37,14 @@ impl Suite {
             Self::Tests => "cargo/tests",
             Self::Examples => "cargo/doc-tests",
         }
+    }
+
+    /// How long it takes where nothing is built yet: decides what starts first.
+    pub(crate) fn cost(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Tests => 250,
+            Self::Examples => 5,
+        })
     }
 
     fn command(self) -> Command {

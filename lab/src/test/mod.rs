@@ -82,8 +82,7 @@ impl Where {
 enum Task {
     Cargo(Vec<Suite>),
     Native(Vec<Scenario>),
-    /// Hosts, one after the other.
-    Emulated(Vec<(Host, Vec<Scenario>)>),
+    Emulated(Host, Vec<Scenario>),
 }
 
 /// What there is to do.
@@ -92,7 +91,8 @@ struct Plan {
     /// company would save no time; and their emulator, kept from running for long, loses guests (see
     /// lab/README.md, "Traps").
     alone: Vec<(Host, Vec<Scenario>)>,
-    /// What runs side by side.
+    /// What runs side by side, the longest first, so that no worker is left alone with it at the end. A Bochs host keeps
+    /// one processor busy.
     shared: VecDeque<Task>,
 }
 
@@ -102,21 +102,37 @@ impl Task {
         let of = |scenarios: &[Scenario]| -> Duration {
             scenarios.iter().map(|scenario| scenario.cost).sum()
         };
-        let start = |host: &Host| {
-            Duration::from_secs(match host {
-                Host::Svm { .. } | Host::Counted => 5,
-                Host::Vmx { .. } => 90,
-            })
-        };
         match self {
-            Self::Cargo(suites) => {
-                Duration::from_secs(60) * u32::try_from(suites.len()).unwrap_or(2)
-            }
+            Self::Cargo(suites) => suites.iter().map(|suite| suite.cost()).sum(),
             Self::Native(scenarios) => of(scenarios),
-            Self::Emulated(hosts) => hosts
-                .iter()
-                .map(|(host, scenarios)| start(host) + of(scenarios))
-                .sum(),
+            Self::Emulated(host, scenarios) => host.start_cost() + of(scenarios),
+        }
+    }
+}
+
+impl Plan {
+    fn new(
+        suites: Vec<Suite>,
+        native: Vec<Scenario>,
+        emulated: BTreeMap<Host, Vec<Scenario>>,
+    ) -> Self {
+        let (alone, beside): (Vec<_>, Vec<_>) = emulated
+            .into_iter()
+            .partition(|(host, _)| matches!(host, Host::Svm { .. }));
+        let mut shared: Vec<Task> = beside
+            .into_iter()
+            .map(|(host, scenarios)| Task::Emulated(host, scenarios))
+            .collect();
+        if !native.is_empty() {
+            shared.push(Task::Native(native));
+        }
+        if !suites.is_empty() {
+            shared.push(Task::Cargo(suites));
+        }
+        shared.sort_by_key(|task| std::cmp::Reverse(task.cost()));
+        Self {
+            alone,
+            shared: shared.into(),
         }
     }
 }
@@ -213,25 +229,7 @@ fn prepare(
             workshop.prepare_contract()?;
         }
     }
-    let (svm, vmx): (Vec<_>, Vec<_>) = emulated
-        .into_iter()
-        .partition(|(host, _)| matches!(host, Host::Svm { .. }));
-    let mut shared = Vec::new();
-    if !vmx.is_empty() {
-        shared.push(Task::Emulated(vmx));
-    }
-    if !native.is_empty() {
-        shared.push(Task::Native(native));
-    }
-    if !suites.is_empty() {
-        shared.push(Task::Cargo(suites));
-    }
-    // The longest first, so that no worker is left alone with it at the end.
-    shared.sort_by_key(|task| std::cmp::Reverse(task.cost()));
-    Ok(Plan {
-        alone: svm,
-        shared: shared.into(),
-    })
+    Ok(Plan::new(suites, native, emulated))
 }
 
 /// Has workers do the tasks, side by side.
@@ -257,10 +255,8 @@ fn work(workshop: &Workshop, tasks: VecDeque<Task>, tally: &Tally) -> Result<()>
                             tally.add(&run_native(workshop, scenario)?);
                         }
                     }
-                    Task::Emulated(hosts) => {
-                        for (host, scenarios) in hosts {
-                            emulated::run(workshop, host, &scenarios, tally)?;
-                        }
+                    Task::Emulated(host, scenarios) => {
+                        emulated::run(workshop, host, &scenarios, tally)?;
                     }
                 }
             }
@@ -322,4 +318,54 @@ fn verdict(
         elapsed,
         end,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long `workers` take for tasks that take so long, in seconds, when whoever is free takes the next one.
+    fn span(tasks: &[u64], workers: usize) -> u64 {
+        let mut busy_until = vec![0; workers];
+        for task in tasks {
+            let first = busy_until.iter_mut().min();
+            *first.expect("a worker") += task;
+        }
+        busy_until.into_iter().max().unwrap_or_default()
+    }
+
+    #[test]
+    fn plan_of_everything_keeps_the_workers_busy_to_its_end() {
+        let mut native = Vec::new();
+        let mut emulated: BTreeMap<Host, Vec<Scenario>> = BTreeMap::new();
+        for scenario in scenario::all() {
+            match scenario.place {
+                Place::Native => native.push(scenario),
+                Place::Emulated(host) => emulated.entry(host).or_default().push(scenario),
+            }
+        }
+        let hosts = emulated.len();
+        let plan = Plan::new(Suite::ALL.to_vec(), native, emulated);
+        let is_svm = |host: &Host| Where::of(Place::Emulated(*host)) == Where::Svm;
+        assert!(plan.alone.iter().all(|(host, _)| is_svm(host)));
+        let beside: Vec<Host> = plan
+            .shared
+            .iter()
+            .filter_map(|task| match task {
+                Task::Emulated(host, _) => Some(*host),
+                Task::Cargo(_) | Task::Native(_) => None,
+            })
+            .collect();
+        assert!(!beside.iter().any(is_svm), "{beside:?}");
+        assert_eq!(plan.alone.len() + beside.len(), hosts);
+        let costs: Vec<u64> = plan
+            .shared
+            .iter()
+            .map(|task| task.cost().as_secs())
+            .collect();
+        assert!(costs.is_sorted_by(|one, next| one >= next), "{costs:?}");
+        // With no gap: half of all, and at most a fifth more for what cannot be divided.
+        let half = costs.iter().sum::<u64>() / 2;
+        assert!(span(&costs, WORKERS) <= half + half / 5, "{costs:?}");
+    }
 }
