@@ -60,7 +60,7 @@ fn leave(vcpu: &mut KvmVcpu) {
 fn glances(c: &mut Criterion) {
     let mut group = c.benchmark_group("glance");
     let Some(rdtscp) = Rdtscp::detect() else {
-        return println!("skipped: this processor has no RDTSCP");
+        return println!("skipped here: this processor has no RDTSCP");
     };
     group.bench_function("rdtscp", |b| b.iter(|| rdtscp.read()));
     // A look is due after a stride; with this one never.
@@ -74,7 +74,7 @@ fn glances(c: &mut Criterion) {
     });
     group.finish();
     let Some((mut vcpu, _vm)) = guest() else {
-        return println!("skipped: there is no KVM here");
+        return println!("skipped here: there is no KVM here");
     };
     let mut group = c.benchmark_group("exit");
     group.bench_function("without-a-glance", |b| b.iter(|| leave(&mut vcpu)));

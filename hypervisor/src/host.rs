@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn rdtscp_does_not_run_backwards_on_one_cpu() {
         let Some(rdtscp) = Rdtscp::detect() else {
-            return println!("skipped: this processor has no RDTSCP");
+            return println!("skipped here: this processor has no RDTSCP");
         };
         let mut last = rdtscp.read();
         for _ in 0..1_000 {

@@ -219,7 +219,7 @@ fn program_tries_all_ways_out_and_finds_none() {
     };
     place.probe();
     if !plant_key() {
-        println!("skipped: this kernel has no keys to be handed on");
+        println!("skipped here: this kernel has no keys to be handed on");
     }
     let misc = fs::read_to_string("/proc/misc").expect("mounted");
     let has = |device: &str| misc.contains(&format!(" {device}\n"));

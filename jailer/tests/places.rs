@@ -91,7 +91,7 @@ fn files_in_the_way_are_refused() {
     .enumerate()
     {
         if let Some(device) = missing_device(name) {
-            println!("skipped: this kernel has no device {device}");
+            println!("skipped here: this kernel has no device {device}");
             continue;
         }
         for kind in ["file", "link"] {

@@ -143,7 +143,7 @@ fn cpus_of_a_jail_are_within_one_domain() {
         return;
     };
     let Some((version, cgroups)) = place.cgroups.first().cloned() else {
-        println!("skipped: no cpusets are to be had here");
+        println!("skipped here: no cpusets are to be had here");
         return;
     };
     let effective = match version {
@@ -153,7 +153,7 @@ fn cpus_of_a_jail_are_within_one_domain() {
     let all = fs::read_to_string(cgroups.join(effective)).expect("mounted");
     let (first, last) = ends(&all);
     if first == last {
-        println!("skipped: one CPU has no domains");
+        println!("skipped here: one CPU has no domains");
         return;
     }
     let (one, other) = (first.to_string(), last.to_string());

@@ -130,7 +130,7 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn();
         let Ok(mut lister) = lister else {
-            println!("skipped: the cpio program is not installed");
+            println!("skipped: the cpio program is not installed (apt-get install cpio)");
             return;
         };
         lister.stdin.take().unwrap().write_all(&bytes).unwrap();

@@ -380,7 +380,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         let mut ring = match Uring::new(file.as_fd(), Arc::new(GuestMemoryMmap::new())) {
             Ok(ring) => ring,
-            Err(error) if error.is_for_want_of_any() => return println!("skipped: {error}"),
+            Err(error) if error.is_for_want_of_any() => return println!("skipped here: {error}"),
             Err(error) => panic!("{error}"),
         };
         let mut byte = [0_u8];

@@ -432,7 +432,7 @@ fn rate_of_the_tsc_is_had_where_a_guest_was_seen_to_have_it() {
             "in-force" => "scaled",
             "caught-up" => "catch-up",
             other => {
-                println!("skipped: what becomes of {name} here is {other}");
+                println!("skipped here: what becomes of {name} here is {other}");
                 continue;
             }
         };

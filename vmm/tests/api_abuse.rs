@@ -360,7 +360,7 @@ const TALK: [u8; 9] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xeb, 0xfd];
 #[test]
 fn guest_runs_on_while_its_api_is_abused() {
     if !std::path::Path::new("/dev/kvm").exists() {
-        println!("skipped: no /dev/kvm");
+        println!("skipped here: no /dev/kvm");
         return;
     }
     let mut launcher = Launcher::start();
@@ -392,7 +392,7 @@ fn guest_runs_on_while_its_api_is_abused() {
 #[test]
 fn guest_that_never_exits_is_paused_and_resumed() {
     if !std::path::Path::new("/dev/kvm").exists() {
-        println!("skipped: no /dev/kvm");
+        println!("skipped here: no /dev/kvm");
         return;
     }
     let launcher = Launcher::start();

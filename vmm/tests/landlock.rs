@@ -77,7 +77,7 @@ fn abi() -> Option<i64> {
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let abi = report["kernel"]["landlock_abi"].as_i64();
     if abi.is_none() {
-        println!("skipped: the kernel has no Landlock");
+        println!("skipped here: the kernel has no Landlock");
     }
     abi
 }

@@ -61,7 +61,7 @@ fn code_of_requests_is_given_back_when_no_more_come() {
     let degradations = report["degradations"].as_array().expect("a list");
     if degradations.iter().any(|told| told["name"] == "timekeeper") {
         return println!(
-            "skipped: on this host nobody watches a guest's time, nor looks at the code"
+            "skipped here: on this host nobody watches a guest's time, nor looks at the code"
         );
     }
     // All kinds of answers.

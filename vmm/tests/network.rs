@@ -76,7 +76,7 @@ impl Drop for Holder {
 #[test]
 fn tap_that_cannot_be_had_is_told_with_the_cure() {
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return println!("skipped here: {lacking}");
     }
     let holder = Holder::of("kt0");
     let without_right = ["setpriv", "--bounding-set=-net_admin", "--"];

@@ -56,7 +56,7 @@ fn each_vcpu_is_looked_at_whether_it_leaves_the_guest_or_not() {
     if report["host"]["clocksource"] != "tsc" {
         // KVM moves offsets by itself where the TSC is not trusted.
         return println!(
-            "skipped: the error of each vCPU: this host does not keep time by its TSC"
+            "skipped here: the error of each vCPU: this host does not keep time by its TSC"
         );
     }
     for vcpu in report["vcpus"].as_array().expect("a list") {
@@ -169,7 +169,7 @@ fn guest_with_a_timekeeper_is_not_told_to_be_without() {
     if degradation(&report, "timekeeper").is_none() {
         assert!(threads_when_named(&vm, 1).contains(&"time".to_owned()));
     } else {
-        println!("skipped: this host tells neither its TSC's rate nor whose TSC is read");
+        println!("skipped here: this host tells neither its TSC's rate nor whose TSC is read");
     }
 }
 
@@ -217,7 +217,9 @@ fn life_of_the_clock_is_kept_and_drawn() {
             || degradation(report, "timekeeper").is_some()
     });
     if degradation(&report, "timekeeper").is_some() {
-        return println!("skipped: this host tells neither its TSC's rate nor whose TSC is read");
+        return println!(
+            "skipped here: this host tells neither its TSC's rate nor whose TSC is read"
+        );
     }
     for pair in report["error_history"]
         .as_array()

@@ -30,7 +30,7 @@ fn disk_serves_many_requests_at_once_without_allocating() {
     let ring = match Uring::new(image.as_fd(), memory.clone()) {
         Ok(ring) => ring,
         // A ring that the host has and that cannot be had is a fault of ours.
-        Err(error) if error.is_for_want_of_any() => return println!("skipped: {error}"),
+        Err(error) if error.is_for_want_of_any() => return println!("skipped here: {error}"),
         Err(error) => panic!("{error}"),
     };
     let device = Block::new(

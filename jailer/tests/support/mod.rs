@@ -153,7 +153,7 @@ impl Place {
             return Some(Self::furnish(PathBuf::from(folder), &cgroups));
         }
         if let Some(reason) = lacking() {
-            println!("skipped: {reason}");
+            println!("skipped here: {reason}");
             return None;
         }
         let cgroups: Vec<(u8, PathBuf)> = cgroups()
@@ -197,11 +197,13 @@ impl Place {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{printed}{errors}");
         assert!(printed.contains("1 passed"), "no test {name}: {printed}");
-        for reason in printed
-            .lines()
-            .filter_map(|line| line.split_once("skipped: "))
-        {
-            println!("skipped: {}", reason.1);
+        // The harness may have begun the line.
+        for line in printed.lines() {
+            for words in ["skipped: ", "skipped here: "] {
+                if let Some((_, reason)) = line.split_once(words) {
+                    println!("{words}{reason}");
+                }
+            }
         }
         None
     }
@@ -247,7 +249,7 @@ impl Place {
     pub(crate) fn hierarchy(&self, version: u8) -> Option<&Path> {
         let found = self.cgroups.iter().find(|(other, _)| *other == version);
         if found.is_none() {
-            println!("skipped: cgroups of version {version} are not to be had here");
+            println!("skipped here: cgroups of version {version} are not to be had here");
         }
         found.map(|(_, folder)| folder.as_path())
     }

@@ -284,7 +284,7 @@ mod tests {
                 Ok(output) => output,
                 // A kernel without 32-bit programs.
                 Err(error) if kernel == Kernel::I386 => {
-                    println!("skipped: a 32-bit program cannot be run here: {error}");
+                    println!("skipped here: a 32-bit program cannot be run here: {error}");
                     continue;
                 }
                 Err(error) => panic!("{error}"),

@@ -1,8 +1,8 @@
 //! The workspace's own tests: `cargo nextest run`, or `cargo test` where nextest is missing, and the
 //! documentation's examples.
 //!
-//! A test that finds its subject, or a part of it, impossible on this machine passes for Cargo; it prints
-//! a line `skipped: REASON`, which is counted here.
+//! A test that cannot do its work, or a part of it, passes for Cargo; it prints a line `skipped: REASON`, or
+//! `skipped here: REASON` where it is the machine that makes it impossible, which is counted here.
 
 use std::fs;
 use std::path::Path;
@@ -13,10 +13,16 @@ use anyhow::{Context, Result};
 
 use crate::paths::{Paths, cargo};
 use crate::process::{Running, capture, tied};
-use crate::test::tally::{Counts, End, Verdict};
+use crate::test::tally::{Counts, End, Skip, Verdict};
 
-/// What a test that cannot run prints before its reason.
+/// What a test prints before its reason that lacks something that can be had: a program, a device with other rights.
 const SKIPPED: &str = "skipped: ";
+/// And one that is impossible on this machine, as it is and with the rights of who runs it: for its kernel, its
+/// processors, its devices.
+const SKIPPED_HERE: &str = "skipped here: ";
+
+/// Debian packages with the programs that tests want, without which they say that they are skipped.
+pub(crate) const PACKAGES: &[&str] = &["cpio", "z3"];
 
 /// One of Cargo's suites.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +107,7 @@ fn read(log: &Path) -> Result<String> {
 }
 
 /// The counts in the output of nextest or of the standard harness, and the reasons of skips.
-fn count(log: &str) -> (Counts, Vec<String>) {
+fn count(log: &str) -> (Counts, Vec<Skip>) {
     let mut counts = Counts::default();
     // nextest shows each test's own output, in which the harness sums up one test; its own summary
     // has them all.
@@ -134,15 +140,21 @@ fn count(log: &str) -> (Counts, Vec<String>) {
             *field = field.saturating_add(number);
         }
     }
-    let skips: Vec<String> = log
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix(SKIPPED))
-        .map(str::to_owned)
-        .collect();
+    let skips: Vec<Skip> = log.lines().filter_map(skip).collect();
     let reasons = u64::try_from(skips.len()).unwrap_or(u64::MAX);
     counts.passed = counts.passed.saturating_sub(reasons);
     counts.skipped = counts.skipped.saturating_add(reasons);
     (counts, skips)
+}
+
+/// The skip that a line tells of.
+fn skip(line: &str) -> Option<Skip> {
+    let line = line.trim();
+    let of = |words: &str, avoidable| {
+        let reason = line.strip_prefix(words)?.to_owned();
+        Some(Skip { reason, avoidable })
+    };
+    of(SKIPPED, true).or_else(|| of(SKIPPED_HERE, false))
 }
 
 #[cfg(test)]
@@ -180,18 +192,22 @@ mod tests {
 
     #[test]
     fn count_test_that_says_skipped_is_a_skip_with_its_reason() {
-        let log =
-            "    skipped: no /dev/kvm\n     Summary [   0.0s] 3 tests run: 3 passed, 0 skipped\n";
+        let log = "    skipped: no z3\n    skipped here: no /dev/kvm\n    skipped elsewhere: no\n     \
+                   Summary [   0.0s] 3 tests run: 3 passed, 0 skipped\n";
         let (counts, skips) = count(log);
         assert_eq!(
             counts,
             Counts {
-                passed: 2,
+                passed: 1,
                 failed: 0,
-                skipped: 1
+                skipped: 2
             }
         );
-        assert_eq!(skips, ["no /dev/kvm"]);
+        let skip = |reason: &str, avoidable| Skip {
+            reason: reason.to_owned(),
+            avoidable,
+        };
+        assert_eq!(skips, [skip("no z3", true), skip("no /dev/kvm", false)]);
     }
 
     /// Whatever a test of the workspace says of a skip, it says in the words that are counted.
@@ -236,7 +252,7 @@ mod tests {
                 if is_skip {
                     counted += 1;
                     let line = said.lines().next().unwrap_or_default();
-                    assert!(said.starts_with(SKIPPED), "{}: {line}", path.display());
+                    assert!(skip(line).is_some(), "{}: {line}", path.display());
                 }
             }
         }

@@ -23,7 +23,7 @@ use crate::paths::Paths;
 use crate::scenario::{self, Outcome, Place, Scenario};
 use crate::workshop::Workshop;
 use cargo_tests::Suite;
-use tally::{End, Tally, Verdict};
+use tally::{End, Skip, Tally, Verdict};
 
 /// Emulators and test builds that run at the same time.
 const WORKERS: usize = 2;
@@ -217,13 +217,16 @@ fn prepare(
             Place::Emulated(host) => emulated.entry(host).or_default().push(scenario),
         }
     }
+    let mut packages: BTreeSet<&str> = emulated
+        .keys()
+        .flat_map(|host| host.packages())
+        .copied()
+        .collect();
+    if suites.contains(&Suite::Tests) {
+        packages.extend(cargo_tests::PACKAGES);
+    }
+    apt::install(&packages.into_iter().collect::<Vec<_>>())?;
     if !native.is_empty() || !emulated.is_empty() {
-        let packages: BTreeSet<&str> = emulated
-            .keys()
-            .flat_map(|host| host.packages())
-            .copied()
-            .collect();
-        apt::install(&packages.into_iter().collect::<Vec<_>>())?;
         workshop.prepare_launcher()?;
         if contract {
             workshop.prepare_contract()?;
@@ -281,7 +284,7 @@ fn run_native(workshop: &Workshop, scenario: &Scenario) -> Result<Verdict> {
 }
 
 fn skipped(scenario: &Scenario, reason: String, avoidable: bool) -> Verdict {
-    let end = End::Skipped { reason, avoidable };
+    let end = End::Skipped(Skip { reason, avoidable });
     Verdict {
         name: scenario.full_name(),
         elapsed: Duration::ZERO,

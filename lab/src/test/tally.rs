@@ -34,21 +34,25 @@ pub(crate) enum End {
         logs: Vec<PathBuf>,
     },
     /// It could not be tried.
-    Skipped {
-        /// Why.
-        reason: String,
-        /// Whether that is a failure of the set-up where skips are denied.
-        avoidable: bool,
-    },
+    Skipped(Skip),
     /// A suite with counts of its own.
     Suite {
         /// Its counts.
         counts: Counts,
-        /// Each skipped test's reason.
-        skips: Vec<String>,
+        /// What tests said that were skipped.
+        skips: Vec<Skip>,
         /// Shown when a test failed.
         log: PathBuf,
     },
+}
+
+/// Why something was skipped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Skip {
+    /// Why.
+    pub(crate) reason: String,
+    /// Whether that is a failure of the set-up where skips are denied.
+    pub(crate) avoidable: bool,
 }
 
 /// The numbers of the closing line.
@@ -152,18 +156,14 @@ impl Tally {
                 }
                 (text, failed)
             }
-            End::Skipped {
-                reason,
-                avoidable: true,
-            } if self.deny_skips => (
-                one(
-                    "FAIL",
-                    &format!(": skipped, which is not allowed here: {reason}"),
-                ),
-                failed,
-            ),
-            End::Skipped { reason, .. } => (one("SKIP", &format!(": {reason}")), skipped),
+            End::Skipped(skip) => {
+                let (word, reason) = self.told(skip);
+                let counts = if self.denies(skip) { failed } else { skipped };
+                (one(word, &reason), counts)
+            }
             End::Suite { counts, skips, log } => {
+                let denied = skips.iter().filter(|skip| self.denies(skip)).count();
+                let denied = u64::try_from(denied).unwrap_or(u64::MAX);
                 let mut text = if counts.failed == 0 {
                     one("PASS", &format!(": {counts}"))
                 } else {
@@ -173,11 +173,32 @@ impl Tally {
                         &format!(": {counts}\n    {} ends:\n{end}", log.display()),
                     )
                 };
-                for reason in skips {
-                    text += &format!("SKIP            {}: {reason}\n", verdict.name);
+                for skip in skips {
+                    let (word, reason) = self.told(skip);
+                    text += &format!("{word}            {}{reason}\n", verdict.name);
                 }
-                (text, *counts)
+                let counts = Counts {
+                    failed: counts.failed.saturating_add(denied),
+                    skipped: counts.skipped.saturating_sub(denied),
+                    ..*counts
+                };
+                (text, counts)
             }
+        }
+    }
+
+    fn denies(&self, skip: &Skip) -> bool {
+        self.deny_skips && skip.avoidable
+    }
+
+    /// The word for a skip, and what follows its name.
+    fn told(&self, skip: &Skip) -> (&'static str, String) {
+        let reason = &skip.reason;
+        if self.denies(skip) {
+            let reason = format!(": skipped, which is not allowed here: {reason}");
+            ("FAIL", reason)
+        } else {
+            ("SKIP", format!(": {reason}"))
         }
     }
 }
@@ -195,17 +216,22 @@ mod tests {
         Tally::new(deny_skips).judge(&verdict)
     }
 
-    #[test]
-    fn tally_of_each_kind_counts_and_names() {
-        let skip = |avoidable| End::Skipped {
-            reason: "no KVM".into(),
-            avoidable,
-        };
-        let counts = |passed, failed, skipped| Counts {
+    fn skip(reason: &str, avoidable: bool) -> Skip {
+        let reason = reason.to_owned();
+        Skip { reason, avoidable }
+    }
+
+    fn counts(passed: u64, failed: u64, skipped: u64) -> Counts {
+        Counts {
             passed,
             failed,
             skipped,
-        };
+        }
+    }
+
+    #[test]
+    fn tally_of_each_kind_counts_and_names() {
+        let skip = |avoidable| End::Skipped(skip("no KVM", avoidable));
         assert_eq!(
             judge(false, End::Passed),
             ("PASS    1.50 s  a/b\n".into(), counts(1, 0, 0))
@@ -221,6 +247,25 @@ mod tests {
         assert_eq!(judge(false, skip(true)).1, counts(0, 0, 1));
         assert_eq!(judge(true, skip(true)).1, counts(0, 1, 0));
         assert_eq!(judge(true, skip(false)).1, counts(0, 0, 1));
+    }
+
+    #[test]
+    fn tally_of_a_suite_fails_for_avoidable_skips_where_they_are_denied() {
+        let suite = || End::Suite {
+            counts: counts(7, 0, 3),
+            // The third is one that Cargo itself tells of.
+            skips: vec![skip("no z3", true), skip("no KVM", false)],
+            log: PathBuf::new(),
+        };
+        let first = "PASS    1.50 s  a/b: 7 passed, 0 failed, 3 skipped\n";
+        let last = "SKIP            a/b: no KVM\n";
+        let (text, allowed) = judge(false, suite());
+        assert_eq!(allowed, counts(7, 0, 3));
+        assert_eq!(text, format!("{first}SKIP            a/b: no z3\n{last}"));
+        let (text, denied) = judge(true, suite());
+        assert_eq!(denied, counts(7, 1, 2));
+        let told = "FAIL            a/b: skipped, which is not allowed here: no z3\n";
+        assert_eq!(text, format!("{first}{told}{last}"));
     }
 
     #[test]

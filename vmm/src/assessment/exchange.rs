@@ -178,7 +178,7 @@ mod tests {
     fn exchange_between_two_cpus_bounds_their_skew_from_both_sides() {
         let cpus = cpus::allowed().expect("Linux tells");
         let [a, b, ..] = cpus[..] else {
-            return println!("skipped: this process has one CPU");
+            return println!("skipped here: this process has one CPU");
         };
         let there = exchange(a, b, LIMITS).expect("two CPUs");
         let back = exchange(b, a, LIMITS).expect("two CPUs");
@@ -196,7 +196,7 @@ mod tests {
         let cpus = cpus::allowed().expect("Linux tells");
         let absent = CpuId::new(1023);
         if cpus.contains(&absent) {
-            return println!("skipped: this host has CPU 1023");
+            return println!("skipped here: this host has CPU 1023");
         }
         for (a, b) in [(cpus[0], absent), (absent, cpus[0])] {
             let error = exchange(a, b, LIMITS).expect_err("absent");
@@ -208,7 +208,7 @@ mod tests {
     fn exchange_without_time_proves_nothing() {
         let cpus = cpus::allowed().expect("Linux tells");
         let [a, b, ..] = cpus[..] else {
-            return println!("skipped: this process has one CPU");
+            return println!("skipped here: this process has one CPU");
         };
         let limits = Limits {
             rounds: 0,

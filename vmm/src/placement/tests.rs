@@ -113,7 +113,7 @@ fn one(index: usize) -> CpuList {
 #[test]
 fn auto_confines_to_the_home_cpus_domain_where_cpus_disagree() {
     if real().len() < 2 {
-        return println!("skipped: this process has one CPU");
+        return println!("skipped here: this process has one CPU");
     }
     let placed = placed(TscDomain::Auto, 2, senses(each_apart)).expect("placed");
     assert_eq!(placed.known_by, KnownBy::Measurement);
@@ -125,7 +125,7 @@ fn auto_confines_to_the_home_cpus_domain_where_cpus_disagree() {
 #[test]
 fn auto_leaves_threads_alone_where_cpus_agree_or_nothing_is_proven() {
     if real().len() < 2 {
-        return println!("skipped: this process has one CPU");
+        return println!("skipped here: this process has one CPU");
     }
     for (measure, known_by) in [
         (together as Measure, KnownBy::Measurement),
@@ -159,7 +159,7 @@ fn list_is_obeyed_to_the_cpu_and_a_span_is_told() {
     assert_eq!(alone.in_force, [Some(last)]);
     assert_eq!(alone.drawbacks, []);
     if real().len() < 2 {
-        return println!("skipped: a span of CPUs: this process has one");
+        return println!("skipped here: a span of CPUs: this process has one");
     }
     let spanning = placed(TscDomain::Cpus(all()), 1, senses(each_apart)).expect("placed");
     assert_eq!(spanning.in_force, [Some(all())]);
@@ -172,7 +172,7 @@ fn list_is_obeyed_to_the_cpu_and_a_span_is_told() {
 #[test]
 fn kept_finding_decides_before_anything_runs() {
     if real().len() < 2 {
-        return println!("skipped: this process has one CPU");
+        return println!("skipped here: this process has one CPU");
     }
     let base = tempfile::tempdir().expect("a folder");
     let with_cache = |measure| Senses {
@@ -200,7 +200,7 @@ fn kept_finding_decides_before_anything_runs() {
 #[test]
 fn measurement_that_is_given_up_changes_nothing() {
     if real().len() < 2 {
-        return println!("skipped: this process has one CPU");
+        return println!("skipped here: this process has one CPU");
     }
     fn until_told(
         cpus: &CpuList,

@@ -222,7 +222,7 @@ mod tests {
     fn cpus_that_cannot_be_had_are_told() {
         let absent = one(CpuId::new(1023));
         if allowed().expect("told").contains(&CpuId::new(1023)) {
-            return println!("skipped: this host has CPU 1023");
+            return println!("skipped here: this host has CPU 1023");
         }
         let threads = Threads::beginning_on(Some(absent));
         std::thread::scope(|scope| {

@@ -472,7 +472,7 @@ fn all_rules() -> Vec<Rule> {
 #[test]
 fn rules_that_nothing_uses_say_why_they_are_there() {
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return println!("skipped here: {lacking}");
     }
     let mut seen = served_by_the_api(false);
     seen.extend(served_by_the_api(true));

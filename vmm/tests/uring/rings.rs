@@ -24,7 +24,7 @@ pub(crate) fn carrier() -> Option<Carrier> {
     if let Err(error) = Uring::new(file.as_fd(), memory) {
         // One that the host has and that cannot be had is a fault of ours.
         assert!(error.is_for_want_of_any(), "{error}");
-        println!("skipped: {error}");
+        println!("skipped here: {error}");
         return None;
     }
     Some(Box::new(|image, memory| {
