@@ -92,6 +92,9 @@ const NETWORK: &str = include_str!("network.sh");
 /// The first program of a guest with a socket device.
 const SOCKETS: &str = include_str!("sockets.sh");
 
+/// The first program of a guest with a device of each kind.
+const DEVICES: &str = include_str!("devices.sh");
+
 /// The first program of a guest whose devices are measured.
 const IO: &str = include_str!("io.sh");
 
@@ -132,7 +135,16 @@ pub(crate) fn tenant_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>
 
 /// The same with the socket device, and the program that talks over it.
 pub(crate) fn sockets_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
-    let mut archive = archive_with_modules(stock, SOCKETS, wanted)?;
+    with_sockets(stock, SOCKETS, wanted)
+}
+
+/// The same with a device of each kind.
+pub(crate) fn devices_initramfs(stock: &Stock, wanted: &[&str]) -> Result<Vec<u8>> {
+    with_sockets(stock, DEVICES, wanted)
+}
+
+fn with_sockets(stock: &Stock, init: &str, wanted: &[&str]) -> Result<Vec<u8>> {
+    let mut archive = archive_with_modules(stock, init, wanted)?;
     archive.executable(
         "bin/sockets",
         &program::build(program::SOCKETS, Kernel::Amd64)?,

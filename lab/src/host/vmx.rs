@@ -62,6 +62,11 @@ pub(crate) fn loads() -> Vec<Load> {
             module: "kvm-intel",
             parameters: "",
         },
+        // For taps.
+        Load {
+            module: "tun",
+            parameters: "",
+        },
         Load {
             module: "msr",
             parameters: "allow_writes=on",

@@ -8,6 +8,7 @@
 mod api;
 mod block;
 mod clients;
+mod devices;
 mod errors;
 mod faults;
 mod hostile;
@@ -235,6 +236,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(pmem::all());
     scenarios.extend(network::all());
     scenarios.extend(sockets::all());
+    scenarios.extend(devices::all());
     scenarios.extend(rate::all());
     scenarios.extend(keeping::all());
     scenarios.extend(small::all());
