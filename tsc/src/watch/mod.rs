@@ -27,4 +27,4 @@ pub use beats::{Beat, Beats, Stop};
 pub use clock::{ClockWatch, Departure, ErrorBounds, Finding, Look};
 pub use exits::{Exits, Sighting};
 pub use history::{History, Stretch};
-pub use restart::{LEAD_LEFT_ALONE, Restart, Standing, restart};
+pub use restart::{Carried, LEAD_LEFT_ALONE, Restart, Standing, restart};

@@ -2,7 +2,8 @@
 
 use crate::offset::offset_between;
 use crate::ratio::{RatioFormat, TscRatio};
-use crate::units::{GuestTsc, HostTsc, NanosDelta, TscDelta, TscOffset};
+use crate::skew::SkewBounds;
+use crate::units::{GuestTsc, HostTsc, NanosDelta, Ticks, TscDelta, TscOffset};
 
 /// By how much a guest may be ahead of the line that KVM forwards it to, before all its vCPUs are worth a stop.
 ///
@@ -109,12 +110,87 @@ pub fn restart<F: RatioFormat>(
     }
 }
 
+/// How far a guest whose vCPUs' threads may go to any CPU was taken forward by restarts.
+///
+/// No offset is right on two CPUs whose counters are apart, and a thread goes from one to the other without anybody in
+/// user space being asked before. A vCPU that comes to the CPU that is ahead reads so much more, and the others are to
+/// follow it, so that a guest whose threads go to and fro would run away from real time by the skew at each turn. It
+/// is taken forward as long as it comes to be ahead by no more than the largest skew for each of its vCPUs: each of
+/// them may have gone once. Beyond that its vCPUs are worse off together than apart.
+///
+/// ```
+/// # use tsc::{TscDelta, TscOffset, skew::SkewBounds, watch::Carried};
+/// let mut carried = Carried::default();
+/// assert!(!carried.may_go_on(2), "no CPU is known to be apart");
+/// carried.know(SkewBounds::exactly(TscDelta::new(-3_000)));
+/// carried.add(TscOffset::new(500), TscOffset::new(3_500));
+/// assert!(carried.may_go_on(2));
+/// carried.add(TscOffset::new(3_500), TscOffset::new(3_501));
+/// assert!(!carried.may_go_on(2));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    by: Ticks,
+    /// The largest skew that was known, even if it has gone since.
+    skew: Ticks,
+}
+
+impl Carried {
+    /// Two CPUs were proven apart.
+    pub fn know(&mut self, bounds: SkewBounds) {
+        self.skew = self.skew.max(bounds.largest_magnitude());
+    }
+
+    /// A restart took the guest from one offset on its home CPU to a later one.
+    pub const fn add(&mut self, from: TscOffset, to: TscOffset) {
+        let by = to.wrapping_since(from).magnitude();
+        self.by = Ticks::new(self.by.get().saturating_add(by.get()));
+    }
+
+    /// By how much it was taken forward, all together.
+    #[must_use]
+    pub const fn by(&self) -> Ticks {
+        self.by
+    }
+
+    /// Whether a guest with so many vCPUs goes on from a later reading once more.
+    #[must_use]
+    pub fn may_go_on(&self, vcpus: usize) -> bool {
+        let vcpus = u64::try_from(vcpus).unwrap_or(u64::MAX);
+        let after = self.by.get().checked_add(self.skew.get());
+        let most = self.skew.get().saturating_mul(vcpus);
+        self.skew > Ticks::ZERO && after.is_some_and(|after| after <= most)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::ratio::{Svm, Vmx};
+
+    #[test]
+    fn guest_is_carried_by_the_skew_for_each_vcpu_and_no_further() {
+        for (carried, skew, vcpus, expected) in [
+            // The only vCPU goes, and back.
+            (0, 7, 1, true),
+            (1, 7, 1, false),
+            // 7 + 7 = 2 x 7; 8 + 7 is more.
+            (7, 7, 2, true),
+            (8, 7, 2, false),
+            // A skew that grew: 14 + 100 < 2 x 100.
+            (14, 100, 2, true),
+            (0, 7, 0, false),
+            (u64::MAX, 1, 2, false),
+            (0, u64::MAX, usize::MAX, true),
+            (0, 0, 2, false),
+        ] {
+            let (by, skew) = (Ticks::new(carried), Ticks::new(skew));
+            let found = Carried { by, skew }.may_go_on(vcpus);
+            assert_eq!(found, expected, "{carried} {skew} {vcpus}");
+        }
+    }
 
     /// Exact: what the guest reads on a CPU, by integers.
     fn guest<F: RatioFormat>(ratio: TscRatio<F>, host: u64, offset: u64) -> u64 {

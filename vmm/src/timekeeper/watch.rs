@@ -9,7 +9,9 @@
 //! - the counters of two CPUs are **proven** apart: the vCPUs' threads are confined to the CPUs that agree
 //!   with the home CPU, if their placement is ours, and again when somebody moved them; and when the
 //!   kernel does not know of it, all vCPUs stop for a moment and go on from the latest reading of any of
-//!   them;
+//!   them. Where the threads' placement is not ours they go on so, each with the offset for the CPU that it
+//!   is on, as often as [`Carried`] has it: the guest comes to be ahead of real time by the largest
+//!   skew for each of its vCPUs at most, however its threads are moved;
 //! - the kernel knows, and so KVM compensates by itself: it has a vCPU go on from what it read last and
 //!   forwards it to a line. That is left alone, except when the guest is far *ahead* of that line, where
 //!   it would stand still until the line has caught up: then the line is begun anew from its reading.
@@ -23,7 +25,7 @@ use std::time::Duration;
 
 use tsc::skew::SkewBounds;
 use tsc::stability::{Cause, PlatformReport};
-use tsc::watch::{Beat, Beats, LEAD_LEFT_ALONE, Stop};
+use tsc::watch::{Beat, Beats, Carried, LEAD_LEFT_ALONE, Stop};
 use tsc::{CpuId, Nanos, Ticks, TscDelta, ticks_exact_floor};
 
 use super::exits::LOOK_EVERY;
@@ -129,6 +131,10 @@ struct Watching<T> {
     condemned: bool,
     /// Where the threads were confined to, and when.
     confined: Option<(Vec<CpuId>, Nanos)>,
+    /// What became of the guest while its threads might go to CPUs that are apart.
+    carried: Carried,
+    /// It is taken no further, which was told.
+    left_apart: bool,
     /// How often somebody else had moved offsets, at the latest beat.
     offset_moves: u64,
     /// When it was looked last whether all counters jumped together.
@@ -257,6 +263,8 @@ impl<T: Halt> Watching<T> {
             bound,
             measured: BTreeMap::new(),
             confined: None,
+            carried: Carried::default(),
+            left_apart: false,
             offset_moves: 0,
             jump_looked_into: None,
             disturbed: false,
@@ -392,9 +400,28 @@ impl<T: Halt> Watching<T> {
             .any(|vcpu| vcpu.offset_moves() > 0 && vcpu.lead_at_least() > LEAD_LEFT_ALONE);
         if self.condemned && leads {
             self.restart(RestartCause::Lead);
-        } else if !self.condemned && self.confined.is_some() {
+        } else if !self.condemned && (self.confined.is_some() || self.may_be_carried()) {
             self.restart(RestartCause::Skew);
         }
+    }
+
+    /// Whether the vCPUs, whose threads may go to CPUs that are apart, are to go on together; tells once when they are
+    /// not any more.
+    fn may_be_carried(&mut self) -> bool {
+        let may = self.carried.may_go_on(self.watch.vcpus.len());
+        let left_apart = !may && self.carried.by() > Ticks::ZERO;
+        if left_apart && !self.left_apart {
+            self.add(Event::RestartFailed {
+                cause: RestartCause::Skew,
+                reason: format!(
+                    "they may run on CPUs that are apart, and were taken forward by {} already: what they meet \
+                     from now on is left as it is",
+                    self.carried.by()
+                ),
+            });
+        }
+        self.left_apart = left_apart;
+        may
     }
 
     /// Measures CPUs against the home CPU, those that were measured within `again` excepted; whether one of
@@ -402,6 +429,7 @@ impl<T: Halt> Watching<T> {
     fn measure(&mut self, cpus: &[CpuId], now: Nanos, again: Nanos) -> bool {
         let home = self.watch.home.cpu;
         let mut apart = false;
+        let follows = !self.condemned && self.confined.is_none() && !self.left_apart;
         let mut cpus = cpus.to_vec();
         cpus.sort_unstable_by_key(|cpu| cpu.get());
         cpus.dedup();
@@ -409,6 +437,12 @@ impl<T: Halt> Watching<T> {
             let known = self.measured.get(&cpu.get()).copied();
             let was_apart = known.is_some_and(|(bounds, _)| bounds.is_apart());
             apart |= was_apart;
+            // Where vCPUs go on by what was measured, it is to hold.
+            let again = if was_apart && follows {
+                LOOK_EVERY
+            } else {
+                again
+            };
             if known.is_some_and(|(_, at)| now.saturating_sub(at) < again) {
                 continue;
             }
@@ -418,12 +452,14 @@ impl<T: Halt> Watching<T> {
             self.measured.insert(cpu.get(), (bounds, now));
             if bounds.is_apart() {
                 apart = true;
+                self.carried.know(bounds);
                 self.mark(Cause::Skew {
                     a: home,
                     b: cpu,
                     bounds,
                 });
-                if !was_apart {
+                let is_known = known.is_some_and(|(known, _)| known.intersect(bounds).is_ok());
+                if !(was_apart && is_known) {
                     self.add(Event::Skew {
                         cpu: cpu.get(),
                         home_cpu: home.get(),
@@ -496,12 +532,13 @@ impl<T: Halt> Watching<T> {
             // The clocks are in another's hands; what is wrong will still be so when the guest goes on.
             return;
         }
+        let home = keeper.home_offset.unwrap_or(self.watch.home.offset);
         self.watch.halt.close();
         let done = restart(
             self.watch.rates,
             Home {
                 cpu: self.watch.home.cpu,
-                offset: keeper.home_offset.unwrap_or(self.watch.home.offset),
+                offset: home,
             },
             |cpu| self.skew(cpu),
             // Beyond what is measured, and what passes between two readings.
@@ -515,6 +552,9 @@ impl<T: Halt> Watching<T> {
             Ok(Some(restarted)) => {
                 self.disturbed = true;
                 keeper.home_offset = Some(restarted.home);
+                if cause == RestartCause::Skew && self.confined.is_none() {
+                    self.carried.add(home, restarted.home);
+                }
                 Event::Restart {
                     cause,
                     forward_ticks: restarted.forward.iter().map(|ticks| ticks.get()).collect(),

@@ -252,7 +252,8 @@ macro_rules! on_both {
     }};
 }
 
-// After the macro, which it uses.
+// After the macro, which they use.
+mod anywhere;
 mod page;
 
 const MILLISECOND: u64 = 1_000_000;
