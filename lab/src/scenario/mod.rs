@@ -248,6 +248,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios.extend(clients::all());
     scenarios.extend(jails::all());
     scenarios.extend(packaging::all());
+    // Last: their host does not trust its TSC any more.
     scenarios.extend(skew::all());
     scenarios
 }
@@ -289,6 +290,13 @@ mod tests {
                 scenario.full_name()
             );
         }
+    }
+
+    #[test]
+    fn scenario_after_which_a_host_does_not_trust_its_tsc_is_its_last() {
+        let names = all().into_iter().map(|scenario| scenario.full_name());
+        let last = names.filter(|name| name.starts_with("vmx-real/")).last();
+        assert_eq!(last.as_deref(), Some("vmx-real/skew-moved"));
     }
 
     const HEADING: &str = "How each scenario was seen to fail";

@@ -1,0 +1,185 @@
+//! `skew-moved`: what became of the guest with a timekeeper, and of the one without.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::guest::witness::Sum;
+use crate::scenario::Outcome;
+
+/// The script's skews, in ticks at 200 MHz: 100 us and 3 s.
+const SMALL: u64 = 20_000;
+const LARGE: u64 = 600_000_000;
+/// What passes between two vCPUs' readings, so that one is seen less behind another than it is.
+const UNSEEN: u64 = 10_000;
+/// The skew as it is measured.
+const MEASURED_TICKS: u64 = 200;
+const VCPUS: usize = 2;
+/// The phases of the script.
+const PHASES: [(&str, &str); 8] = [
+    ("apart", "kept"),
+    ("apart", "bare"),
+    ("later", "kept"),
+    ("later", "bare"),
+    ("far", "kept"),
+    ("far", "bare"),
+    ("back", "kept"),
+    ("distrusted", "kept"),
+];
+
+pub(super) fn check(outcome: &Outcome) -> Result<()> {
+    let stderr = outcome.stderr_text();
+    let phases = stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("phase "));
+    let phases: Vec<_> = phases.map(phase).collect::<Result<_>>()?;
+    let names: Vec<_> = phases
+        .iter()
+        .map(|(name, guest, _)| (*name, *guest))
+        .collect();
+    ensure!(names == PHASES, "the phases were {names:?}");
+    let [
+        apart,
+        bare_apart,
+        later,
+        bare_later,
+        far,
+        bare_far,
+        back,
+        distrusted,
+    ] = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| phases[index].2);
+    check_bare(bare_apart, bare_later, bare_far).context("the guest without a timekeeper")?;
+    check_kept(&[apart, later, far, back, distrusted]).context("the guest with a timekeeper")?;
+    let mut reports = stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("report "));
+    let report = reports.next().context("there is no time report")?;
+    let report = serde_json::from_str(report).context("the time report is no JSON")?;
+    check_report(&report)?;
+    outcome.expect_status(0)
+}
+
+fn phase(line: &str) -> Result<(&str, &str, Sum)> {
+    let parts = line.split_once(" w sum ").and_then(|(phase, sum)| {
+        let (name, guest) = phase.split_once(' ')?;
+        Some((name, guest, sum))
+    });
+    let (name, guest, sum) = parts.with_context(|| format!("no sum in {line:?}"))?;
+    Ok((name, guest, Sum::parse(sum)?))
+}
+
+/// It shows a leap, and vCPUs that read less than each other for as long as they are apart: else the other guest
+/// would prove nothing.
+fn check_bare(apart: Sum, later: Sum, far: Sum) -> Result<()> {
+    ensure!(
+        (SMALL - UNSEEN..=SMALL).contains(&later.tsc_step),
+        "its vCPUs are to read up to {SMALL} ticks less than each other: {later:?}"
+    );
+    ensure!(
+        later.tsc_steps > apart.tsc_steps,
+        "its vCPUs are to stay apart: {apart:?}, then {later:?}"
+    );
+    ensure!(
+        (LARGE - UNSEEN..=LARGE).contains(&far.tsc_step),
+        "one vCPU is to leap by {LARGE} ticks, and the other one to be behind: {far:?}"
+    );
+    ensure!(
+        far.tsc_steps > later.tsc_steps,
+        "its vCPUs are to be apart again: {later:?}, then {far:?}"
+    );
+    Ok(())
+}
+
+/// No vCPU's time stands still or goes backwards by itself; one vCPU may read less than another from its move until
+/// they go on together, and never after that.
+fn check_kept(phases: &[Sum; 5]) -> Result<()> {
+    let [apart, later, far, back, distrusted] = phases;
+    for sum in phases {
+        ensure!(
+            (sum.still, sum.back) == (0, 0),
+            "a vCPU's time stood still or went backwards: {sum:?}"
+        );
+    }
+    ensure!(
+        later.tsc_step <= SMALL && far.tsc_step <= LARGE,
+        "a vCPU read less than another by more than the skew: {later:?}, {far:?}"
+    );
+    for (from, to) in [(apart, later), (far, back), (back, distrusted)] {
+        ensure!(
+            from.tsc_steps == to.tsc_steps && from.monotonic_steps == to.monotonic_steps,
+            "its vCPUs are apart again: {from:?}, then {to:?}"
+        );
+    }
+    Ok(())
+}
+
+/// What happened and when.
+fn check_report(report: &Value) -> Result<()> {
+    let events = report["events"]["latest"]
+        .as_array()
+        .context("no events are told")?;
+    for event in events {
+        ensure!(
+            event["at_ns"].as_u64() > Some(0),
+            "an event without a time: {event}"
+        );
+    }
+    let of = |what: &'static str| events.iter().filter(move |event| event["what"] == what);
+    for skew in [SMALL, LARGE] {
+        let found = of("skew").any(|event| {
+            let bound = |name: &str| Some(event[name].as_i64()?.unsigned_abs());
+            let near = |bound: u64| bound.abs_diff(skew) <= MEASURED_TICKS;
+            bound("at_least_ticks").is_some_and(near) && bound("at_most_ticks").is_some_and(near)
+        });
+        ensure!(found, "a skew of {skew} ticks is not told: {events:?}");
+    }
+    let restarts = of("restart")
+        .filter(|event| event["cause"] == "skew")
+        .collect::<Vec<&Value>>();
+    for skew in [SMALL, LARGE] {
+        let found = restarts.iter().any(|event| {
+            let forward = event["forward_ticks"].as_array();
+            let forward = forward
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_u64)
+                .max();
+            event["seen_in_force"] == true
+                && forward.is_some_and(|by| by.abs_diff(skew) <= MEASURED_TICKS)
+        });
+        ensure!(
+            found,
+            "nobody was taken forward by {skew} ticks: {restarts:?}"
+        );
+    }
+    for vcpu in 0..VCPUS {
+        let forward = |event: &&Value| event["forward_ticks"][vcpu].as_u64();
+        let forward: Vec<_> = restarts.iter().filter_map(forward).collect();
+        let all: u64 = forward.iter().sum();
+        ensure!(
+            forward.len() == restarts.len() && all <= VCPUS as u64 * LARGE,
+            "vCPU {vcpu} was taken forward by more than the skew for each vCPU: {restarts:?}"
+        );
+    }
+    ensure!(
+        of("kernel_mark").count() == 1,
+        "the kernel's mark is to be told once: {events:?}"
+    );
+    ensure!(
+        report["events"]["kernel_compensations"].as_u64() > Some(0),
+        "KVM's compensation was not noticed: {}",
+        report["events"]
+    );
+    let is = |pointer: &str, wanted: &Value| {
+        let found = report.pointer(pointer).unwrap_or(&Value::Null);
+        ensure!(
+            found == wanted,
+            "the report's {pointer}: {found}, not {wanted}"
+        );
+        Ok(())
+    };
+    is("/placement/mode", &"off".into())?;
+    is("/host/clocksource", &"hpet".into())
+}
+
+#[cfg(test)]
+mod tests;
