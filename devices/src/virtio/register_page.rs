@@ -21,7 +21,7 @@ use super::ConfigSpace;
 /// The size of a page, and of the registers of a device.
 pub const REGISTERS_SIZE: u32 = 4096;
 
-/// The page of one device: see the [module](self).
+/// The registers of one device as a driver reads them: memory that a guest can have, to read and not to write.
 #[derive(Clone)]
 pub struct RegisterPage {
     pages: Arc<GuestRegionMmap>,
