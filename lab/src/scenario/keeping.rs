@@ -1,9 +1,12 @@
 //! What a running guest's clocks do, told by a witness in the guest that reads them all the time on all of its
 //! processors, and held against the host's clock from within (`lab/guests/witness.c`).
 //!
+//! `moved-amd64`, `moved-i386`: threads that are moved all the time where KVM compensates.
+//!
 //! `pause`: three stops of ten seconds, in this order: `freeze`, `advance`, and SIGSTOP. The same looks hold the
 //! guest's VMClock page against the host's clock.
 
+mod moved;
 mod page;
 mod stops;
 
@@ -11,6 +14,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::guest::linux::Report;
+use crate::guest::program;
 use crate::guest::witness::{self, Testimony};
 use crate::host::image::{Files, Source};
 use crate::host::{Host, Paging, Tsc};
@@ -20,6 +24,7 @@ use crate::workshop::Workshop;
 
 const GUEST: &str = include_str!("keeping/guest.sh");
 const PAUSE: &str = include_str!("keeping/pause.sh");
+const MOVED: &str = include_str!("keeping/moved.sh");
 
 /// The scenarios.
 pub(super) fn all() -> Vec<Scenario> {
@@ -34,7 +39,16 @@ pub(super) fn all() -> Vec<Scenario> {
             .check(move |outcome| stops::check(clocksource, outcome))
             .seconds(75, 300)
     };
+    let moved = |name: &str, kernel: Kernel| {
+        let script = script(&format!("arch={}\n{MOVED}", kernel.name()));
+        Scenario::new(svm(Tsc::Unstable), name, script)
+            .files(move |workshop| with_witness_beside_others(workshop, kernel))
+            .check(moved::check)
+            .seconds(60, 180)
+    };
     vec![
+        moved("moved-amd64", Kernel::Amd64),
+        moved("moved-i386", Kernel::I386),
         pause("pause", "kvm-clock", ""),
         pause("pause-by-tsc", "tsc", "tsc=reliable clocksource=tsc"),
     ]
@@ -52,6 +66,23 @@ pub(super) fn with_witness(workshop: &Workshop, kernel: Kernel) -> Result<Files>
         ("kernel".to_owned(), file(&stock.image)),
         ("initrd".to_owned(), Source::Bytes(initramfs)),
         // The host's own, for its time.
+        (
+            "witness".to_owned(),
+            Source::Bytes(witness::build(Kernel::Amd64)?),
+        ),
+    ]))
+}
+
+/// The same under names that no other scenario of the host has, and what moves threads.
+fn with_witness_beside_others(workshop: &Workshop, kernel: Kernel) -> Result<Files> {
+    let name = kernel.name();
+    let stock = workshop.stock(kernel)?;
+    let initramfs = workshop.witness_initramfs(kernel)?;
+    let unrest = program::build(program::UNREST, Kernel::Amd64)?;
+    Ok(Files::from([
+        (format!("kernel-{name}"), file(&stock.image)),
+        (format!("initrd-witness-{name}"), Source::Bytes(initramfs)),
+        ("unrest".to_owned(), Source::Bytes(unrest)),
         (
             "witness".to_owned(),
             Source::Bytes(witness::build(Kernel::Amd64)?),
