@@ -69,6 +69,15 @@ fn check_good_guests_pass_and_each_fault_fails() {
 }
 
 #[test]
+fn check_host_at_an_odd_rate_passes() {
+    let guests = [
+        guest("half", 99_999, 99_999, 0),
+        guest("fast", 339_983, 339_983, 0),
+    ];
+    judged(guests, |text| text.replace("host 200000", "host 199999")).unwrap();
+}
+
+#[test]
 fn check_another_rate_and_a_clock_that_drifts_fail() {
     // The brackets of 20 us each in 3 s are 7 to 14 ppm: a rate is told from one that is 30 ppm away.
     let rows = [
