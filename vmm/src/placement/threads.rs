@@ -1,5 +1,6 @@
 //! The vCPUs' threads and their affinity.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
@@ -45,6 +46,8 @@ struct Inner {
     /// Where they are kept; wherever the kernel likes when there is none.
     cpus: Option<CpuList>,
     running: Vec<(VcpuId, Pid)>,
+    /// Where each was that was asked about.
+    seen: BTreeMap<VcpuId, CpuList>,
 }
 
 /// A running thread's entry. Dropped, it is taken out.
@@ -66,7 +69,7 @@ impl Threads {
     pub(crate) fn beginning_on(first: Option<CpuList>) -> Self {
         Self(Mutex::new(Inner {
             cpus: first,
-            running: Vec::new(),
+            ..Inner::default()
         }))
     }
 
@@ -118,17 +121,18 @@ impl Threads {
         })
     }
 
-    /// Where the threads of that many vCPUs run, as the kernel tells; `None` for one that does not run.
+    /// Where the threads of that many vCPUs run, as the kernel tells. Of one that has ended it is where it was when
+    /// that was last asked: a report of a guest's end still tells of its life. `None` for one of which nobody knows.
     pub(crate) fn in_force(&self, vcpus: u8) -> Vec<Option<CpuList>> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        let Inner { running, seen, .. } = &mut *inner;
+        for (vcpu, thread) in running {
+            if let Ok(cpus) = read(*thread) {
+                seen.insert(*vcpu, cpus);
+            }
+        }
         (0..u32::from(vcpus))
-            .map(|index| {
-                let (_, thread) = inner
-                    .running
-                    .iter()
-                    .find(|(vcpu, _)| *vcpu == VcpuId::new(index))?;
-                read(*thread).ok()
-            })
+            .map(|index| seen.get(&VcpuId::new(index)).copied())
             .collect()
     }
 }
@@ -205,8 +209,8 @@ mod tests {
             assert_eq!(threads.strays(&one(first)), first != last);
             drop(leave);
         });
-        // None has run since, and the next one begins there.
-        assert_eq!(threads.in_force(2), [None, None]);
+        // It was there to its end, and the next one begins there.
+        assert_eq!(threads.in_force(2), [None, Some(one(last))]);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (_entry, placed) = threads.enter(VcpuId::new(0));
