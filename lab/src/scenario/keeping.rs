@@ -4,7 +4,9 @@
 //! `moved-amd64`, `moved-i386`: threads that are moved all the time where KVM compensates.
 //!
 //! `pause`: three stops of ten seconds, in this order: `freeze`, `advance`, and SIGSTOP. The same looks hold the
-//! guest's VMClock page against the host's clock.
+//! guest's VMClock page against the host's clock. On the svm host with a TSC that is trusted, and on `vmx-real`, where a
+//! guest that keeps time by its TSC was found off what the report says of the freeze by at most 7.7 us, and off the
+//! host's clock by as much after the others: the width of the readings.
 
 mod moved;
 mod page;
@@ -17,7 +19,7 @@ use crate::guest::linux::Report;
 use crate::guest::program;
 use crate::guest::witness::{self, Testimony};
 use crate::host::image::{Files, Source};
-use crate::host::{Host, Paging, Tsc};
+use crate::host::{Host, Pace, Paging, Tsc};
 use crate::kernels::Kernel;
 use crate::scenario::{Outcome, Place, Scenario, file};
 use crate::workshop::Workshop;
@@ -33,7 +35,9 @@ pub(super) fn all() -> Vec<Scenario> {
         Place::Emulated(Host::Svm { tsc, paging })
     };
     let pause = |name: &str, clocksource: &'static str, options: &str| {
-        let script = script(&format!("OPTIONS='{options}'\n{PAUSE}"));
+        let script = script(&format!(
+            "OPTIONS='{options}' SUMS=5 SECONDS_IN_ALL=40\n{PAUSE}"
+        ));
         Scenario::new(svm(Tsc::Stable), name, script)
             .files(|workshop| with_witness(workshop, Kernel::Amd64))
             .check(move |outcome| stops::check(clocksource, outcome))
@@ -51,6 +55,15 @@ pub(super) fn all() -> Vec<Scenario> {
         moved("moved-i386", Kernel::I386),
         pause("pause", "kvm-clock", ""),
         pause("pause-by-tsc", "tsc", "tsc=reliable clocksource=tsc"),
+        // Where each second costs.
+        Scenario::new(
+            Place::Emulated(Host::Vmx { pace: Pace::Real }),
+            "pause",
+            script(&format!("OPTIONS=quiet SUMS=3 SECONDS_IN_ALL=29\n{PAUSE}")),
+        )
+        .files(|workshop| with_witness(workshop, Kernel::Amd64))
+        .check(|outcome| stops::check("tsc", outcome))
+        .seconds(400, 150),
     ]
 }
 

@@ -69,7 +69,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "skew-moved", moved)
             .files(files)
             .check(moved::check)
-            .seconds(330, 240),
+            .seconds(400, 240),
     ]
 }
 

@@ -18,10 +18,12 @@ const WATCHED_NS: i64 = 10_000_000_000;
 /// How far off its line a guest's clock may be proven at any time: by a whole kHz of the lower rate in ten seconds.
 const OFF_LINE_NS: u64 = 100_000;
 
+/// What a guest's rate is to be on a host with one.
+type Rule = fn(i64) -> i64;
+
 /// The two guests of the script, and what it makes of the host's rate for them, in whole kHz: a kernel finds a kHz more
 /// or less at each boot.
-const GUESTS: [(&str, fn(i64) -> i64); 2] =
-    [("half", |host| host / 2), ("fast", |host| host / 10 * 17)];
+const GUESTS: [(&str, Rule); 2] = [("half", |host| host / 2), ("fast", |host| host / 10 * 17)];
 
 pub(super) fn check(outcome: &Outcome) -> Result<()> {
     let host = number(line(&outcome.stderr_text(), "host")?)?;
