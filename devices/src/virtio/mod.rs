@@ -53,7 +53,7 @@ use vm_memory::GuestMemoryMmap;
 pub use chain::{Buffers, Chain, Violation};
 pub use count::{Count, Faults};
 pub use engine::{Engine, Hold, Next};
-pub use register_page::{REGISTERS_SIZE, RegisterPage};
+pub use register_page::RegisterPage;
 
 /// The device conforms to version 1 of the specification or later (6); without it a driver is of the
 /// legacy kind, which is refused.

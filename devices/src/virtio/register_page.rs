@@ -12,14 +12,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use arch::layout::VIRTIO_MMIO_SIZE;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio as register;
 use vm_memory::{GuestAddress, GuestRegionMmap, VolatileMemory};
 
 use super::ConfigSpace;
 
-/// The size of a page, and of the registers of a device.
-pub const REGISTERS_SIZE: u32 = 4096;
+/// The size of a page.
+const SIZE: usize = 4096;
+const _: () = assert!(SIZE as u64 == VIRTIO_MMIO_SIZE);
 
 /// The registers of one device as a driver reads them: memory that a guest can have, to read and not to write.
 #[derive(Clone)]
@@ -33,11 +35,10 @@ impl RegisterPage {
     /// The pages of devices side by side, each of which no other device has.
     pub fn all_of(pages: &Arc<GuestRegionMmap>) -> impl Iterator<Item = Self> + use<> {
         let pages = pages.clone();
-        let size = REGISTERS_SIZE as usize;
         // What is less than a page is none.
-        (0..pages.size() / size).map(move |index| Self {
+        (0..pages.size() / SIZE).map(move |index| Self {
             pages: pages.clone(),
-            at: index * size,
+            at: index * SIZE,
         })
     }
 
@@ -46,7 +47,7 @@ impl RegisterPage {
     /// # Errors
     /// The host gives no memory.
     pub fn apart() -> std::io::Result<Self> {
-        let page = GuestRegionMmap::from_range(GuestAddress(0), REGISTERS_SIZE as usize, None);
+        let page = GuestRegionMmap::from_range(GuestAddress(0), SIZE, None);
         let page = page.map_err(std::io::Error::other)?;
         let page = Self::all_of(&Arc::new(page)).next();
         page.ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
@@ -159,11 +160,10 @@ mod tests {
 
     #[test]
     fn pages_side_by_side_have_nothing_in_common() {
-        let size = 3 * REGISTERS_SIZE as usize;
-        let pages = GuestRegionMmap::from_range(GuestAddress(0), size, None).unwrap();
+        let pages = GuestRegionMmap::from_range(GuestAddress(0), 3 * SIZE, None).unwrap();
         let pages: Vec<_> = RegisterPage::all_of(&Arc::new(pages)).collect();
         assert_eq!(pages.len(), 3);
-        let last = REGISTERS_SIZE - 4;
+        let last = 4092;
         for (page, value) in pages.iter().zip(1..) {
             page.store(0, value);
             page.store(last, value);

@@ -28,8 +28,8 @@ pub struct Counts {
     pub throttled: Count,
     /// How often one waited since as many were under way as can be.
     pub full: Count,
-    /// How often another image was taken, and could not be.
+    /// How often it was given another image.
     pub changes: Count,
-    /// See there.
+    /// How often its ring did not take that one.
     pub change_failures: Count,
 }

@@ -1,5 +1,5 @@
-# Three stops of ten seconds: frozen, advanced, and one that nobody planned. Between them the witness looks, for some $SUMS
-# seconds.
+# Three stops of ten seconds: frozen, advanced, and one that nobody planned. Between them the witness looks, for some
+# $SUMS seconds.
 # The guest's page passes on what the kernel says of its clock, whom nobody keeps here.
 ./witness keep
 start "witness=$SECONDS_IN_ALL $OPTIONS"

@@ -43,14 +43,19 @@ fn check_of_moved_guests_passes_and_each_fault_fails() {
         // The other one is no better.
         ("19f2d7 0 0 cb9f", "19f2d7 0 0 1cb9f", "apart again"),
         (
-            "2f3757 0 0 d5fb 23c2f7d1",
-            "2f3757 0 0 d5fb 23c2f7d2",
-            "further apart",
+            "2f3757 0 0 d5fb",
+            "2f3757 0 0 1d5fb",
+            "left its vCPUs apart",
         ),
         (
-            "3461aa 0 0 d5fb 23c2f7d1",
-            "3461aa 0 0 d5fb 33c2f7d1",
-            "further apart",
+            "3461aa 0 0 d5fb",
+            "3461aa 0 0 1d5fb",
+            "left its vCPUs apart",
+        ),
+        (
+            "3461aa 0 0 d5fb 23c2f7d1 d5dd",
+            "3461aa 0 0 d5fb 23c2f7d1 1d5dd",
+            "left its vCPUs apart",
         ),
         ("3461aa 0 0", "3461aa 0 1", "backwards"),
         ("2f3757 0 0", "2f3757 1 0", "stood still"),
