@@ -47,7 +47,13 @@ struct Fate {
 pub(crate) fn run(paths: &Paths, arguments: &Arguments) -> Result<ExitCode> {
     if capture(Command::new(cargo()).args(["fuzz", "--version"])).is_err() {
         eprintln!("lab: installing cargo-fuzz");
-        run_visibly(Command::new(cargo()).args(["install", "--quiet", "--locked", "cargo-fuzz"]))?;
+        run_visibly(Command::new(cargo()).args([
+            "install",
+            "--quiet",
+            "--locked",
+            "--debug",
+            "cargo-fuzz",
+        ]))?;
     }
     let mut targets = targets(&paths.workspace.join("fuzz/fuzz_targets"))?;
     if let Some(filter) = &arguments.filter {
@@ -146,6 +152,8 @@ fn cargo_fuzz(paths: &Paths, mut command: Command) -> Result<Command> {
         .env("RUSTC_BOOTSTRAP", "1")
         // Link-time optimization drops what the coverage instrumentation refers to.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        // Half the time to build: the product's one unit for each crate keeps one processor busy.
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         // Apart from the product's own release build, whose flags differ.
         .env("CARGO_TARGET_DIR", build)
         .arg("fuzz");
