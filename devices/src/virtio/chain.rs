@@ -56,7 +56,10 @@ pub struct Segment {
     len: u32,
 }
 
-/// A copy of one chain, or of several that a device writes one message into.
+/// The head of a chain, and how many bytes it has for the device to write.
+pub(super) type Part = (u16, u64);
+
+/// A copy of one chain, or of several that a device writes at once.
 #[derive(Debug, Default)]
 pub(super) struct Copied {
     segments: Vec<Segment>,
@@ -64,8 +67,7 @@ pub(super) struct Copied {
     readable: usize,
     /// The most segments that one chain has.
     longest: usize,
-    /// The heads of the chains, and how many bytes each has for the device to write.
-    parts: Vec<(u16, u64)>,
+    parts: Vec<Part>,
 }
 
 impl Copied {
@@ -94,7 +96,7 @@ impl Copied {
     }
 
     /// The chains, as [`Self::copy`] took them.
-    pub(super) fn parts(&self) -> &[(u16, u64)] {
+    pub(super) fn parts(&self) -> &[Part] {
         &self.parts
     }
 
@@ -145,15 +147,33 @@ impl Copied {
         Ok(())
     }
 
-    /// What was copied, of a queue with `size` places.
-    pub(super) fn chain<'a>(&'a self, memory: &'a GuestMemoryMmap, size: u16) -> Chain<'a> {
+    /// The chains that `written` bytes from the first one's beginning on reach, which is one at least, and the others.
+    pub(super) fn reached_by(&self, written: u32) -> (&[Part], &[Part]) {
+        let mut left = u64::from(written);
+        let passed = self.parts.iter().take_while(|(_, room)| {
+            let is_passed = left > *room;
+            left = left.saturating_sub(*room);
+            is_passed
+        });
+        let last = passed.count().min(self.parts.len().saturating_sub(1));
+        self.parts.split_at(self.parts.len().min(last + 1))
+    }
+
+    /// What was copied, of a queue with `size` places, on whose ring is `another` chain.
+    pub(super) fn chain<'a>(
+        &'a self,
+        memory: &'a GuestMemoryMmap,
+        size: u16,
+        another: bool,
+    ) -> Chain<'a> {
         let (readable, writable) = self.segments.split_at(self.readable);
         Chain {
             readable: Buffers::new(memory, readable),
             writable: Buffers::new(memory, writable),
             head: self.parts.first().map_or(0, |(head, _)| *head),
-            parts: self.parts.len(),
+            parts: &self.parts,
             may_grow: self.may_grow(size),
+            another,
         }
     }
 }
@@ -167,12 +187,38 @@ pub struct Chain<'a> {
     pub writable: Buffers<'a>,
     /// The driver's number for it; of several, for the first.
     pub head: u16,
+    parts: &'a [Part],
+    /// Whether the device may ask for one more.
+    pub may_grow: bool,
+    /// Whether the driver had made one more available a moment ago; never where the device
+    /// [gathers](super::Device::GATHERS) none.
+    pub another: bool,
+}
+
+impl<'a> Chain<'a> {
     /// Of how many chains this is made: one, unless the device asked for more ([`Served::Gather`]).
     ///
     /// [`Served::Gather`]: super::Served::Gather
-    pub parts: usize,
-    /// Whether the device may ask for one more.
-    pub may_grow: bool,
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// How many bytes the device can write into the last of them.
+    #[must_use]
+    pub fn last_room(&self) -> u64 {
+        self.parts.last().map_or(0, |(_, room)| *room)
+    }
+
+    /// What the device writes, chain by chain.
+    pub fn rooms(&self) -> impl Iterator<Item = Buffers<'a>> + use<'a> {
+        let mut rest = self.writable;
+        self.parts.iter().map_while(move |(_, room)| {
+            let (first, others) = rest.split_at(*room)?;
+            rest = others;
+            Some(first)
+        })
+    }
 }
 
 /// A sequence of bytes in guest memory that lies in several places.
@@ -270,7 +316,7 @@ impl<'a> Buffers<'a> {
     pub fn try_for_each<E>(
         &self,
         gone: impl Fn(Violation) -> E,
-        mut visit: impl FnMut(VolatileSlice<'_, ()>) -> Result<(), E>,
+        mut visit: impl FnMut(VolatileSlice<'a, ()>) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut skip, mut left) = (u64::from(self.skip), self.len);
         for segment in self.segments {

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::chain::Copied;
+use super::chain::{Copied, Part};
 use super::register_page::RegisterPage;
 use super::{
     COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Faults, Finished, MAX_CONFIG, Served,
@@ -438,8 +438,8 @@ impl<D: Device> Engine<D> {
         let copied = &mut core.copied;
         copied.clear();
         // Those that were copied for a message that is not whole are the driver's still.
-        let give_back = |queue: &mut Queue, copied: &Copied| {
-            for _ in copied.parts() {
+        let give_back = |queue: &mut Queue, parts: &[Part]| {
+            for _ in parts {
                 queue.go_to_previous_position();
             }
         };
@@ -448,7 +448,7 @@ impl<D: Device> Engine<D> {
             queue.disable_notification(memory).map_err(|_| fault)?;
             loop {
                 if self.gate.held.load(Ordering::SeqCst) {
-                    give_back(queue, copied);
+                    give_back(queue, copied.parts());
                     return Ok(Progress::Held);
                 }
                 // The other queues have theirs, too.
@@ -457,7 +457,7 @@ impl<D: Device> Engine<D> {
                 }
                 // It comes before the next request, and after those that are under way.
                 if self.updated.load(Ordering::SeqCst) {
-                    give_back(queue, copied);
+                    give_back(queue, copied.parts());
                     return Ok(Progress::More);
                 }
                 let mut available = queue.iter(memory).map_err(|_| fault)?;
@@ -466,27 +466,35 @@ impl<D: Device> Engine<D> {
                 };
                 turn = turn.saturating_sub(1);
                 copied.copy(memory, chain)?;
-                let chain = copied.chain(memory, queue.size());
+                let another = D::GATHERS > 1
+                    && queue
+                        .avail_idx(memory, Ordering::Relaxed)
+                        .map_err(|_| fault)?
+                        .0
+                        != queue.next_avail();
+                let chain = copied.chain(memory, queue.size(), another);
                 match core.device.serve(index, &chain)? {
                     Served::Done { written } => {
                         // After each, not after all: the first does not wait for the last. A driver that is
                         // busy with the first does not want to hear of the others, and says so.
-                        if use_up(queue, memory, copied.parts(), written).map_err(|_| fault)? {
+                        let (used, others) = copied.reached_by(written);
+                        if use_up(queue, memory, used, written).map_err(|_| fault)? {
                             self.interrupt(VIRTIO_MMIO_INT_VRING);
                         }
+                        give_back(queue, others);
                         copied.clear();
                     }
                     Served::UnderWay => copied.clear(),
                     Served::Later(wait) => {
-                        give_back(queue, copied);
+                        give_back(queue, copied.parts());
                         return Ok(Progress::Later(wait));
                     }
                     Served::Idle => {
-                        give_back(queue, copied);
+                        give_back(queue, copied.parts());
                         return Ok(Progress::Empty);
                     }
                     Served::Again => {
-                        give_back(queue, copied);
+                        give_back(queue, copied.parts());
                         copied.clear();
                     }
                     Served::Gather if chain.may_grow => {}
@@ -495,7 +503,7 @@ impl<D: Device> Engine<D> {
             }
             // Of chains after those that were copied: these were not enough.
             if !queue.enable_notification(memory).map_err(|_| fault)? {
-                give_back(queue, copied);
+                give_back(queue, copied.parts());
                 return Ok(Progress::Empty);
             }
             // The ring is in memory, so there is an entry where its index says so.
@@ -521,7 +529,7 @@ enum Progress {
 fn use_up(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
-    parts: &[(u16, u64)],
+    parts: &[Part],
     written: u32,
 ) -> Result<bool, virtio_queue::Error> {
     let Some(((last, _), others)) = parts.split_last() else {

@@ -155,7 +155,8 @@ impl ConfigSpace {
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// It is done, with so many bytes written into its buffers from the first one on.
+    /// It is done, with so many bytes written into its buffers from the first one on. Chains that were
+    /// [gathered](Self::Gather), and that these do not reach, stay the driver's.
     Done {
         /// How many.
         written: u32,
@@ -169,7 +170,7 @@ pub enum Served {
     /// which whoever waits for that tells [`Engine::run`].
     Idle,
     /// Nothing was done, since one chain is too short: it is to be asked again with one more
-    /// ([`Chain::may_grow`]). They are used all at once.
+    /// ([`Chain::may_grow`]). Those that are used are used all at once.
     Gather,
     /// The chains that were gathered are too many for what is next: it is to be asked again with the first one.
     Again,

@@ -295,7 +295,7 @@ impl Net {
             if !fits || len < MIN_FRAME {
                 self.counts.received.malformed.add(1);
                 self.waiting = None;
-                if chain.parts > 1 {
+                if chain.parts() > 1 {
                     return Ok(Served::Again);
                 }
                 continue;
@@ -309,7 +309,7 @@ impl Net {
             self.waiting = None;
             let frame = self.frame.get_mut(..len).ok_or(Violation::Buffer)?;
             // OK because a queue has fewer chains.
-            let parts = u16::try_from(chain.parts).unwrap_or(u16::MAX);
+            let parts = u16::try_from(chain.parts()).unwrap_or(u16::MAX);
             if let Some(field) = frame.get_mut(NUM_BUFFERS) {
                 field.copy_from_slice(&parts.to_le_bytes());
             }

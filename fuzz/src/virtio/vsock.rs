@@ -110,12 +110,16 @@ impl Outside {
 struct End(Outside, usize);
 
 impl Stream for End {
-    fn read(&mut self, into: VolatileSlice<'_, ()>) -> io::Result<usize> {
+    fn read(&mut self, into: &[VolatileSlice<'_, ()>]) -> io::Result<usize> {
         let mut world = self.0.world();
         let link = &mut world.links[self.1];
-        let count = into.len().min(link.to_guest.len());
-        let bytes: Vec<u8> = link.to_guest.drain(..count).collect();
-        into.copy_from(&bytes);
+        let mut count = 0;
+        for piece in into {
+            let here = piece.len().min(link.to_guest.len());
+            let bytes: Vec<u8> = link.to_guest.drain(..here).collect();
+            piece.copy_from(&bytes);
+            count += here;
+        }
         if count == 0 && !link.ended && !link.gone {
             return Err(ErrorKind::WouldBlock.into());
         }

@@ -42,16 +42,16 @@ const ATTEMPTS: u8 = 5;
 /// The file of the other launcher.
 const PEER: &str = "peer";
 
-/// The loads: what the guest calls them, and what the table does.
-const LOADS: &[(&str, &str)] = &[
-    ("read 4096", "disk: read 4 KiB at random"),
-    ("write 4096", "disk: write 4 KiB at random"),
-    ("read 1048576", "disk: read 1 MiB in order"),
-    ("write 1048576", "disk: write 1 MiB in order"),
-    ("send frames", "net: send 1,500 bytes"),
-    ("receive frames", "net: receive 1,500 bytes"),
-    ("send stream", "vsock: send 1 MiB"),
-    ("receive stream", "vsock: receive 1 MiB"),
+/// The guests, what each calls its loads, and what the table does.
+const LOADS: &[(&str, &str, &str)] = &[
+    ("disk", "read 4096", "disk: read 4 KiB at random"),
+    ("disk", "write 4096", "disk: write 4 KiB at random"),
+    ("disk", "read 1048576", "disk: read 1 MiB in order"),
+    ("disk", "write 1048576", "disk: write 1 MiB in order"),
+    ("send", "send frames", "net: send 1,500 bytes"),
+    ("receive", "receive frames", "net: receive 1,500 bytes"),
+    ("streams", "send stream", "vsock: send 1 MiB"),
+    ("streams", "receive stream", "vsock: receive 1 MiB"),
 ];
 
 /// Measures what a guest's devices cost, in instructions of an emulated host.
@@ -62,6 +62,9 @@ const LOADS: &[(&str, &str)] = &[
 /// reads of 1 MiB within 11 %, whatever else the machine does.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
+    /// Only this guest's loads
+    #[arg(value_parser = ["disk", "send", "receive", "streams"])]
+    guest: Option<String>,
     /// Measure this Firecracker-compatible binary too, a static one, started with --no-api --config-file
     #[arg(long, value_name = "BINARY")]
     peer: Option<PathBuf>,
@@ -83,10 +86,14 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
         ensure!(peer.is_file(), "--peer: {} is no file", peer.display());
         launchers.push((PEER, peer.clone()));
     }
+    let wanted = |guest: &str| arguments.guest.as_ref().is_none_or(|only| only == guest);
+    let mut guests: Vec<_> = LOADS.iter().map(|(guest, _, _)| *guest).collect();
+    guests.retain(|guest| wanted(guest));
+    guests.dedup();
     let mut all = Vec::new();
     for (name, launcher) in &launchers {
-        let outcome = measure_again(&workshop, name, launcher, arguments.rounds)?;
-        let costs = costs(&outcome).with_context(|| {
+        let outcome = measure_again(&workshop, name, launcher, &guests, arguments.rounds)?;
+        let costs = costs(&outcome, &guests).with_context(|| {
             format!(
                 "{name} (status {:?}):\n{}",
                 outcome.status,
@@ -101,11 +108,17 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
 
 /// Measures, and again where the emulator lost the host: QEMU 7.2's counting thread may spin for ever without an
 /// instruction.
-fn measure_again(workshop: &Workshop, name: &str, launcher: &Path, rounds: u8) -> Result<Outcome> {
+fn measure_again(
+    workshop: &Workshop,
+    name: &str,
+    launcher: &Path,
+    guests: &[&str],
+    rounds: u8,
+) -> Result<Outcome> {
     let mut left = ATTEMPTS;
     loop {
         left -= 1;
-        match measure(workshop, name, launcher, rounds) {
+        match measure(workshop, name, launcher, guests, rounds) {
             Err(error) if left > 0 && error.downcast_ref::<Lost>().is_some() => {
                 eprintln!("lab: the emulator lost the host ({error:#}); once more");
             }
@@ -114,12 +127,18 @@ fn measure_again(workshop: &Workshop, name: &str, launcher: &Path, rounds: u8) -
     }
 }
 
-/// Runs the guest under one launcher, in a boot of the host.
-fn measure(workshop: &Workshop, name: &str, launcher: &Path, rounds: u8) -> Result<Outcome> {
+/// Runs the guests under one launcher, in a boot of the host.
+fn measure(
+    workshop: &Workshop,
+    name: &str,
+    launcher: &Path,
+    guests: &[&str],
+    rounds: u8,
+) -> Result<Outcome> {
     let stock = workshop.stock(Kernel::Amd64)?;
     let step = Step {
         name: name.to_owned(),
-        script: format!("launcher={name}\n{SCRIPT}"),
+        script: format!("launcher={name} loads='{}'\n{SCRIPT}", guests.join(" ")),
         limit: Duration::from_secs(120),
         live: true,
     };
@@ -186,12 +205,12 @@ fn files(workshop: &Workshop, name: &str, launcher: &Path, rounds: u8) -> Result
 }
 
 /// What the guest says of its loads.
-fn costs(outcome: &Outcome) -> Result<Costs> {
+fn costs(outcome: &Outcome, guests: &[&str]) -> Result<Costs> {
     let output = outcome.stdout_text();
-    let guests = output.split_inclusive(linux::END);
+    let parts = output.split_inclusive(linux::END);
     // Behind the last one's end there is nothing but what the launcher says.
-    let guests = guests.filter(|guest| guest.contains(linux::END));
-    let reports = guests.map(|guest| Report::parse(guest.as_bytes()));
+    let parts = parts.filter(|part| part.contains(linux::END));
+    let reports = parts.map(|guest| Report::parse(guest.as_bytes()));
     let reports: Vec<_> = reports.collect::<Result<_>>()?;
     let all = |key| {
         reports
@@ -207,7 +226,7 @@ fn costs(outcome: &Outcome) -> Result<Costs> {
         Ok(f64::from(ticks) / f64::from(count))
     };
     let mut costs = Costs::new();
-    for (load, _) in LOADS {
+    for (_, load, _) in LOADS.iter().filter(|(guest, _, _)| guests.contains(guest)) {
         let rounds = all(load).map(cost).collect::<Result<Vec<_>>>();
         let rounds = rounds.with_context(|| format!("a guest's lines {load:?}"))?;
         ensure!(!rounds.is_empty(), "no guest's report has a line {load:?}");
@@ -235,8 +254,9 @@ fn table(all: &[(&'static str, Costs)]) -> Option<String> {
         }
     }
     table += "   spread of the rounds\n";
-    for (load, title) in LOADS {
-        let first = median(all.first()?.1.get(load)?)?;
+    let ours = &all.first()?.1;
+    for (_, load, title) in LOADS.iter().filter(|(_, load, _)| ours.contains_key(load)) {
+        let first = median(ours.get(load)?)?;
         table += &format!("{title:<30}");
         let mut spread: f64 = 0.0;
         for (at, (_, costs)) in all.iter().enumerate() {
@@ -259,10 +279,12 @@ fn table(all: &[(&'static str, Costs)]) -> Option<String> {
 mod tests {
     use super::*;
 
+    const GUESTS: &[&str] = &["disk", "send", "receive", "streams"];
+
     fn outcome(line: &str) -> Outcome {
         let lines: String = LOADS
             .iter()
-            .map(|(load, _)| {
+            .map(|(_, load, _)| {
                 format!("{load}: 3000 of 10\r\n{load}: 5000 of 10\r\n{load}: 4000 of 10\r\n")
             })
             .collect();
@@ -275,7 +297,7 @@ mod tests {
 
     #[test]
     fn table_shows_medians_and_the_ratio_to_the_first() {
-        let ours = costs(&outcome("")).unwrap();
+        let ours = costs(&outcome(""), GUESTS).unwrap();
         let mut theirs = ours.clone();
         theirs.insert("read 4096", vec![800.0]);
         let table = table(&[("a", ours), ("b", theirs)]).unwrap();
@@ -290,6 +312,7 @@ mod tests {
 
     #[test]
     fn report_with_trouble_or_without_a_load_is_none() {
+        let costs = |outcome: &Outcome| super::costs(outcome, GUESTS);
         assert!(costs(&outcome("trouble: read: error 5\r\n")).is_err());
         assert!(costs(&outcome("send frames: 3 of 0\r\n")).is_err());
         let empty = b"--- user space ---\r\n--- power off ---\r\n".to_vec();

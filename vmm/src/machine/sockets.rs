@@ -5,16 +5,22 @@
 //!
 //! They are watched by an epoll of their own, by edges: as long as the guest has no buffers or no credit, what is
 //! there stays there, and nobody is woken by it again. Who waits for that epoll waits for all of them.
+#![allow(
+    unsafe_code,
+    reason = "reading into several places of guest memory without a copy"
+)]
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use devices::virtio::vsock::{Event, Host, MAX_CONNECTIONS, Place, Port, Stream, Token};
+use devices::virtio::vsock::{
+    Event, Host, MAX_CONNECTIONS, MAX_PIECES, Place, Port, Stream, Token,
+};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -24,7 +30,7 @@ use rustix::net::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tsc::Nanos;
-use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+use vm_memory::{VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use crate::api::vsock::MAX_PATH;
 use crate::host_clock;
@@ -159,29 +165,46 @@ pub(super) fn allow_descriptors() {
 #[derive(Debug)]
 pub(super) struct Socket(OwnedFd);
 
-/// Does `call` until nothing interrupts it.
-fn uninterrupted(
-    mut call: impl FnMut() -> Result<usize, VolatileMemoryError>,
-) -> io::Result<usize> {
-    loop {
-        match call() {
-            Ok(count) => return Ok(count),
-            Err(VolatileMemoryError::IOError(error)) if error.kind() == ErrorKind::Interrupted => {}
-            Err(VolatileMemoryError::IOError(error)) => return Err(error),
-            Err(error) => return Err(io::Error::other(error)),
-        }
-    }
-}
-
 impl Stream for Socket {
-    fn read(&mut self, mut into: VolatileSlice<'_, ()>) -> io::Result<usize> {
-        uninterrupted(|| self.0.read_volatile(&mut into))
+    fn read(&mut self, into: &[VolatileSlice<'_, ()>]) -> io::Result<usize> {
+        let mut pieces = [const { MaybeUninit::<libc::iovec>::uninit() }; MAX_PIECES];
+        let mut count = 0;
+        for (piece, slice) in pieces.iter_mut().zip(into) {
+            piece.write(libc::iovec {
+                // The memory is mapped as it is for as long as the slices are borrowed, so no guard is needed later.
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+            count += 1;
+        }
+        loop {
+            // SAFETY: `count` pieces are set, each within memory that is mapped while `into` is borrowed. What the
+            // kernel writes there is for the guest, which may see it come.
+            let read = unsafe { libc::readv(self.0.as_raw_fd(), pieces.as_ptr().cast(), count) };
+            if let Ok(read) = usize::try_from(read) {
+                return Ok(read);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
     }
 
     /// That the program is gone is an error and no signal: this process ignores `SIGPIPE`, as every Rust program
     /// does.
     fn write(&mut self, from: VolatileSlice<'_, ()>) -> io::Result<usize> {
-        uninterrupted(|| self.0.write_volatile(&from))
+        loop {
+            match self.0.write_volatile(&from) {
+                Ok(count) => return Ok(count),
+                Err(VolatileMemoryError::IOError(error)) => {
+                    if error.kind() != ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
     }
 
     fn end_reading(&mut self) {
@@ -281,7 +304,7 @@ mod tests {
 
     fn read(socket: &mut Socket) -> Result<Vec<u8>, ErrorKind> {
         let mut bytes = [0; 64];
-        let count = socket.read(VolatileSlice::from(&mut bytes[..]));
+        let count = socket.read(&[VolatileSlice::from(&mut bytes[..])]);
         let count = count.map_err(|error| error.kind())?;
         Ok(bytes[..count].to_vec())
     }

@@ -29,7 +29,7 @@ pub(crate) fn numbers() -> BTreeMap<&'static str, i64> {
         ioctl = SYS_ioctl, lseek = SYS_lseek, madvise = SYS_madvise, memfd_create = SYS_memfd_create,
         mkdirat = SYS_mkdirat, mmap = SYS_mmap, mprotect = SYS_mprotect, mremap = SYS_mremap,
         munmap = SYS_munmap, newfstatat = SYS_newfstatat, open = SYS_open, openat = SYS_openat,
-        ppoll = SYS_ppoll, prctl = SYS_prctl, read = SYS_read,
+        ppoll = SYS_ppoll, prctl = SYS_prctl, read = SYS_read, readv = SYS_readv,
         recvfrom = SYS_recvfrom, rename = SYS_rename, renameat = SYS_renameat,
         restart_syscall = SYS_restart_syscall, rseq = SYS_rseq, rt_sigaction = SYS_rt_sigaction,
         rt_sigprocmask = SYS_rt_sigprocmask, rt_sigreturn = SYS_rt_sigreturn,

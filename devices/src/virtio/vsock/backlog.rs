@@ -4,11 +4,19 @@ use vm_memory::VolatileSlice;
 
 use super::super::{Buffers, Violation};
 
-/// How many bytes of the guest a connection keeps, which the guest knows as `buf_alloc` (5.10.6.3). As many as
-/// Linux's driver puts into one packet at most (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`, include/linux/virtio_vsock.h).
-pub(super) const ROOM: u32 = 64 * 1024;
+/// How many bytes of the guest a connection keeps, which the guest knows as `buf_alloc` (5.10.6.3): four of the largest
+/// packets of Linux's driver (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`, include/linux/virtio_vsock.h), so that a guest that sends
+/// goes on while its program is told of room. A Unix socket takes as many before its program reads any
+/// (net.core.wmem_default).
+pub(super) const ROOM: u32 = 256 * 1024;
 
-/// A ring of [`ROOM`] bytes.
+/// The same, where there are [many](MANY) connections: one packet.
+pub(super) const ROOM_AMONG_MANY: u32 = 64 * 1024;
+
+/// With so many connections, the next one has less room: 1,023 keep 76 MiB at most.
+pub(super) const MANY: usize = 64;
+
+/// A ring of bytes.
 #[derive(Debug)]
 pub(super) struct Backlog {
     bytes: Box<[u8]>,
@@ -17,9 +25,11 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    pub(super) fn new() -> Self {
+    /// One that keeps `room` bytes.
+    pub(super) fn new(room: u32) -> Self {
         Self {
-            bytes: vec![0; ROOM as usize].into_boxed_slice(),
+            // Zeros that nobody has written to take no memory.
+            bytes: vec![0; usize::try_from(room).unwrap_or(0)].into_boxed_slice(),
             first: 0,
             len: 0,
         }
@@ -29,9 +39,15 @@ impl Backlog {
         self.len == 0
     }
 
+    /// How many it keeps.
+    pub(super) fn room(&self) -> u32 {
+        // OK because it is made of one.
+        u32::try_from(self.bytes.len()).unwrap_or(0)
+    }
+
     pub(super) fn len(&self) -> u32 {
-        // OK because it is at most ROOM.
-        u32::try_from(self.len).unwrap_or(ROOM)
+        // OK because it is at most the room.
+        u32::try_from(self.len).unwrap_or(u32::MAX)
     }
 
     /// The oldest bytes, as many as lie in one piece.

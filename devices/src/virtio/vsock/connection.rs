@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::super::{Buffers, Violation};
+use super::super::{Buffers, Chain, Violation};
 use super::counts::Counts;
 use super::host::{Event, Stream};
 use super::packet::{Header, Operation, Port, Ports, SENDS_NO_MORE, STREAM, TAKES_NO_MORE};
@@ -76,7 +76,7 @@ pub(super) struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    fn new(stream: S, ports: Ports, phase: Phase, counts: Arc<Counts>) -> Self {
+    fn new(stream: S, ports: Ports, phase: Phase, room: u32, counts: Arc<Counts>) -> Self {
         Self {
             stream: Some(stream),
             ports,
@@ -85,25 +85,25 @@ impl<S: Stream> Connection<S> {
             tell_response: false,
             told_ends: 0,
             to_guest: ToGuest::default(),
-            to_program: ToProgram::new(),
+            to_program: ToProgram::new(room),
             counts,
         }
     }
 
-    /// One that a program of the host began, which is still to say where it wants to.
-    pub(super) fn accepted(stream: S, counts: Arc<Counts>) -> Self {
+    /// One that a program of the host began, which is still to say where it wants to. It keeps `room` bytes of the guest.
+    pub(super) fn accepted(stream: S, room: u32, counts: Arc<Counts>) -> Self {
         let nowhere = Ports {
             guest: Port(0),
             host: Port(0),
         };
         let line = [0; MAX_LINE];
         let phase = Phase::Greeting { line, len: 0 };
-        Self::new(stream, nowhere, phase, counts)
+        Self::new(stream, nowhere, phase, room, counts)
     }
 
-    /// One that the guest asked for, which is answered.
-    pub(super) fn connected(stream: S, header: &Header, counts: Arc<Counts>) -> Self {
-        let mut connection = Self::new(stream, header.ports, Phase::Open, counts);
+    /// One that the guest asked for, which is answered. It keeps `room` bytes of the guest.
+    pub(super) fn connected(stream: S, header: &Header, room: u32, counts: Arc<Counts>) -> Self {
+        let mut connection = Self::new(stream, header.ports, Phase::Open, room, counts);
         connection.to_guest.learn(header.credit);
         connection.tell_response = true;
         connection
@@ -182,7 +182,7 @@ impl<S: Stream> Connection<S> {
             let Some(place) = line.get_mut(*len..end) else {
                 break;
             };
-            match stream.read(VolatileSlice::from(place)) {
+            match stream.read(&[VolatileSlice::from(place)]) {
                 Ok(0) => break,
                 Ok(count) => {
                     *len += count;
@@ -339,11 +339,18 @@ impl<S: Stream> Connection<S> {
         sends | takes
     }
 
-    /// The next packet for the guest, whose bytes are put into `room`; `None` when there is none after all.
+    /// Whether more of the guest's buffers are wanted than these `buffers`, in which there is `room`.
+    pub(super) fn wants_more(&self, buffers: usize, room: u64) -> bool {
+        let is_data = matches!(self.phase, Phase::Open) && !self.tell_response;
+        is_data && self.to_guest.wants_more(buffers, room)
+    }
+
+    /// The next packet for the guest, whose bytes are put into `buffers`; `None` when there is none after all. Where it
+    /// has more bytes than there is room in the first buffer, it is one for each that they reach.
     ///
     /// # Errors
     /// None but buffers that vanish.
-    pub(super) fn next(&mut self, room: &Buffers<'_>) -> Result<Option<Header>, Violation> {
+    pub(super) fn next(&mut self, buffers: &Chain<'_>) -> Result<Option<Header>, Violation> {
         let packet = |operation| Some((operation, 0, 0));
         let next = match self.phase {
             Phase::Over => {
@@ -352,7 +359,7 @@ impl<S: Stream> Connection<S> {
             }
             Phase::Asked if std::mem::take(&mut self.tell_request) => packet(Operation::Request),
             Phase::Open if std::mem::take(&mut self.tell_response) => packet(Operation::Response),
-            Phase::Open => self.next_of_open(room)?,
+            Phase::Open => self.next_of_open(buffers)?,
             _ => None,
         };
         Ok(next.map(|(operation, len, flags)| self.header(operation, len, flags)))
@@ -360,14 +367,14 @@ impl<S: Stream> Connection<S> {
 
     fn next_of_open(
         &mut self,
-        room: &Buffers<'_>,
+        buffers: &Chain<'_>,
     ) -> Result<Option<(Operation, u32, u32)>, Violation> {
         if self.to_guest.may_read() {
             if self.to_guest.lacks_credit() {
                 return Ok(Some((Operation::CreditRequest, 0, 0)));
             }
             let read = match &mut self.stream {
-                Some(stream) => self.to_guest.read(stream, room, &self.counts.received)?,
+                Some(stream) => self.to_guest.read(stream, buffers, &self.counts.received)?,
                 None => None,
             };
             match read {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use tsc::Nanos;
 
-use super::super::{Buffers, Violation};
+use super::super::{Buffers, Chain, Violation};
+use super::backlog::{MANY, ROOM, ROOM_AMONG_MANY};
 use super::connection::{Connection, Greeting};
 use super::counts::Counts;
 use super::host::{Event, Host, Place, Refusal, Report, Token};
@@ -92,6 +93,14 @@ impl<H: Host> Connections<H> {
 
     pub(super) fn counts(&self) -> Arc<Counts> {
         self.counts.clone()
+    }
+
+    /// How many bytes of the guest one more connection keeps.
+    fn room(&self) -> u32 {
+        match self.slots.len() - self.vacant.len() {
+            count if count < MANY => ROOM,
+            _ => ROOM_AMONG_MANY,
+        }
     }
 
     /// Whether the queues are to be looked at once more. Asked once.
@@ -189,7 +198,7 @@ impl<H: Host> Connections<H> {
         for _ in 0..AT_ONCE {
             match self.host.accept() {
                 Ok(Some(stream)) => {
-                    let accepted = Connection::accepted(stream, self.counts.clone());
+                    let accepted = Connection::accepted(stream, self.room(), self.counts.clone());
                     // It has said where to, mostly.
                     self.again |= self.insert(accepted).is_some();
                 }
@@ -399,7 +408,7 @@ impl<H: Host> Connections<H> {
                 return false;
             }
         };
-        let connected = Connection::connected(stream, header, self.counts.clone());
+        let connected = Connection::connected(stream, header, self.room(), self.counts.clone());
         let Some(index) = self.insert(connected) else {
             return false;
         };
@@ -408,15 +417,20 @@ impl<H: Host> Connections<H> {
         true
     }
 
-    /// Puts the next packet for the guest into `packet`, which has room for a header and more, and says how long it
-    /// is; `None` when there is none.
+    /// Whether more of the guest's buffers are wanted for what is next than these `buffers`, in which there is `room`.
+    pub(super) fn wants_more(&self, buffers: usize, room: u64) -> bool {
+        let first = self.turns.front().filter(|_| self.unknown.is_empty());
+        let slot = first.and_then(|index| self.slots.get(usize::try_from(*index).ok()?));
+        let connection = slot.and_then(|slot| slot.connection.as_ref());
+        connection.is_some_and(|connection| connection.wants_more(buffers, room))
+    }
+
+    /// Puts what is next for the guest into `buffers`, each of which has room for a header and more, and says how many
+    /// bytes that is; `None` when there is nothing.
     ///
     /// # Errors
     /// None but buffers that vanish.
-    pub(super) fn next(&mut self, packet: &Buffers<'_>) -> Result<Option<u32>, Violation> {
-        let (place, room) = packet.split_at(HEADER as u64).ok_or(Violation::Buffer)?;
-        // OK because it is 44.
-        let header_len = u32::try_from(HEADER).unwrap_or(0);
+    pub(super) fn next(&mut self, buffers: &Chain<'_>) -> Result<Option<u32>, Violation> {
         if let Some(Unknown { ports, kind }) = self.unknown.pop_front() {
             let header = Header {
                 ports,
@@ -426,9 +440,7 @@ impl<H: Host> Connections<H> {
                 flags: 0,
                 credit: Credit::default(),
             };
-            place.write(&header.bytes(self.guest))?;
-            self.counts.received.packets.add(1);
-            return Ok(Some(header_len));
+            return self.put(&header, buffers).map(Some);
         }
         while let Some(index) = self.turns.pop_front() {
             let index = usize::try_from(index).map_err(|_| Violation::Buffer)?;
@@ -439,15 +451,34 @@ impl<H: Host> Connections<H> {
             let Some(connection) = &mut slot.connection else {
                 continue;
             };
-            let header = connection.next(&room)?;
+            let header = connection.next(buffers)?;
             self.settle(index);
             if let Some(header) = header {
-                place.write(&header.bytes(self.guest))?;
-                self.counts.received.packets.add(1);
-                return Ok(Some(header_len.saturating_add(header.len)));
+                return self.put(&header, buffers).map(Some);
             }
         }
         Ok(None)
+    }
+
+    /// Puts headers before the bytes in `buffers`, of which there are as many as `header` says, and says how many
+    /// bytes that is together.
+    fn put(&self, header: &Header, buffers: &Chain<'_>) -> Result<u32, Violation> {
+        let (mut left, mut written) = (header.len, 0_u32);
+        for buffer in buffers.rooms() {
+            let (place, room) = buffer.split_at(HEADER as u64).ok_or(Violation::Buffer)?;
+            let len = left.min(u32::try_from(room.len()).unwrap_or(u32::MAX));
+            let header = Header { len, ..*header };
+            place.write(&header.bytes(self.guest))?;
+            self.counts.received.packets.add(1);
+            left -= len;
+            // OK because it is 44.
+            let header_len = u32::try_from(HEADER).unwrap_or(0);
+            written = written.saturating_add(header_len).saturating_add(len);
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(written)
     }
 }
 

@@ -8,14 +8,19 @@ use vm_memory::VolatileSlice;
 
 use super::packet::Port;
 
+/// The most pieces of the guest's memory that are read into at once: 64 KiB of Linux's buffers, which have 4 KiB
+/// (`VIRTIO_VSOCK_DEFAULT_RX_BUF_SIZE`, include/linux/virtio_vsock.h).
+pub const MAX_PIECES: usize = 16;
+
 /// The end of a connection at the device, of which a program of the host has the other end. Nothing here waits:
 /// what cannot be done now is [`WouldBlock`](io::ErrorKind::WouldBlock), and what was interrupted is done again.
 pub trait Stream: Send {
-    /// Takes bytes from the program; 0 says that it sends no more.
+    /// Takes bytes from the program into these pieces, of which there are at most [`MAX_PIECES`], one after the other;
+    /// 0 says that it sends no more.
     ///
     /// # Errors
     /// The host's.
-    fn read(&mut self, into: VolatileSlice<'_, ()>) -> io::Result<usize>;
+    fn read(&mut self, into: &[VolatileSlice<'_, ()>]) -> io::Result<usize>;
 
     /// Gives bytes to the program, and says how many it took.
     ///

@@ -6,7 +6,8 @@
 //! - A packet's header is read once and checked; what is not from the guest to the host is dropped.
 //! - A connection knows what either side said, and what is to be told; it never sees a ring.
 //! - All connections together are found by their ports and take turns: each has one packet for the guest, then the
-//!   next one has. There are at most 1,023, and each keeps at most 64 KiB of the guest's bytes.
+//!   next one has. There are at most 1,023, and each keeps at most 256 KiB of the guest's bytes, or
+//!   64 KiB where there were 64 before it.
 //!
 //! A connection that makes no sense is reset, and no other one is harmed by it. An answer for which there is no
 //! connection waits for a buffer of the guest; when 256 wait, the guest's packets do (5.10.6.1.2).
@@ -32,7 +33,7 @@ use tsc::Nanos;
 use super::{Chain, ConfigSpace, Device, Kind, Served, Violation};
 use connections::{Connections, Taken};
 pub use counts::{Counts, Direction};
-pub use host::{Event, Host, Place, Refusal, Report, Stream, Token};
+pub use host::{Event, Host, MAX_PIECES, Place, Refusal, Report, Stream, Token};
 use packet::HEADER;
 pub use packet::{Cid, Port};
 pub use slots::PATIENCE;
@@ -77,6 +78,9 @@ impl<H: Host> Device for Vsock<H> {
     /// one is that the guest was moved (5.10.6.7).
     const QUEUES: &'static [u16] = &[256, 256, 256];
 
+    /// Buffers of any sensible size: those for 64 KiB are 16 chains of two descriptors each.
+    const GATHERS: u16 = 2;
+
     fn features(&self) -> u64 {
         F_STREAM
     }
@@ -109,11 +113,15 @@ impl<H: Host> Device for Vsock<H> {
     fn serve(&mut self, queue: usize, chain: &Chain<'_>) -> Result<Served, Violation> {
         match queue {
             RECEIVE => {
-                if chain.writable.len() <= HEADER as u64 {
+                if chain.last_room() <= HEADER as u64 {
                     return Err(Violation::Buffer);
                 }
-                let packet = self.connections.next(&chain.writable)?;
-                Ok(packet.map_or(Served::Idle, |written| Served::Done { written }))
+                let (parts, room) = (chain.parts(), chain.writable.len());
+                if chain.another && chain.may_grow && self.connections.wants_more(parts, room) {
+                    return Ok(Served::Gather);
+                }
+                let written = self.connections.next(chain)?;
+                Ok(written.map_or(Served::Idle, |written| Served::Done { written }))
             }
             TRANSMIT => Ok(match self.connections.take(&chain.readable)? {
                 Taken::Done => Served::Done { written: 0 },

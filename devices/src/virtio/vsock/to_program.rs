@@ -6,14 +6,10 @@
 use std::io;
 
 use super::super::{Buffers, Violation};
-use super::backlog::{Backlog, ROOM};
+use super::backlog::Backlog;
 use super::counts::Counts;
 use super::host::Stream;
 use super::packet::Credit;
-
-/// The guest is told of room once it knows of less than this, so that it never comes to a halt for want of the news,
-/// and half as much gets through between two of them.
-const LITTLE_ROOM: u32 = ROOM / 2;
 
 /// It is not told of less than this, unless it is all.
 const WORTH_TELLING: u32 = 4 * 1024;
@@ -37,9 +33,10 @@ pub(super) struct ToProgram {
 }
 
 impl ToProgram {
-    pub(super) fn new() -> Self {
+    /// One of which so many bytes are kept.
+    pub(super) fn new(room: u32) -> Self {
         Self {
-            backlog: Backlog::new(),
+            backlog: Backlog::new(room),
             received: 0,
             passed: 0,
             told: 0,
@@ -54,9 +51,13 @@ impl ToProgram {
         !self.backlog.is_empty()
     }
 
+    fn room(&self) -> u32 {
+        self.backlog.room()
+    }
+
     /// Whether the guest may send so many bytes.
     pub(super) fn may_take(&self, len: u32) -> bool {
-        !self.guest_ended && len <= ROOM - self.backlog.len()
+        !self.guest_ended && len <= self.room().saturating_sub(self.backlog.len())
     }
 
     /// What the guest learns of room with the packet that is made now.
@@ -64,7 +65,7 @@ impl ToProgram {
         self.told = self.passed;
         self.tell = false;
         Credit {
-            room: ROOM,
+            room: self.room(),
             passed: self.passed,
         }
     }
@@ -123,7 +124,7 @@ impl ToProgram {
             },
         )?;
         // OK because it is at most what is in a packet.
-        let count = u32::try_from(written).unwrap_or(ROOM);
+        let count = u32::try_from(written).unwrap_or(u32::MAX);
         self.passed = self.passed.wrapping_add(count);
         counts.sent.bytes.add(count.into());
         if refused {
@@ -141,7 +142,7 @@ impl ToProgram {
                 Ok(count) => {
                     self.backlog.drop_oldest(count);
                     // OK because it is at most what waits.
-                    let count = u32::try_from(count).unwrap_or(ROOM);
+                    let count = u32::try_from(count).unwrap_or(u32::MAX);
                     self.passed = self.passed.wrapping_add(count);
                     counts.sent.bytes.add(count.into());
                 }
@@ -164,9 +165,13 @@ impl ToProgram {
 
     /// Has the guest told of new room when it knows of little.
     fn note_room(&mut self) {
-        let known = ROOM.saturating_sub(self.received.wrapping_sub(self.told));
+        let known = self
+            .room()
+            .saturating_sub(self.received.wrapping_sub(self.told));
         let gained = self.passed.wrapping_sub(self.told);
         let worth = gained >= WORTH_TELLING || (gained > 0 && self.backlog.is_empty());
-        self.tell |= known < LITTLE_ROOM && worth && !self.guest_ended;
+        // Not when it has none: it never comes to a halt for want of the news, and half the room gets through between
+        // two of them.
+        self.tell |= known < self.room() / 2 && worth && !self.guest_ended;
     }
 }

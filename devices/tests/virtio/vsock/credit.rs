@@ -70,8 +70,8 @@ fn guest_hears_of_room_before_it_has_none() {
             "{sent} {passed}"
         );
     }
-    // One for 36 KiB: the first piece with which it knows of less than 32 KiB is the ninth. 256 / 9 = 28.4.
-    assert_eq!(updates, 28);
+    // One for 132 KiB: the first piece with which it knows of less than 128 KiB is the 33rd. 256 / 33 = 7.8.
+    assert_eq!(updates, 7);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn thousand_connections_each_way_speak_at_once() {
         let mut guest = Guest::new();
         let programs: Vec<_> = (0..1_000)
             .map(|port| match by_guest {
-                true => (guest.connect(port, 80), 80),
+                true => (guest.connect_for_room(port, 80).0, 80),
                 false => guest.called(port),
             })
             .collect();
@@ -163,18 +163,85 @@ fn connections_take_turns() {
         program.send(&pattern(0, 10_000));
     }
     let to: Vec<_> = guest.received().iter().map(|packet| packet.to).collect();
-    // 10,000 bytes are three packets.
-    let turn = 0..20;
-    let expected: Vec<_> = turn.clone().chain(turn.clone()).chain(turn).collect();
+    // 10,000 bytes are three packets: one, and then those that are left, of which a turn may have two.
+    let expected: Vec<_> = (0..20)
+        .chain((0..20).flat_map(|port| [port, port]))
+        .collect();
     assert_eq!(to, expected);
+}
+
+/// The bytes of a packet that fills a buffer.
+const PACKET: usize = BUFFER as usize - HEADER;
+
+fn bytes_of(packets: &[Packet]) -> Vec<u8> {
+    let bytes = packets.iter().map(|packet| &packet.payload[..]);
+    bytes.collect::<Vec<_>>().concat()
+}
+
+#[test]
+fn program_that_fills_buffers_gets_more_of_them_at_once() {
+    let mut guest = Guest::new();
+    let program = guest.connect(1_000, 80);
+    let sent = pattern(0, 40 * PACKET + 100);
+    program.send(&sent);
+    let packets = guest.received();
+    assert!(packets.iter().all(|packet| packet.op == RW));
+    let lens: Vec<_> = packets.iter().map(|packet| packet.payload.len()).collect();
+    assert_eq!(lens, [vec![PACKET; 40], vec![100]].concat());
+    assert_eq!(bytes_of(&packets), sent);
+    assert_eq!(guest.counts.received.packets.get(), 1 + 41);
+    // The guest has 16 buffers, and gives them back when it has seen what is in them. The last read has seven too many,
+    // which stay the guest's.
+    let reads = |program: &Program| program.change(|link| std::mem::take(&mut link.reads));
+    assert_eq!(reads(&program), [1, 2, 4, 8, 1, 16, 16]);
+    // So many as were needed last, and then as many as there are.
+    for (bytes, pieces) in [(11 * PACKET, vec![9, 7]), (1, vec![2]), (2, vec![1])] {
+        program.send(&pattern(7, bytes));
+        assert_eq!(bytes_of(&guest.received()), pattern(7, bytes));
+        assert_eq!(reads(&program), pieces, "{bytes}");
+    }
+    // No more than the guest has credit for.
+    program.send(&sent);
+    guest.received();
+    reads(&program);
+    let already = sent.len() * 2 + 11 * PACKET + 3;
+    let credit = (2 * PACKET + 1) as u32;
+    guest.send(&Packet::new(1_000, 80, CREDIT_UPDATE).credit(credit, already as u32));
+    program.send(&sent);
+    let packets = guest.received();
+    let ops: Vec<_> = packets.iter().map(|packet| packet.op).collect();
+    assert_eq!(ops, [RW, RW, RW, CREDIT_REQUEST]);
+    assert_eq!(bytes_of(&packets), sent[..2 * PACKET + 1]);
+}
+
+#[test]
+fn program_that_fills_buffers_gets_no_more_than_there_are() {
+    let mut guest = Guest::without_buffers();
+    guest.give(0);
+    let program = guest.connect(1_000, 80);
+    // The guest has three buffers, and gives back what it has seen.
+    guest.give(1);
+    guest.give(2);
+    let sent = pattern(0, 20 * PACKET);
+    program.send(&sent);
+    assert_eq!(bytes_of(&guest.received()), sent);
+    let reads = program.change(|link| link.reads.clone());
+    assert!(
+        reads.iter().all(|pieces| (1..=3).contains(pieces)),
+        "{reads:?}"
+    );
+    assert!(reads.contains(&3), "{reads:?}");
 }
 
 #[test]
 fn connections_have_a_limit_and_make_room_for_others() {
     let mut guest = Guest::new();
-    let programs: Vec<_> = (0..MAX_CONNECTIONS as u32)
-        .map(|port| guest.connect(port, 80))
-        .collect();
+    let (programs, rooms): (Vec<_>, Vec<_>) = (0..MAX_CONNECTIONS as u32)
+        .map(|port| guest.connect_for_room(port, 80))
+        .unzip();
+    let (first, others) = rooms.split_at(64);
+    assert!(first.iter().all(|room| *room == ROOM_OF_DEVICE));
+    assert!(others.iter().all(|room| *room == ROOM_AMONG_MANY));
     guest.send(&Packet::new(5_000, 80, REQUEST));
     assert_eq!(guest.one().op, RST);
     assert!(guest.outside.connected().is_none());
@@ -183,5 +250,9 @@ fn connections_have_a_limit_and_make_room_for_others() {
     assert!(program.is_closed());
     guest.send(&Packet::new(7, 80, RST));
     assert!(programs[7].is_closed());
-    guest.connect(5_000, 80);
+    assert_eq!(guest.connect_for_room(5_000, 80).1, ROOM_AMONG_MANY);
+    for port in 0..1_000 {
+        guest.send(&Packet::new(port, 80, RST));
+    }
+    guest.connect(5_001, 80);
 }

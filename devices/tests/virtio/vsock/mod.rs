@@ -25,7 +25,9 @@ const EVENTS: usize = 2;
 
 const GUEST: u64 = 52;
 const HEADER: usize = 44;
-const ROOM_OF_DEVICE: u32 = 64 * 1024;
+const ROOM_OF_DEVICE: u32 = 256 * 1024;
+/// The same for a connection that is not among the first 64.
+const ROOM_AMONG_MANY: u32 = 64 * 1024;
 
 const REQUEST: u16 = 1;
 const RESPONSE: u16 = 2;
@@ -51,6 +53,8 @@ struct Link {
     program_gone: bool,
     /// What the next read without bytes fails with.
     fault: Option<ErrorKind>,
+    /// How many pieces of memory each read was for, that brought bytes.
+    reads: Vec<usize>,
     /// What the device did.
     reading_ended: bool,
     writing_ended: bool,
@@ -191,11 +195,18 @@ impl Program {
 struct End(Program);
 
 impl Stream for End {
-    fn read(&mut self, into: VolatileSlice<'_, ()>) -> io::Result<usize> {
+    fn read(&mut self, into: &[VolatileSlice<'_, ()>]) -> io::Result<usize> {
         self.0.change(|link| {
-            let count = into.len().min(link.to_guest.len());
-            let bytes: Vec<u8> = link.to_guest.drain(..count).collect();
-            into.copy_from(&bytes);
+            let mut count = 0;
+            for piece in into {
+                let here = piece.len().min(link.to_guest.len());
+                let bytes: Vec<u8> = link.to_guest.drain(..here).collect();
+                piece.copy_from(&bytes);
+                count += here;
+            }
+            if count > 0 {
+                link.reads.push(into.len());
+            }
             match (count, link.fault.take()) {
                 (0, Some(fault)) => Err(fault.into()),
                 (0, None) if !link.has_news() => Err(ErrorKind::WouldBlock.into()),
@@ -484,10 +495,17 @@ impl Guest {
 
     /// The guest connects to a program that listens.
     fn connect(&mut self, from: u32, to: u32) -> Program {
+        let (program, room) = self.connect_for_room(from, to);
+        assert_eq!(room, ROOM_OF_DEVICE);
+        program
+    }
+
+    /// The same, and how many bytes the device keeps.
+    fn connect_for_room(&mut self, from: u32, to: u32) -> (Program, u32) {
         self.outside.listen(to);
         self.send(&Packet::new(from, to, REQUEST));
         let response = self.one();
-        let expected = (to, from, RESPONSE, ROOM_OF_DEVICE, 0);
+        let expected = (to, from, RESPONSE, 0);
         let Packet {
             from,
             to,
@@ -496,8 +514,8 @@ impl Guest {
             passed,
             ..
         } = response;
-        assert_eq!((from, to, op, room, passed), expected);
-        self.outside.connected().expect("connected").1
+        assert_eq!((from, to, op, passed), expected);
+        (self.outside.connected().expect("connected").1, room)
     }
 
     /// A program connects to the guest: it, and its port.

@@ -10,7 +10,7 @@ frames=$!
 stream=$!
 # A guest of its own for each device: the scheduler takes what it saw of a thread before into the next load.
 status=0
-for load in disk send receive streams; do
+for load in $loads; do
     sed "s/load=/&$load/" io.json >io-$load.json
     "./$launcher" --no-api --config-file io-$load.json </dev/null || status=$?
     rm -f v
