@@ -93,3 +93,40 @@ fn guest_whose_threads_go_to_and_fro_is_taken_no_further_than_by_the_skew_for_ea
     }
     on_both!(test, apart(SMALL.cast_signed()));
 }
+
+#[test]
+fn skew_within_the_bound_is_told_with_its_sign_and_nobody_is_taken_forward() {
+    // Half a microsecond, which passes before a vCPU is entered elsewhere.
+    const NEAR: i64 = 1_000;
+    fn test<F: ModelForm>(skew: i64, vm: &ModelVm<F>) {
+        watched(vm, false, |threads, watching| {
+            SKEW.set(skew);
+            threads.run(10, MILLISECOND, MILLISECOND);
+            for turn in 0..8 {
+                vm.pass(Nanos::new(MILLISECOND));
+                threads.go_to(turn % 2, if turn % 4 < 2 { ONE } else { ZERO });
+                threads.run(2, MILLISECOND, MILLISECOND);
+                watching.second(false);
+            }
+            let events = watching.events();
+            let [
+                Event::Skew {
+                    cpu: 1,
+                    home_cpu: 0,
+                    at_least_ticks,
+                    at_most_ticks,
+                },
+            ] = events[..]
+            else {
+                panic!("{events:?}");
+            };
+            assert_eq!((at_least_ticks, at_most_ticks), (skew - 100, skew + 100));
+            assert_eq!(threads.writes(), 0);
+            assert!(vm.master_clock());
+        });
+    }
+    for skew in [NEAR, -NEAR] {
+        test(skew, &ModelVm::<Vmx>::new(apart(skew)));
+        test(skew, &ModelVm::<Svm>::new(apart(skew)));
+    }
+}
