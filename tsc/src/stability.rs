@@ -167,7 +167,12 @@ impl fmt::Display for Cause {
                     "a vCPU that moved from {from} to {to} met a counter {by} ahead"
                 )
             }
-            Self::Skew { a, b, bounds } => write!(f, "{b} is ahead of {a} by {bounds}"),
+            Self::Skew { a, b, bounds } => match bounds.reversed() {
+                Some(behind) if bounds.at_most().is_negative() => {
+                    write!(f, "{b} is behind {a} by {behind}")
+                }
+                _ => write!(f, "{b} is ahead of {a} by {bounds}"),
+            },
             Self::FellBehind { cpu, by } => {
                 write!(f, "the counter of {cpu} fell {by} behind real time")
             }
@@ -348,6 +353,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::units::TscDelta;
 
     fn cpu(n: u32) -> CpuId {
         CpuId::new(n)
@@ -358,6 +364,24 @@ mod tests {
             from: cpu(from),
             to: cpu(to),
             by: Ticks::new(7),
+        }
+    }
+
+    #[test]
+    fn skew_is_told_with_the_side_that_is_proven() {
+        for (at_least, at_most, expected) in [
+            (85, 115, "CPU 1 is ahead of CPU 0 by 85 to 115 ticks"),
+            (-115, -85, "CPU 1 is behind CPU 0 by 85 to 115 ticks"),
+            (-30, 0, "CPU 1 is ahead of CPU 0 by -30 to 0 ticks"),
+            (0, 30, "CPU 1 is ahead of CPU 0 by 0 to 30 ticks"),
+        ] {
+            let bounds = SkewBounds::new(TscDelta::new(at_least), TscDelta::new(at_most));
+            let cause = Cause::Skew {
+                a: cpu(0),
+                b: cpu(1),
+                bounds: bounds.unwrap(),
+            };
+            assert_eq!(cause.to_string(), expected);
         }
     }
 

@@ -81,10 +81,18 @@ impl fmt::Display for Event {
                 home_cpu,
                 at_least_ticks,
                 at_most_ticks,
-            } => write!(
-                f,
-                "the TSC of CPU {cpu} is ahead of CPU {home_cpu}'s by {at_least_ticks} to {at_most_ticks} ticks"
-            ),
+            } => {
+                let (side, from, to) = match (*at_least_ticks, *at_most_ticks) {
+                    (least, most) if most < 0 => {
+                        ("behind", most.saturating_neg(), least.saturating_neg())
+                    }
+                    (least, most) => ("ahead of", least, most),
+                };
+                write!(
+                    f,
+                    "the TSC of CPU {cpu} is {side} CPU {home_cpu}'s by {from} to {to} ticks"
+                )
+            }
             Self::KernelMark { clocksource } => write!(
                 f,
                 "the host's kernel does not trust the TSC any more: it keeps time by {clocksource}"
@@ -241,6 +249,30 @@ mod tests {
         fn enter(&self, _: &span::Id) {}
 
         fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn skew_is_told_with_the_side_that_is_proven() {
+        for (at_least_ticks, at_most_ticks, expected) in [
+            (
+                85,
+                115,
+                "the TSC of CPU 1 is ahead of CPU 0's by 85 to 115 ticks",
+            ),
+            (
+                -115,
+                -85,
+                "the TSC of CPU 1 is behind CPU 0's by 85 to 115 ticks",
+            ),
+        ] {
+            let event = Event::Skew {
+                cpu: 1,
+                home_cpu: 0,
+                at_least_ticks,
+                at_most_ticks,
+            };
+            assert_eq!(event.to_string(), expected);
+        }
     }
 
     #[test]
