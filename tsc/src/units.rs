@@ -282,6 +282,12 @@ impl TscDelta {
         }
     }
 
+    /// The sum, or the nearest there is.
+    #[must_use]
+    pub const fn saturating_add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
     /// The difference, or `None` outside of the signed 64-bit range.
     #[must_use]
     pub const fn checked_sub(self, other: Self) -> Option<Self> {

@@ -669,10 +669,12 @@ where
     pub(crate) fn resume(&mut self, policy: TimePolicy) -> Result<(), ResumeError> {
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
-        self.timekeeper()
-            .go_on(policy, &clocks, |order| gate.ask(order))?;
+        // Held until they go on: the watch stops them, too.
+        let timekeeper = self.timekeeper.clone();
+        let mut timekeeper = timekeeper.lock().unwrap_or_else(PoisonError::into_inner);
+        timekeeper.go_on(policy, &clocks, |order| gate.ask(order))?;
         self.virtio.resume();
-        self.shared.gate.open();
+        gate.open();
         Ok(())
     }
 

@@ -208,6 +208,11 @@ impl<S: Senses> ExitWatch<S> {
         })
     }
 
+    /// The offset was set on purpose, while the vCPU waits: who shows the guest its time is to know before it goes on.
+    pub(super) fn was_set_to(&self, offset: TscOffset) {
+        self.observed.set_to(offset);
+    }
+
     /// What the host's TSC is multiplied by: 1 where it is not known, which then has no use.
     pub(super) fn ratio(&self) -> VendorRatio {
         let one = VendorRatio::one(hypervisor::host::vendor());

@@ -19,7 +19,8 @@
 //! early, which a kernel takes for a spurious one.
 //!
 //! When a step fails, the clocks are set back as they were and **the guest stays paused**: whoever asked
-//! is told why, and can resume it under `advance`, which writes no clock.
+//! is told why, and can resume it under `advance`, which writes no clock. Where they could not be set back, that is tried
+//! once more then, and the guest stays paused as long as it fails.
 //!
 //! Timers in other modes than TSC-deadline (the local APIC's one-shot and periodic modes, the 8254) are
 //! the kernel's and go on under either policy; stock kernels use the deadline timer.
@@ -88,9 +89,29 @@ pub(crate) enum ResumeError {
     /// There is no plan.
     #[error(transparent)]
     Refused(#[from] RefusalError),
+    /// vCPUs did not answer.
+    #[error("vCPUs have left meanwhile")]
+    Left,
+    /// The clocks are neither as they were nor as they should be.
+    #[error(
+        "the guest's clocks are not as they were at the pause, since a resumption under another policy failed and they \
+         could not be set back; resume it under \"freeze\", which sets them anew, or end it"
+    )]
+    NotSetBack,
     /// The kvmclock is elsewhere than it was set to.
     #[error("the kvmclock was set, and is off by {0} ns")]
     KvmclockOff(i64),
+}
+
+impl ResumeError {
+    /// Whether it is that a thread was moved.
+    fn is_move(&self) -> bool {
+        let source = match self {
+            Self::Vcpu { source, .. } => source,
+            _ => return false,
+        };
+        matches!(source, TimeError::Moved(_))
+    }
 }
 
 /// A refusal of `tsc`'s, as an error of this crate.
@@ -176,10 +197,22 @@ impl<C: VmClock> Clocks<'_, C> {
 #[derive(Debug)]
 struct Stopped {
     boottime: Nanos,
+    /// Timers are not as they were: they were disarmed, or armed for a resumption that failed.
     timers_held: bool,
     /// How far ahead of the present a resumption is to be planned.
     lead: Nanos,
     noted: Result<Before, String>,
+    /// A resumption failed, and the clocks could not be set back.
+    unsettled: Option<Begun>,
+}
+
+/// A resumption that sets clocks.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    /// The clocks before.
+    pair: Pair,
+    /// The kvmclock was set.
+    kvmclock: bool,
 }
 
 /// A guest's clocks as they were when it stopped.
@@ -330,6 +363,7 @@ impl Timekeeper {
             timers_held,
             lead: Nanos::new(reading.saturating_mul(LEAD_IN_READINGS).min(longest)),
             noted: noted.map_err(|error| crate::error::one_line(&error)),
+            unsettled: None,
         });
     }
 
@@ -396,8 +430,16 @@ impl Timekeeper {
         };
         let report = match policy {
             TimePolicy::Advance => {
+                if let Some(begun) = &stopped.unsettled
+                    && !set_back(begun, clocks, &ask)
+                {
+                    return Err(ResumeError::NotSetBack);
+                }
                 if stopped.timers_held {
-                    all(ask(Order::Clock(ClockOrder::Rearm(None))), clock)?;
+                    let mut answers = ask(Order::Clock(ClockOrder::Rearm(None)));
+                    // A clock that could not be read was not held either.
+                    answers.retain(|answer| !matches!(answer.outcome, Err(TimeError::NotNoted)));
+                    all(answers, clock)?;
                 }
                 let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime).get();
                 StopReport {
@@ -418,7 +460,18 @@ impl Timekeeper {
                     master_clock: master_clock(clocks.vm),
                 }
             }
-            TimePolicy::Freeze => self.freeze(stopped, clocks, &ask)?,
+            TimePolicy::Freeze => {
+                let mut begun = None;
+                match self.freeze(stopped, clocks, &ask, &mut begun) {
+                    Ok(report) => report,
+                    Err(error) => {
+                        if let Some(begun) = begun {
+                            self.set_back(&begun, clocks, &ask);
+                        }
+                        return Err(error);
+                    }
+                }
+            }
         };
         self.stopped = None;
         let moved = report.offset_after;
@@ -434,11 +487,31 @@ impl Timekeeper {
         Ok(())
     }
 
+    /// A resumption failed that set clocks: they are to be what they were. Whether that succeeds or not, the guest does
+    /// not run on them: it stays paused, and the next attempt begins anew.
+    fn set_back(
+        &mut self,
+        begun: &Begun,
+        clocks: &Clocks<'_, impl VmClock>,
+        ask: &impl Fn(Order) -> Vec<Answer>,
+    ) {
+        let is_back = set_back(begun, clocks, ask);
+        if !is_back {
+            tracing::error!("the paused guest's clocks could not be set back either");
+        }
+        if let Some(stopped) = &mut self.stopped {
+            stopped.timers_held = true;
+            stopped.unsettled = (!is_back).then_some(*begun);
+        }
+    }
+
+    /// `begun` says so once clocks are set.
     fn freeze(
         &self,
         stopped: &Stopped,
         clocks: &Clocks<'_, impl VmClock>,
         ask: &impl Fn(Order) -> Vec<Answer>,
+        begun: &mut Option<Begun>,
     ) -> Result<StopReport, ResumeError> {
         let before = match &stopped.noted {
             Ok(before) => *before,
@@ -449,20 +522,13 @@ impl Timekeeper {
         // With clocks of a little earlier now, they are as they were when it begins.
         let lead = stopped.lead;
         let plan = self.plan(saved.earlier(lead).unwrap_or(saved), &pair)?;
-        let done = carry_out(&plan, &pair, clocks, ask);
-        let (vcpus, kvmclock_error, after) = match done {
-            Ok(done) => done,
-            Err(error) => {
-                // What it was. Whether that succeeds or not, the guest does not run on it: it stays
-                // paused, and the next attempt begins anew.
-                let back = ask(Order::Clock(ClockOrder::SetBack));
-                let clock = clocks.vm.set_clock(setting(pair.reading.clock, &pair));
-                if clock.is_err() || back.iter().any(|answer| answer.outcome.is_err()) {
-                    tracing::error!("the paused guest's clocks could not be set back either");
-                }
-                return Err(error);
-            }
-        };
+        // As it was before the first attempt, if this is another one.
+        let begun = begun.insert(stopped.unsettled.unwrap_or(Begun {
+            pair,
+            kvmclock: false,
+        }));
+        let (vcpus, kvmclock_error, after) =
+            carry_out(&plan, &pair, clocks, ask, &mut begun.kvmclock)?;
         let at = with_plan!(&plan, plan => plan.host_tsc_after(lead)).unwrap_or(pair.host_tsc);
         let start = Start { plan, at };
         all(ask(Order::Clock(ClockOrder::Rearm(Some(start)))), clock)?;
@@ -537,18 +603,42 @@ fn pairing_error(pair: &Pair) -> Nanos {
     }
 }
 
-/// Sets all vCPUs' TSCs, then the kvmclock for the same instant, and reads it back.
+/// Sets all clocks as they were. Returns whether they are so.
+fn set_back(
+    begun: &Begun,
+    clocks: &Clocks<'_, impl VmClock>,
+    ask: &impl Fn(Order) -> Vec<Answer>,
+) -> bool {
+    let back = ask(Order::Clock(ClockOrder::SetBack));
+    let Begun { pair, kvmclock } = begun;
+    let kvmclock = !kvmclock
+        || (clocks.vm)
+            .set_clock(setting(pair.reading.clock, pair))
+            .is_ok();
+    // A KVM that moves offsets takes the guest forward from the reading that is set, which is what counts.
+    let is_back = |answer: &Answer| {
+        matches!(
+            answer.outcome,
+            Ok(_) | Err(TimeError::NotKept { .. } | TimeError::NotNoted)
+        )
+    };
+    kvmclock && back.iter().all(is_back)
+}
+
+/// Sets all vCPUs' TSCs, then the kvmclock for the same instant, and reads it back. `is_set` once the latter is.
 fn carry_out(
     plan: &HostPlan,
     pair: &Pair,
     clocks: &Clocks<'_, impl VmClock>,
     ask: &impl Fn(Order) -> Vec<Answer>,
+    is_set: &mut bool,
 ) -> Result<(Vec<Noted>, Option<i64>, ClockReading), ResumeError> {
     let vcpus = all(ask(Order::Clock(ClockOrder::Set(*plan))), clock)?;
     let kvmclock = with_plan!(plan, plan => plan.kvmclock);
     let (mut aim, mut after, mut error) = (kvmclock, *pair, None);
     for _ in 0..KVMCLOCK_TRIES {
         clocks.vm.set_clock(setting(aim, pair))?;
+        *is_set = true;
         after = clocks.pair()?;
         let reading = after.reading.clock;
         error = with_plan!(plan, plan => plan.kvmclock_error(reading, after.host_tsc));

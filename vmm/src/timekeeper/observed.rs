@@ -202,6 +202,11 @@ impl Observed {
         self.looks.store(looks, Ordering::Release);
     }
 
+    /// The offset is another one from now on.
+    pub(super) fn set_to(&self, offset: TscOffset) {
+        self.offset.store(offset.get(), Ordering::Relaxed);
+    }
+
     pub(super) fn could_not_look(&self) {
         add(&self.failed_looks);
     }

@@ -36,6 +36,8 @@ enum Trouble {
     ClockRefused,
     /// The kvmclock is set to [`SLOP`] more, as KVM does that reads two clocks one after the other.
     ClockSloppy,
+    /// The first vCPU's timer cannot be armed.
+    TimerRefused,
 }
 
 const SLOP: u64 = 13_000;
@@ -47,6 +49,11 @@ pub(super) struct TimedVcpu<F: ModelForm> {
     /// How often the timer was armed.
     pub(super) armed: usize,
     pub(super) refuse: bool,
+    /// So many more offsets are taken.
+    pub(super) takes: usize,
+    pub(super) refuse_timer: bool,
+    /// The timer cannot be read.
+    pub(super) hide_timer: bool,
     pub(super) writes: usize,
 }
 
@@ -57,6 +64,9 @@ impl<F: ModelForm> TimedVcpu<F> {
             deadline: GuestTsc::new(0),
             armed: 0,
             refuse: false,
+            takes: usize::MAX,
+            refuse_timer: false,
+            hide_timer: false,
             writes: 0,
         }
     }
@@ -73,9 +83,10 @@ impl<F: ModelForm> TscOffsetControl for TimedVcpu<F> {
 
     fn write_offset(&mut self, offset: TscOffset) -> Result<Written<TscOffset>, TscControlError> {
         self.writes += 1;
-        if self.refuse {
+        if self.refuse || self.takes == 0 {
             return Err(TscControlError::NoRate);
         }
+        self.takes -= 1;
         self.inner.write_offset(offset)
     }
 
@@ -102,10 +113,20 @@ impl<F: ModelForm> TscOffsetControl for TimedVcpu<F> {
 
 impl<F: ModelForm> DeadlineTimer for TimedVcpu<F> {
     fn deadline(&self) -> Result<GuestTsc, MsrError> {
+        if self.hide_timer {
+            return Err(MsrError::Absent { index: 0x6e0 });
+        }
         Ok(self.deadline)
     }
 
     fn set_deadline(&mut self, deadline: GuestTsc) -> Result<(), MsrError> {
+        if self.refuse_timer && deadline.get() != 0 {
+            let value = deadline.get();
+            return Err(MsrError::Refused {
+                index: 0x6e0,
+                value,
+            });
+        }
         self.deadline = deadline;
         self.armed += 1;
         Ok(())
@@ -113,11 +134,22 @@ impl<F: ModelForm> DeadlineTimer for TimedVcpu<F> {
 }
 
 /// A kvmclock that counts the model's time.
-struct ModelClock<'a, F: ModelForm> {
+pub(super) struct ModelClock<'a, F: ModelForm> {
     vm: &'a ModelVm<F>,
     ahead: Cell<u64>,
     trouble: Cell<Trouble>,
     settings: Cell<usize>,
+}
+
+impl<'a, F: ModelForm> ModelClock<'a, F> {
+    pub(super) fn new(vm: &'a ModelVm<F>) -> Self {
+        Self {
+            vm,
+            ahead: Cell::new(77),
+            trouble: Cell::default(),
+            settings: Cell::new(0),
+        }
+    }
 }
 
 const EPOCH: u64 = 1_700_000_000_000_000_000;
@@ -200,12 +232,7 @@ impl<'a, F: ModelForm> Machine<'a, F> {
         vcpus[0].0.deadline = now.wrapping_advance(Ticks::new(THREE_SECONDS));
         let machine = Self {
             vm,
-            clock: ModelClock {
-                vm,
-                ahead: Cell::new(77),
-                trouble: Cell::default(),
-                settings: Cell::new(0),
-            },
+            clock: ModelClock::new(vm),
             vcpus: RefCell::new(vcpus),
             round: Cell::new(Nanos::new(60_000)),
             keeper: Timekeeper::new(rates),
@@ -557,6 +584,7 @@ fn fails<F: ModelForm>(vm: &ModelVm<F>, trouble: Trouble, reason: &str) {
     vm.pass(PAUSE);
     machine.clock.trouble.set(trouble);
     machine.vcpus.borrow_mut()[1].0.refuse = trouble == Trouble::OffsetRefused;
+    machine.vcpus.borrow_mut()[0].0.refuse_timer = trouble == Trouble::TimerRefused;
     let ahead = machine.clock.ahead.get();
     let error = machine.resume(TimePolicy::Freeze).expect_err("a fault");
     let message = crate::error::one_line(&error);
@@ -566,6 +594,7 @@ fn fails<F: ModelForm>(vm: &ModelVm<F>, trouble: Trouble, reason: &str) {
         assert_eq!(machine.offsets(), offsets);
     }
     assert!(machine.keeper.stops().is_empty(), "nothing is claimed");
+    machine.vcpus.borrow_mut()[0].0.refuse_timer = false;
     machine
         .resume(TimePolicy::Advance)
         .expect("nothing to fail");
@@ -598,6 +627,79 @@ fn each_fault_of_the_host_is_found_and_the_guest_stays_paused() {
     each_fails(&fine, Trouble::OffsetRefused, "vCPU 1");
     each_fails(&fine, Trouble::ClockRefused, "KVM_SET_CLOCK");
     each_fails(&fine, Trouble::ClockIgnored, "off by");
+    each_fails(&fine, Trouble::TimerRefused, "timer");
+}
+
+/// One vCPU's clock was set, the other one's is refused, and then the first one's as well.
+#[test]
+fn clocks_that_cannot_be_set_back_keep_the_guest_paused() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        for policy in [TimePolicy::Advance, TimePolicy::Freeze] {
+            let mut machine = Machine::new(vm);
+            machine.pause(TimePolicy::Freeze);
+            let (offsets, ahead) = (machine.offsets(), machine.clock.ahead.get());
+            vm.pass(PAUSE);
+            machine.vcpus.borrow_mut()[0].0.takes = 1;
+            machine.vcpus.borrow_mut()[1].0.refuse = true;
+            let error = machine.resume(TimePolicy::Freeze).expect_err("a fault");
+            assert!(crate::error::one_line(&error).contains("vCPU 1"));
+            assert_ne!(machine.offsets(), offsets);
+            // It would run on a clock that is wrong, and be told that it was not written.
+            let error = machine.resume(TimePolicy::Advance).expect_err("no clock");
+            assert!(matches!(error, ResumeError::NotSetBack), "{error}");
+            assert!(machine.keeper.stops().is_empty(), "nothing is claimed");
+            machine.vcpus.borrow_mut()[0].0.takes = usize::MAX;
+            machine.vcpus.borrow_mut()[1].0.refuse = false;
+            machine.resume(policy).expect("nothing to fail");
+            if policy == TimePolicy::Advance {
+                assert_eq!(machine.offsets(), offsets);
+                assert_eq!(machine.clock.ahead.get(), ahead);
+            } else {
+                let report = machine.keeper.stops().pop().expect("a report");
+                assert!(report.error_ns < Some(1_000_000), "{report:?}");
+            }
+        }
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+/// They were not held, but one was armed by a clock that was set back.
+#[test]
+fn timers_armed_for_a_resumption_that_failed_are_armed_again() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        let armed = machine.vcpus.borrow()[0].0.deadline;
+        machine.vcpus.borrow_mut()[1].0.deadline = armed;
+        machine.pause(TimePolicy::Advance);
+        machine.vcpus.borrow_mut()[1].0.refuse_timer = true;
+        let error = machine.resume(TimePolicy::Freeze).expect_err("a fault");
+        assert!(crate::error::one_line(&error).contains("timer"));
+        machine.vcpus.borrow_mut()[1].0.refuse_timer = false;
+        let before = machine.vcpus.borrow()[0].0.armed;
+        machine
+            .resume(TimePolicy::Advance)
+            .expect("nothing to fail");
+        assert_eq!(machine.vcpus.borrow()[0].0.armed, before + 1);
+        assert_eq!(machine.deadlines(), [armed.get(); 2]);
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+#[test]
+fn guest_whose_clock_could_not_be_noted_goes_on_under_advance() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        let armed = machine.deadlines();
+        machine.vcpus.borrow_mut()[1].0.hide_timer = true;
+        machine.pause(TimePolicy::Freeze);
+        let error = machine.resume(TimePolicy::Freeze).expect_err("not noted");
+        assert!(matches!(error, ResumeError::NotNoted(_)), "{error}");
+        machine
+            .resume(TimePolicy::Advance)
+            .expect("nothing to fail");
+        assert_eq!(machine.deadlines(), armed, "armed again");
+    }
+    on_both!(test, host(Faults::LINUX));
 }
 
 #[test]

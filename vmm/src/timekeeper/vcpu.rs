@@ -212,13 +212,16 @@ impl<S: Senses> VcpuTime<S> {
     ) -> Answer {
         let outcome = match order {
             Order::Clock(order) => {
-                self.was_set |= matches!(order, ClockOrder::Set(_) | ClockOrder::SetBack);
+                let sets = matches!(order, ClockOrder::Set(_) | ClockOrder::SetBack);
+                self.was_set |= sets;
                 let noted = self.clock.carry_out(vcpu, *order, || self.watch.tsc());
+                if let (true, Ok(noted)) = (sets, &noted) {
+                    self.watch.was_set_to(noted.offset);
+                }
                 noted.map(Done::Clock)
             }
             Order::Stand => self.watch.stand(vcpu).map(Done::Stands),
             Order::GoOn(offsets) => {
-                self.was_set = true;
                 let place = usize::try_from(self.id.get()).ok();
                 match place.and_then(|place| offsets.get(place)) {
                     Some(&(cpu, offset)) => self.go_on(vcpu, cpu, offset),
@@ -262,8 +265,12 @@ impl<S: Senses> VcpuTime<S> {
         if place.cpu != cpu {
             return Err(TimeError::Moved(place.cpu));
         }
+        self.was_set = true;
         let seen = match set(vcpu, offset, self.watch.ratio(), || self.watch.tsc()) {
-            Ok(_) => true,
+            Ok(_) => {
+                self.watch.was_set_to(offset);
+                true
+            }
             // KVM moves the offset of a vCPU on a host whose TSC it does not trust, at every load; it takes
             // the guest forward from the line that this write began.
             Err(TimeError::NotKept { .. } | TimeError::Elsewhere { .. }) => false,
@@ -323,10 +330,12 @@ impl VcpuClock {
                     bracket: TscDelta::new(0),
                     left: self.left.unwrap_or_else(host_tsc),
                 };
+                // Before the timer is touched, which is to be armed again in any case.
+                self.noted = Some(noted);
                 if hold_timer && noted.deadline.get() != 0 {
                     vcpu.set_deadline(GuestTsc::new(0))?;
                 }
-                Ok(*self.noted.insert(noted))
+                Ok(noted)
             }
             ClockOrder::Set(plan) => {
                 let noted = self.noted()?;
@@ -340,6 +349,9 @@ impl VcpuClock {
             }
             ClockOrder::SetBack => {
                 let noted = self.noted()?;
+                if vcpu.offset()?.claim() == noted.offset {
+                    return Ok(noted);
+                }
                 let written = vcpu.write_offset(noted.offset)?;
                 kept(written.read_back(vcpu.offset()?))?;
                 Ok(noted)

@@ -121,6 +121,43 @@ pub(crate) struct Watch<T> {
     pub(crate) keeper: Arc<Mutex<Timekeeper>>,
 }
 
+/// So often vCPUs are told to go on together where their threads are moved meanwhile, and at so many beats after each
+/// other where that fails otherwise.
+const TRIES: u8 = 3;
+
+/// vCPUs that were to go on together, and did not: they are still apart, and nothing that they meet may tell of it again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Unfinished {
+    is: bool,
+    failures: u8,
+    /// How far each was taken forward all the same.
+    taken: Vec<TscDelta>,
+}
+
+impl Unfinished {
+    /// The guest is paused.
+    fn put_off(&mut self) {
+        self.is = true;
+    }
+
+    /// It was tried.
+    fn failed(&mut self, taken: Vec<TscDelta>) {
+        self.taken = taken;
+        self.failures = self.failures.saturating_add(1);
+        self.is = true;
+    }
+
+    /// They went on, or were found together.
+    fn done(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether it is to be tried again of itself.
+    fn is_due(&self) -> bool {
+        self.is && self.failures < TRIES
+    }
+}
+
 /// The watch and what it has found.
 struct Watching<T> {
     watch: Watch<T>,
@@ -135,6 +172,8 @@ struct Watching<T> {
     carried: Carried,
     /// It is taken no further, which was told.
     left_apart: bool,
+    /// The vCPUs were to go on together, and did not.
+    unfinished: Unfinished,
     /// How often somebody else had moved offsets, at the latest beat.
     offset_moves: u64,
     /// When it was looked last whether all counters jumped together.
@@ -265,6 +304,7 @@ impl<T: Halt> Watching<T> {
             confined: None,
             carried: Carried::default(),
             left_apart: false,
+            unfinished: Unfinished::default(),
             offset_moves: 0,
             jump_looked_into: None,
             disturbed: false,
@@ -283,9 +323,10 @@ impl<T: Halt> Watching<T> {
     fn show_time(&mut self) {
         let apart = self.measured.values().any(|(bounds, _)| bounds.is_apart());
         let home = self.watch.home.offset;
-        let offset = one_offset(&self.watch.vcpus, home).filter(|_| !apart && !self.condemned);
         let keeper = self.watch.keeper.clone();
         let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not before: whoever has the lock may be setting the clocks.
+        let offset = one_offset(&self.watch.vcpus, home).filter(|_| !apart && !self.condemned);
         // Of a guest that is paused, whoever lets it go on writes the page.
         if !keeper.is_stopped()
             && let Some(page) = &mut keeper.page
@@ -341,6 +382,7 @@ impl<T: Halt> Watching<T> {
                 self.watch.halt.nudge(index);
             }
         }
+        wanted |= self.unfinished.is_due() && !self.keeper().is_stopped();
         if wanted {
             self.look_into_it(now, rung);
         }
@@ -530,23 +572,39 @@ impl<T: Halt> Watching<T> {
         let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
         if keeper.is_stopped() {
             // The clocks are in another's hands; what is wrong will still be so when the guest goes on.
+            self.unfinished.put_off();
             return;
         }
         let home = keeper.home_offset.unwrap_or(self.watch.home.offset);
         self.watch.halt.close();
-        let done = restart(
-            self.watch.rates,
-            Home {
-                cpu: self.watch.home.cpu,
-                offset: home,
-            },
-            |cpu| self.skew(cpu),
-            // Beyond what is measured, and what passes between two readings.
-            self.bound.as_delta().unwrap_or(TscDelta::ZERO),
-            cause == RestartCause::Lead,
-            |order| self.watch.halt.ask(order),
-        );
+        let mut tries = TRIES;
+        let mut taken = std::mem::take(&mut self.unfinished.taken);
+        let done = loop {
+            tries -= 1;
+            let done = restart(
+                self.watch.rates,
+                Home {
+                    cpu: self.watch.home.cpu,
+                    offset: home,
+                },
+                |cpu| self.skew(cpu),
+                // Beyond what is measured, and what passes between two readings.
+                self.bound.as_delta().unwrap_or(TscDelta::ZERO),
+                cause == RestartCause::Lead,
+                &mut taken,
+                |order| self.watch.halt.ask(order),
+            );
+            // Somebody moved a thread that waits. Those that were set meanwhile are set again.
+            let moved = matches!(&done, Err(error) if error.is_move());
+            if !moved || tries == 0 {
+                break done;
+            }
+        };
         self.watch.halt.open();
+        match &done {
+            Ok(_) => self.unfinished.done(),
+            Err(_) => self.unfinished.failed(taken),
+        }
         let event = match done {
             Ok(None) => return,
             Ok(Some(restarted)) => {

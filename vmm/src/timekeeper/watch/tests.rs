@@ -75,6 +75,10 @@ struct Threads<'a, F: ModelForm> {
     threads: RefCell<Vec<ModelThread<'a, F>>>,
     /// CPUs that threads were confined to.
     confined: RefCell<Option<Vec<CpuId>>>,
+    /// Where the second one's thread goes each time that they are told to go on, before it does.
+    strays_to: RefCell<Vec<CpuId>>,
+    /// They are not let go on.
+    lingers: Cell<bool>,
 }
 
 impl<F: ModelForm> Threads<'_, F> {
@@ -118,6 +122,11 @@ impl<F: ModelForm> Halt for &Threads<'_, F> {
     fn close(&self) {}
 
     fn ask(&self, order: Order) -> Vec<Answer> {
+        if matches!(order, Order::GoOn(_))
+            && let Some(cpu) = self.strays_to.borrow_mut().pop()
+        {
+            self.go_to(1, cpu);
+        }
         let mut threads = self.threads.borrow_mut();
         let answers = threads
             .iter_mut()
@@ -128,12 +137,18 @@ impl<F: ModelForm> Halt for &Threads<'_, F> {
     }
 
     fn open(&self) {
+        if self.lingers.get() {
+            return;
+        }
         for thread in &mut *self.threads.borrow_mut() {
             thread.time.leave(&thread.vcpu);
         }
     }
 
     fn nudge(&self, vcpu: usize) {
+        if self.lingers.get() {
+            return;
+        }
         let thread = &mut self.threads.borrow_mut()[vcpu];
         thread.time.leave(&thread.vcpu);
     }
@@ -193,6 +208,8 @@ fn watched<F: ModelForm>(
         vm,
         threads: RefCell::new(threads),
         confined: RefCell::default(),
+        strays_to: RefCell::default(),
+        lingers: Cell::default(),
     };
     let mut watching = Watching::new(Watch {
         halt: &threads,
@@ -553,6 +570,45 @@ fn what_cannot_be_done_is_told_and_the_guest_goes_on() {
             };
             assert!(reason.contains("vCPU 0"), "{reason}");
             threads.run(10, MILLISECOND, 0);
+            // It is tried again of itself, for a while.
+            let failed = |event: &Event| matches!(event, Event::RestartFailed { .. });
+            for failures in [2, 3, 3] {
+                watching.second(false);
+                let events = watching.events();
+                assert_eq!(
+                    events.iter().filter(|event| failed(event)).count(),
+                    failures
+                );
+            }
+        });
+    }
+    on_both!(test, apart(THREE_SECONDS));
+}
+
+#[test]
+fn what_could_not_be_done_is_done_when_it_can_be() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        watched(vm, true, |threads, watching| {
+            SKEW.set(THREE_SECONDS);
+            threads.run(100, MILLISECOND, 0);
+            threads.go_to(1, ONE);
+            threads.run(1, MILLISECOND, 0);
+            threads.threads.borrow_mut()[0].vcpu.refuse = true;
+            watching.second(false);
+            threads.threads.borrow_mut()[0].vcpu.refuse = false;
+            watching.second(false);
+            let events = watching.events();
+            assert!(
+                matches!(events.last(), Some(Event::Restart { .. })),
+                "{events:?}"
+            );
+            threads.run(1, MILLISECOND, 0);
+            let read = threads.read();
+            assert!(read[0].abs_diff(read[1]) < 3 * MILLISECOND, "{read:?}");
+            // And that is that.
+            let count = events.len();
+            watching.second(false);
+            assert_eq!(watching.events().len(), count);
         });
     }
     on_both!(test, apart(THREE_SECONDS));
@@ -587,14 +643,19 @@ fn paused_guest_is_not_touched() {
             timers_held: false,
             lead: Nanos::ZERO,
             noted: Err("not looked at".to_owned()),
+            unsettled: None,
         });
         watching.second(false);
         assert_eq!(threads.writes(), 0);
-        assert!(
-            !watching
-                .events()
-                .iter()
-                .any(|event| matches!(event, Event::Restart { .. })),
-        );
+        let restarts = |watching: &Watching<_>| {
+            let events = watching.events();
+            let restart = |event: &&Event| matches!(event, Event::Restart { .. });
+            events.iter().filter(restart).count()
+        };
+        assert_eq!(restarts(watching), 0);
+        // What was wrong is put right when it goes on, although nothing tells of it again.
+        watching.keeper().stopped = None;
+        watching.second(false);
+        assert_eq!(restarts(watching), 1);
     });
 }

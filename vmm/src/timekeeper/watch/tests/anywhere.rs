@@ -40,6 +40,36 @@ fn guest_whose_threads_may_go_anywhere_goes_on_together_on_two_cpus() {
     on_both!(test, apart(THREE_SECONDS));
 }
 
+/// A thread is moved after it was asked where it stands.
+#[test]
+fn vcpus_whose_threads_are_moved_meanwhile_go_on_together_all_the_same() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        for (strays_to, beats) in [(vec![ZERO], 1), (vec![ZERO, ONE, ZERO], 2)] {
+            watched(vm, false, |threads, watching| {
+                SKEW.set(THREE_SECONDS);
+                threads.run(100, MILLISECOND, 0);
+                threads.go_to(1, ONE);
+                threads.run(1, MILLISECOND, 0);
+                *threads.strays_to.borrow_mut() = strays_to;
+                for _ in 0..beats {
+                    watching.second(false);
+                }
+                let events = watching.events();
+                let failed = |event: &&Event| matches!(event, Event::RestartFailed { .. });
+                assert_eq!(events.iter().filter(failed).count(), beats - 1);
+                assert!(
+                    matches!(events.last(), Some(Event::Restart { .. })),
+                    "{events:?}"
+                );
+                threads.run(1, MILLISECOND, 0);
+                let read = threads.read();
+                assert!(read[0].abs_diff(read[1]) < 3 * MILLISECOND, "{read:?}");
+            });
+        }
+    }
+    on_both!(test, apart(THREE_SECONDS));
+}
+
 #[test]
 fn skew_that_vcpus_go_by_is_measured_again_and_told_when_it_changed() {
     let vm = ModelVm::<Vmx>::new(apart(1_000));

@@ -6,6 +6,8 @@ use tsc::watch::Stop;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::super::page::{RealTime, TimePage};
+use super::super::super::tests::ModelClock;
+use super::super::super::{Clocks, TimePolicy};
 use super::*;
 
 /// When the model's clock said 0, in nanoseconds since 1970.
@@ -246,6 +248,46 @@ fn guest_that_is_not_watched_is_told_no_time() {
     on_both!(test, host(Faults::LINUX));
 }
 
+/// A beat between the setting of the clocks and the first vCPU's look at its own.
+#[test]
+fn page_after_a_freeze_is_right_before_the_vcpus_go_on() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        watched(vm, true, |threads, watching| {
+            let reader = Reader::new(threads, watching, Some(watching.watch.rates));
+            reader.second(watching);
+            let clock = ModelClock::new(vm);
+            let clocks = Clocks {
+                vm: &clock,
+                boottime: &|| vm.host(ModelHost::now),
+                host_tsc: &|| vm.host(|host| host.tsc(ZERO)),
+            };
+            let ask = |order| threads.ask(order);
+            let policy = TimePolicy::Freeze;
+            let mut keeper = watching.keeper();
+            keeper.stop(policy, Nanos::ZERO, &clocks, ask);
+            vm.pass(Nanos::new(10_000 * MILLISECOND));
+            NOW.set(vm.host(|host| (host.tsc(ZERO), host.now())));
+            keeper.go_on(policy, &clocks, ask).expect("no fault");
+            let moved = keeper.home_offset.expect("it was moved");
+            drop(keeper);
+            let ended = reader.page();
+            threads.lingers.set(true);
+            vm.pass(Nanos::new(MILLISECOND));
+            let page = reader.beat(watching);
+            assert_eq!(page.disruption_marker, ended.disruption_marker);
+            assert_eq!(page.status, ClockStatus::Synchronized);
+            let (tsc, now) = NOW.get();
+            let guest = watching.watch.rates.ratio.guest_at(moved, tsc);
+            let told = page.time_at(guest).and_then(|time| time.nanos_floor());
+            let off = told
+                .expect("a time")
+                .saturating_difference(START.saturating_add(now));
+            assert!(off.magnitude() < MICROSECOND, "{off}");
+        });
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
 #[test]
 fn pause_leaves_the_page_to_whoever_ends_it() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
@@ -257,6 +299,7 @@ fn pause_leaves_the_page_to_whoever_ends_it() {
                 timers_held: false,
                 lead: Nanos::ZERO,
                 noted: Err(String::new()),
+                unsettled: None,
             });
             watching.disturbed = true;
             assert_eq!(reader.second(watching), before);
