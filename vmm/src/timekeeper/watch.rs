@@ -321,7 +321,7 @@ impl<T: Halt> Watching<T> {
 
     /// Shows the guest the time, by what is known of its TSC now.
     fn show_time(&mut self) {
-        let apart = self.measured.values().any(|(bounds, _)| bounds.is_apart());
+        let apart = self.runs_apart();
         let home = self.watch.home.offset;
         let keeper = self.watch.keeper.clone();
         let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
@@ -332,6 +332,16 @@ impl<T: Halt> Watching<T> {
             && let Some(page) = &mut keeper.page
         {
             page.show(offset, std::mem::take(&mut self.disturbed));
+        }
+    }
+
+    /// Whether the vCPUs' threads may run on CPUs that are apart.
+    fn runs_apart(&self) -> bool {
+        let is_apart = |(bounds, _): &(SkewBounds, Nanos)| bounds.is_apart();
+        match &self.confined {
+            // Confined, they are on those that agree; unless somebody else moved them.
+            Some((cpus, _)) => self.watch.halt.strays(cpus),
+            None => self.measured.values().any(is_apart),
         }
     }
 
