@@ -561,7 +561,7 @@ fn boot(run: &Run, started: Instant) -> Result<Outcome, CommandError> {
             run.tsc_khz,
             Some(running.tsc_rate()),
             kvm.missing_features(),
-            TimePolicy::Advance,
+            TimePolicy::ADVANCE,
             running.kept(),
         )
     };

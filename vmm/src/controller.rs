@@ -167,7 +167,7 @@ impl Controller {
             metadata,
             metrics,
             missing: Vec::new(),
-            policy: TimePolicy::Advance,
+            policy: TimePolicy::ADVANCE,
             tsc_flags: TscRate::default(),
             tsc_domain_flag: None,
             measure_offsets: doctor::offsets_take_effect,
@@ -624,13 +624,13 @@ impl Controller {
         done(Ok(()))
     }
 
-    /// Takes a policy for pauses, the present one included. Under `freeze` TSC offsets are written, and
-    /// there are KVMs that accept them and do nothing: it is taken where a guest was seen to follow.
+    /// Takes a policy for pauses, the present one included. Under all but `advance` without a cap TSC offsets are
+    /// written, and there are KVMs that accept them and do nothing: it is taken where a guest was seen to follow.
     fn put_time(&mut self, body: TimeBody) -> Result<(), Fault> {
-        if body.policy == TimePolicy::Freeze && self.policy != TimePolicy::Freeze {
+        if body.policy.may_set_clocks() && !self.policy.may_set_clocks() {
             (self.measure_offsets)().map_err(|reason| {
                 Fault::new(format!(
-                    "policy: a guest's clocks cannot be frozen on this host: {reason}; keeptime doctor \
+                    "policy: a guest's clocks cannot be set on this host: {reason}; keeptime doctor \
                      tells more"
                 ))
             })?;

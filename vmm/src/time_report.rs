@@ -9,7 +9,7 @@ pub(crate) mod file;
 use hypervisor::MissingFeature;
 use hypervisor::tsc_control::VendorRatio;
 use serde::Serialize;
-use tsc::{CpuId, Khz};
+use tsc::{CpuId, Khz, Nanos};
 
 use crate::api::body::TimePolicy;
 use crate::assessment::{self, Finding, PairSkew, cpus};
@@ -33,8 +33,9 @@ pub(crate) struct TimeReport {
     guest: Guest,
     /// Where its vCPUs' threads run; nothing before the start.
     placement: Option<Placement>,
-    /// What the guest's clocks do while it is paused.
+    /// What the guest's clocks do while it is paused, and by how much they go on at most.
     policy: TimePolicy,
+    cap_ns: Option<u64>,
     /// What is held against the host's TSC since the start, the first of each kind against each CPU or pair.
     marks: Vec<MarkReport>,
     /// How far its clock was off its line, over its whole life: in stretches, which grow as it lives on.
@@ -257,6 +258,7 @@ impl TimeReport {
                 ..Guest::new(asked, running)
             },
             policy,
+            cap_ns: policy.cap().map(Nanos::get),
             marks: kept.marks,
             error_history: kept.history,
             stops: kept.stops,
@@ -377,7 +379,7 @@ mod tests {
         let model = OnModel(ModelFixture::<Svm>::new(host));
         let rate = guest_rate::settle(wish, &model).expect("possible");
         let running = Some((rate, Khz::new(2_000_000)));
-        let report = TimeReport::new(khz, running, &[], TimePolicy::Advance, Kept::default());
+        let report = TimeReport::new(khz, running, &[], TimePolicy::ADVANCE, Kept::default());
         serde_json::to_value(report).expect("JSON")
     }
 
@@ -443,7 +445,7 @@ mod tests {
             None,
             Some((host, Khz::new(2_000_000))),
             &missing,
-            TimePolicy::Advance,
+            TimePolicy::ADVANCE,
             Kept::default(),
         ));
         let report = report.expect("JSON");

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use arch::memory::MemorySize;
 use serde::{Deserialize, Serialize};
+use tsc::Nanos;
 
 use super::request::Fault;
 use crate::config::{
@@ -296,28 +297,100 @@ impl MmdsConfig {
 
 /// `PUT /time`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "TimeFields")]
 pub struct TimeBody {
     /// What a guest's clocks do while it is paused.
     pub policy: TimePolicy,
 }
 
-/// What a guest's clocks do while it is paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// The fields of [`TimeBody`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TimeFields {
+    policy: PolicyName,
+    cap_ns: Option<u64>,
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
+enum PolicyName {
+    Freeze,
+    Advance,
+}
+
+impl TryFrom<TimeFields> for TimeBody {
+    type Error = String;
+
+    fn try_from(TimeFields { policy, cap_ns }: TimeFields) -> Result<Self, String> {
+        let policy = match (policy, cap_ns) {
+            (PolicyName::Freeze, None) => TimePolicy::Freeze,
+            (PolicyName::Freeze, Some(_)) => {
+                return Err(
+                    "cap_ns: it is for policy advance; under freeze no time passes".to_owned(),
+                );
+            }
+            (PolicyName::Advance, cap) => TimePolicy::Advance {
+                cap: cap.map(Nanos::new),
+            },
+        };
+        Ok(Self { policy })
+    }
+}
+
+/// What a guest's clocks do while it is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimePolicy {
     /// They stand still: for the guest no time passed.
     Freeze,
     /// They go on: time passed.
-    Advance,
+    Advance {
+        /// But for no more than this, whatever the pause lasts.
+        cap: Option<Nanos>,
+    },
+}
+
+impl TimePolicy {
+    /// Clocks go on, however long the pause.
+    pub const ADVANCE: Self = Self::Advance { cap: None };
+
+    /// Whether clocks may have to be set at a pause's end.
+    #[must_use]
+    pub fn may_set_clocks(self) -> bool {
+        self != Self::ADVANCE
+    }
+
+    /// The cap, if it has one.
+    #[must_use]
+    pub fn cap(self) -> Option<Nanos> {
+        match self {
+            Self::Freeze => None,
+            Self::Advance { cap } => cap,
+        }
+    }
+
+    /// What clients call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::Advance { .. } => "advance",
+        }
+    }
+}
+
+/// Its name alone.
+impl Serialize for TimePolicy {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
 }
 
 impl fmt::Display for TimePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Freeze => "freeze",
-            Self::Advance => "advance",
-        })
+        f.write_str(self.name())?;
+        match self.cap() {
+            Some(cap) => write!(f, " by {} ns at most", cap.get()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -327,6 +400,26 @@ mod tests {
 
     fn machine() -> MachineConfig {
         MachineConfig::default()
+    }
+
+    #[test]
+    fn cap_is_for_advance() {
+        let parse = |text| serde_json::from_str::<TimeBody>(text);
+        let policy = |text| parse(text).expect("a policy").policy;
+        let cap = Some(Nanos::new(7));
+        assert_eq!(
+            policy(r#"{"policy": "advance", "cap_ns": 7}"#),
+            TimePolicy::Advance { cap }
+        );
+        assert_eq!(policy(r#"{"policy": "advance"}"#), TimePolicy::ADVANCE);
+        assert_eq!(
+            policy(r#"{"policy": "freeze", "cap_ns": null}"#),
+            TimePolicy::Freeze
+        );
+        let error = parse(r#"{"policy": "freeze", "cap_ns": 7}"#).expect_err("no time passes");
+        assert!(error.to_string().contains("cap_ns"), "{error}");
+        assert!(parse(r#"{"policy": "advance", "cap_ns": -1}"#).is_err());
+        assert!(parse(r#"{"policy": "advance", "cap": 1}"#).is_err());
     }
 
     #[test]

@@ -426,10 +426,22 @@ fn freeze_is_taken_where_offsets_were_seen_to_work() {
     let message = vm.refused(Method::Put, "/time", &freeze);
     assert!(message.contains("they do nothing"), "{message}");
     assert_eq!(vm.get("/time")["policy"], "advance");
+    let capped = json!({"policy": "advance", "cap_ns": 5_000});
+    let message = vm.refused(Method::Put, "/time", &capped);
+    assert!(message.contains("they do nothing"), "{message}");
     vm.done(Method::Put, "/time", &json!({"policy": "advance"}));
     vm.controller.measure_offsets = || Ok(());
     vm.done(Method::Put, "/time", &freeze);
     assert_eq!(vm.get("/time")["policy"], "freeze");
+    assert_eq!(vm.get("/time")["cap_ns"], json!(null));
+    // Seen to work already.
+    vm.controller.measure_offsets = || Err("they do nothing".to_owned());
+    vm.done(Method::Put, "/time", &capped);
+    let report = vm.get("/time");
+    assert_eq!(
+        (&report["policy"], &report["cap_ns"]),
+        (&json!("advance"), &json!(5_000))
+    );
 }
 
 #[test]

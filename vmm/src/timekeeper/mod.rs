@@ -7,15 +7,16 @@
 //! | --- | --- | --- |
 //! | `advance` | the clocks are noted | nothing is written: TSC, kvmclock and timers went on by themselves, and KVM's master clock stays as it was |
 //! | `freeze` | noted, and deadline timers disarmed | every vCPU gets the same offset, once; then the kvmclock is set for the same instant; both are read back; then the timers are armed again |
+//! | `advance` with a cap | the same | after a pause within the cap nothing but the timers, which are armed again; after a longer one as under `freeze`, with clocks that went on by the cap |
 //!
-//! Under `freeze` the clocks stand from the last vCPU's exit to the first one's entry, and not just from
+//! Where they are set, the clocks stand from the last vCPU's exit to the first one's entry, and not just from
 //! reading to reading. The exits are noted as they come, and the clocks are saved as they were at the last.
 //! A resumption is planned for an instant a little ahead, by when everything is set and every vCPU is about
 //! to enter its guest, and no vCPU enters before it. How far ahead is a multiple of what reading the clocks
 //! took at the pause. When it takes longer, the guest's clocks go on by the rest, and the report says so.
 //!
 //! The policy of the resumption counts; the one at the pause decides only whether timers are held. A
-//! timer that went on under `advance` and fired is armed again under `freeze`: its interrupt may come
+//! timer that went on under `advance` and fired is armed again where clocks are set: its interrupt may come
 //! early, which a kernel takes for a spurious one.
 //!
 //! When a step fails, the clocks are set back as they were and **the guest stays paused**: whoever asked
@@ -354,7 +355,7 @@ impl Timekeeper {
         ask: impl Fn(Order) -> Vec<Answer>,
     ) {
         let boottime = (clocks.boottime)();
-        let timers_held = policy == TimePolicy::Freeze;
+        let timers_held = policy.may_set_clocks();
         let noted = self.note(timers_held, began, clocks, ask);
         let reading = (clocks.boottime)().saturating_sub(boottime).get();
         let longest = u64::try_from(LONGEST_LEAD.as_nanos()).unwrap_or(0);
@@ -428,8 +429,9 @@ impl Timekeeper {
         let Some(stopped) = &self.stopped else {
             return Ok(());
         };
+        let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime);
         let report = match policy {
-            TimePolicy::Advance => {
+            TimePolicy::Advance { cap } if cap.is_none_or(|cap| elapsed <= cap) => {
                 if let Some(begun) = &stopped.unsettled
                     && !set_back(begun, clocks, &ask)
                 {
@@ -441,13 +443,13 @@ impl Timekeeper {
                     answers.retain(|answer| !matches!(answer.outcome, Err(TimeError::NotNoted)));
                     all(answers, clock)?;
                 }
-                let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime).get();
+                let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime);
                 StopReport {
                     at_ns: stopped.boottime.get(),
                     policy,
-                    elapsed_ns: elapsed,
+                    elapsed_ns: elapsed.get(),
                     elapsed_error_ns: None,
-                    advanced_ns: elapsed,
+                    advanced_ns: elapsed.get(),
                     withheld_ns: 0,
                     error_ns: None,
                     kvmclock_error_ns: None,
@@ -460,9 +462,9 @@ impl Timekeeper {
                     master_clock: master_clock(clocks.vm),
                 }
             }
-            TimePolicy::Freeze => {
+            TimePolicy::Freeze | TimePolicy::Advance { .. } => {
                 let mut begun = None;
-                match self.freeze(stopped, clocks, &ask, &mut begun) {
+                match self.set(policy, stopped, clocks, &ask, &mut begun) {
                     Ok(report) => report,
                     Err(error) => {
                         if let Some(begun) = begun {
@@ -505,9 +507,10 @@ impl Timekeeper {
         }
     }
 
-    /// `begun` says so once clocks are set.
-    fn freeze(
+    /// The clocks are set to what `policy` wants: `begun` says so once they are.
+    fn set(
         &self,
+        policy: TimePolicy,
         stopped: &Stopped,
         clocks: &Clocks<'_, impl VmClock>,
         ask: &impl Fn(Order) -> Vec<Answer>,
@@ -521,7 +524,7 @@ impl Timekeeper {
         let pair = clocks.pair()?;
         // With clocks of a little earlier now, they are as they were when it begins.
         let lead = stopped.lead;
-        let plan = self.plan(saved.earlier(lead).unwrap_or(saved), &pair)?;
+        let plan = self.plan(policy, saved.earlier(lead).unwrap_or(saved), &pair)?;
         // As it was before the first attempt, if this is another one.
         let begun = begun.insert(stopped.unsettled.unwrap_or(Begun {
             pair,
@@ -542,7 +545,7 @@ impl Timekeeper {
             .map(|before| plan.offset().wrapping_since(before));
         Ok(StopReport {
             at_ns: stopped.boottime.get(),
-            policy: TimePolicy::Freeze,
+            policy,
             elapsed_ns: adjustments.elapsed.get(),
             elapsed_error_ns: Some(pair.error.saturating_add(before.reading).get()),
             advanced_ns: adjustments.advanced.get(),
@@ -563,7 +566,7 @@ impl Timekeeper {
         })
     }
 
-    fn plan(&self, saved: Saved, pair: &Pair) -> Result<HostPlan, ResumeError> {
+    fn plan(&self, policy: TimePolicy, saved: Saved, pair: &Pair) -> Result<HostPlan, ResumeError> {
         let present = Present {
             host_tsc: pair.host_tsc,
             real: pair.boottime,
@@ -574,7 +577,10 @@ impl Timekeeper {
         let Rates {
             ratio, host, allow, ..
         } = self.rates.ok_or(ResumeError::NoRate)?;
-        let policy = plan::TimePolicy::Freeze;
+        let policy = match policy {
+            TimePolicy::Freeze => plan::TimePolicy::Freeze,
+            TimePolicy::Advance { cap } => plan::TimePolicy::Advance { cap },
+        };
         let planned = match ratio.vendor() {
             Vendor::Intel => {
                 plan::plan::<Vmx>(saved, present, host, policy, allow).map(HostPlan::Vmx)

@@ -522,10 +522,10 @@ fn advance_writes_nothing() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
         let mut machine = Machine::new(vm);
         let (armed, offsets) = (machine.deadlines(), machine.offsets());
-        machine.pause(TimePolicy::Advance);
+        machine.pause(TimePolicy::ADVANCE);
         vm.pass(PAUSE);
         machine
-            .resume(TimePolicy::Advance)
+            .resume(TimePolicy::ADVANCE)
             .expect("nothing to fail");
         assert_eq!(machine.offsets(), offsets);
         assert_eq!(machine.deadlines(), armed);
@@ -538,13 +538,56 @@ fn advance_writes_nothing() {
 }
 
 #[test]
+fn advance_with_a_cap_goes_on_by_no_more() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        const CAP: Nanos = Nanos::new(3_000_000_000);
+        let policy = TimePolicy::Advance { cap: Some(CAP) };
+        let mut machine = Machine::new(vm);
+        let armed = machine.deadlines();
+        // One that is shorter.
+        machine.pause(policy);
+        assert_eq!(machine.deadlines(), [0, 0], "held");
+        vm.pass(Nanos::new(CAP.get() / 2));
+        machine.resume(policy).expect("nothing to fail");
+        assert_eq!(machine.deadlines(), armed);
+        assert_eq!((machine.writes(), machine.clock.settings.get()), (0, 0));
+        let report = machine.keeper.stops().pop().expect("a report");
+        assert_eq!((report.withheld_ns, report.error_ns), (0, None));
+        // One that is longer.
+        let (tsc, clock) = (machine.guest_tscs(), machine.kvmclock());
+        machine.pause(policy);
+        vm.pass(PAUSE);
+        machine.resume(policy).expect("an obedient host");
+        let (tsc_then, clock_then) = (machine.guest_tscs(), machine.kvmclock());
+        // And the few calls that are outside of the pause, as under freeze.
+        let cap = CAP.get();
+        for (now, before) in tsc_then.iter().zip(&tsc) {
+            let more = (now - before).checked_sub(2 * cap);
+            assert!(more.is_some_and(|more| more <= 5 * 1_400), "{before} {now}");
+        }
+        assert_eq!(tsc_then[0], tsc_then[1]);
+        let more = (clock_then - clock).checked_sub(cap);
+        assert!(
+            more.is_some_and(|more| more <= 3_500),
+            "{clock} {clock_then}"
+        );
+        assert_eq!(machine.deadlines(), armed, "armed again");
+        let report = machine.keeper.stops().pop().expect("a report");
+        assert_eq!((report.policy, report.advanced_ns), (policy, cap));
+        assert!(report.withheld_ns >= PAUSE.get() - cap);
+        assert_eq!(report.error_ns, Some(0));
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+#[test]
 fn timers_held_under_freeze_are_armed_under_advance() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
         let mut machine = Machine::new(vm);
         let armed = machine.deadlines();
         machine.pause(TimePolicy::Freeze);
         machine
-            .resume(TimePolicy::Advance)
+            .resume(TimePolicy::ADVANCE)
             .expect("nothing to fail");
         assert_eq!(machine.deadlines(), armed);
         assert_eq!(machine.writes(), 0);
@@ -596,7 +639,7 @@ fn fails<F: ModelForm>(vm: &ModelVm<F>, trouble: Trouble, reason: &str) {
     assert!(machine.keeper.stops().is_empty(), "nothing is claimed");
     machine.vcpus.borrow_mut()[0].0.refuse_timer = false;
     machine
-        .resume(TimePolicy::Advance)
+        .resume(TimePolicy::ADVANCE)
         .expect("nothing to fail");
     assert_eq!(machine.deadlines(), armed, "armed again");
     assert_eq!(machine.keeper.stops().len(), 1);
@@ -634,7 +677,7 @@ fn each_fault_of_the_host_is_found_and_the_guest_stays_paused() {
 #[test]
 fn clocks_that_cannot_be_set_back_keep_the_guest_paused() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
-        for policy in [TimePolicy::Advance, TimePolicy::Freeze] {
+        for policy in [TimePolicy::ADVANCE, TimePolicy::Freeze] {
             let mut machine = Machine::new(vm);
             machine.pause(TimePolicy::Freeze);
             let (offsets, ahead) = (machine.offsets(), machine.clock.ahead.get());
@@ -645,13 +688,13 @@ fn clocks_that_cannot_be_set_back_keep_the_guest_paused() {
             assert!(crate::error::one_line(&error).contains("vCPU 1"));
             assert_ne!(machine.offsets(), offsets);
             // It would run on a clock that is wrong, and be told that it was not written.
-            let error = machine.resume(TimePolicy::Advance).expect_err("no clock");
+            let error = machine.resume(TimePolicy::ADVANCE).expect_err("no clock");
             assert!(matches!(error, ResumeError::NotSetBack), "{error}");
             assert!(machine.keeper.stops().is_empty(), "nothing is claimed");
             machine.vcpus.borrow_mut()[0].0.takes = usize::MAX;
             machine.vcpus.borrow_mut()[1].0.refuse = false;
             machine.resume(policy).expect("nothing to fail");
-            if policy == TimePolicy::Advance {
+            if policy == TimePolicy::ADVANCE {
                 assert_eq!(machine.offsets(), offsets);
                 assert_eq!(machine.clock.ahead.get(), ahead);
             } else {
@@ -670,14 +713,14 @@ fn timers_armed_for_a_resumption_that_failed_are_armed_again() {
         let mut machine = Machine::new(vm);
         let armed = machine.vcpus.borrow()[0].0.deadline;
         machine.vcpus.borrow_mut()[1].0.deadline = armed;
-        machine.pause(TimePolicy::Advance);
+        machine.pause(TimePolicy::ADVANCE);
         machine.vcpus.borrow_mut()[1].0.refuse_timer = true;
         let error = machine.resume(TimePolicy::Freeze).expect_err("a fault");
         assert!(crate::error::one_line(&error).contains("timer"));
         machine.vcpus.borrow_mut()[1].0.refuse_timer = false;
         let before = machine.vcpus.borrow()[0].0.armed;
         machine
-            .resume(TimePolicy::Advance)
+            .resume(TimePolicy::ADVANCE)
             .expect("nothing to fail");
         assert_eq!(machine.vcpus.borrow()[0].0.armed, before + 1);
         assert_eq!(machine.deadlines(), [armed.get(); 2]);
@@ -695,7 +738,7 @@ fn guest_whose_clock_could_not_be_noted_goes_on_under_advance() {
         let error = machine.resume(TimePolicy::Freeze).expect_err("not noted");
         assert!(matches!(error, ResumeError::NotNoted(_)), "{error}");
         machine
-            .resume(TimePolicy::Advance)
+            .resume(TimePolicy::ADVANCE)
             .expect("nothing to fail");
         assert_eq!(machine.deadlines(), armed, "armed again");
     }
@@ -711,7 +754,7 @@ fn a_host_without_a_rate_is_told_and_advance_works() {
     let error = machine.resume(TimePolicy::Freeze).expect_err("no rate");
     assert!(crate::error::one_line(&error).contains("rate"));
     machine
-        .resume(TimePolicy::Advance)
+        .resume(TimePolicy::ADVANCE)
         .expect("nothing to fail");
 }
 
@@ -720,9 +763,9 @@ fn old_pauses_are_forgotten() {
     let vm = ModelVm::<Vmx>::new(host(Faults::LINUX));
     let mut machine = Machine::new(&vm);
     for _ in 0..=REMEMBERED {
-        machine.pause(TimePolicy::Advance);
+        machine.pause(TimePolicy::ADVANCE);
         machine
-            .resume(TimePolicy::Advance)
+            .resume(TimePolicy::ADVANCE)
             .expect("nothing to fail");
     }
     assert_eq!(machine.keeper.stops().len(), REMEMBERED);
