@@ -168,6 +168,8 @@ const OF_TIME: [&str; 6] = [
 const CATCH_UP: &str = "catch-up";
 /// The name of what is to be said of where the vCPUs' threads run.
 const TSC_DOMAIN: &str = "tsc-domain";
+/// The name of what is to be said of a guest about whose TSC KVM contradicts itself.
+const TSC_READINGS: &str = "tsc-readings";
 /// The name of what is to be said of a guest whose time nobody watches.
 const TIMEKEEPER: &str = "timekeeper";
 
@@ -235,6 +237,16 @@ impl TimeReport {
             name: TSC_DOMAIN.to_owned(),
             consequence: drawback.consequence.clone(),
         }));
+        let contradicted = kept.vcpus.iter().map(VcpuReport::contradicted_looks).sum();
+        if let looks @ 1.. = contradicted {
+            degradations.push(Degradation {
+                name: TSC_READINGS.to_owned(),
+                consequence: format!(
+                    "in {looks} looks KVM gave another TSC for a vCPU than its offset and rate make of the host's: the \
+                     guest's clock may be off by more than its error says"
+                ),
+            });
+        }
         degradations.extend(kept.unwatched.map(|why| Degradation {
             name: TIMEKEEPER.to_owned(),
             consequence: why.to_string(),

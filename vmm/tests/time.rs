@@ -69,6 +69,7 @@ fn each_vcpu_is_looked_at_whether_it_leaves_the_guest_or_not() {
             "leaps",
             "lags",
             "failed_looks",
+            "contradicted_looks",
             "offset_moves",
             "backwards_steps",
         ] {

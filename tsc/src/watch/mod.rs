@@ -4,9 +4,9 @@
 //!
 //! - [`Exits`] takes a CPU's counter and number at each exit of a vCPU, and tells in a comparison or two
 //!   whether anything is to be looked at: a move, a counter that went backwards, or that it is time to.
-//! - [`ClockWatch`] takes a look: the guest's TSC beside a clock of the host's that does not come from the
-//!   same counter. It tells what the readings *prove*: that the guest's clock leapt or lagged since the
-//!   look before, by how much at least, and within which bounds it is off its line.
+//! - [`ClockWatch`] takes a look: the guest's TSC beside a clock of the host's. It tells what the readings *prove*:
+//!   that the guest's clock leapt or lagged against that clock since the look before, by how much at least, and within
+//!   which bounds it is off its line. Where the host keeps time by the same counter, a fault of the counter is in both.
 //! - [`restart`] says from which offset all vCPUs go on when a look found that they cannot go on as they
 //!   are. Forward only: none reads less than it can have read.
 //! - [`Beats`] tells that nobody ran: the process was stopped, or the host slept.

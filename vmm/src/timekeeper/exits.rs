@@ -4,19 +4,24 @@
 //! The glance takes one instruction (RDTSCP) and what [`tsc::watch::Exits`] makes of it: no system call, no
 //! lock, no allocation. It leads to a look when the thread came from another CPU, when the counter went
 //! backwards, and every [`LOOK_EVERY`] in which there are exits; a vCPU that leaves the guest for nothing
-//! is kicked out for it (see [`super::watch`]). A look costs the system calls that read the offset
-//! and, where the host does not keep time by its TSC, the clock.
+//! is kicked out for it (see [`super::watch`]). A look costs the system calls that read the offset, what KVM gives for
+//! the guest's TSC and, where the host does not keep time by its TSC, the clock.
+//!
+//! The guest's TSC is taken to be what the offset and the ratio make of the host's, which KVM's own value is held
+//! against; only the guest itself could tell what it reads. On a host that keeps time by its TSC the clock comes from the
+//! same counter, and a look proves that what was set is in force, not that the counter is right: that its rate is, and
+//! that CPUs agree, is measured elsewhere ([`crate::assessment`], [`super::watch`]).
 
 use std::sync::Arc;
 
 use hypervisor::host::{Rdtscp, read_tsc};
-use hypervisor::tsc_control::{TscOffsetControl, VendorRatio};
+use hypervisor::tsc_control::{OffsetBounds, TscOffsetControl, VendorRatio};
 use tsc::watch::{ClockWatch, Exits, Look, Sighting};
 use tsc::{CpuId, HostTsc, Nanos, Ppm, TickRate, TscOffset, ticks_exact_floor};
 
 use super::Rates;
 use super::observed::{Bell, Observed, Rung, Step};
-use super::vcpu::TimeError;
+use super::vcpu::{TimeError, sample};
 use crate::host_clock;
 
 /// How often a vCPU's clock is looked at.
@@ -173,6 +178,9 @@ impl<S: Senses> ExitWatch<S> {
         let Ok(look) = self.take(vcpu, rates) else {
             return self.observed.could_not_look();
         };
+        if self.is_contradicted(vcpu, rates) {
+            self.observed.was_contradicted();
+        }
         let Some(clock) = &mut self.clock else { return };
         let finding = clock.look(look);
         self.observed.looked(look.at, look.offset);
@@ -222,6 +230,17 @@ impl<S: Senses> ExitWatch<S> {
     /// The CPU's counter, for whoever sets this vCPU's clock.
     pub(crate) fn tsc(&self) -> HostTsc {
         self.senses.tsc()
+    }
+
+    /// Whether KVM gives another TSC than the offset and the ratio make of the host's: what a look says rests on these.
+    fn is_contradicted(&self, vcpu: &impl TscOffsetControl, rates: Rates) -> bool {
+        let Ok(sample) = sample(vcpu, || self.senses.tsc()) else {
+            return false;
+        };
+        let bounds = OffsetBounds::proven_by(rates.ratio, &[sample]);
+        let is_explained = bounds.is_some_and(|bounds| bounds.contains(self.offset));
+        // Unless the thread was moved meanwhile, and KVM moved the offset.
+        !is_explained && matches!(vcpu.offset(), Ok(offset) if offset.claim() == self.offset)
     }
 
     fn ring(&self) {

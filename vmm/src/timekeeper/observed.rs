@@ -26,6 +26,7 @@ pub(crate) struct Observed {
     largest_backwards: AtomicU64,
     looks: AtomicU64,
     failed_looks: AtomicU64,
+    contradicted_looks: AtomicU64,
     looked_at: AtomicU64,
     leaps: AtomicU64,
     largest_leap: AtomicU64,
@@ -107,6 +108,8 @@ pub(crate) struct VcpuReport {
     /// How often its clock was held against the host's.
     looks: u64,
     failed_looks: u64,
+    /// How often KVM gave another TSC for it than its offset and ratio make of the host's.
+    contradicted_looks: u64,
     /// How often it had advanced by more than that, and by less.
     leaps: u64,
     largest_leap_ticks: u64,
@@ -131,6 +134,13 @@ fn add(value: &AtomicU64) {
 fn raise(value: &AtomicU64, to: u64) {
     if to > value.load(Ordering::Relaxed) {
         value.store(to, Ordering::Relaxed);
+    }
+}
+
+impl VcpuReport {
+    /// How often KVM contradicted itself about the vCPU's TSC.
+    pub(crate) fn contradicted_looks(&self) -> u64 {
+        self.contradicted_looks
     }
 }
 
@@ -209,6 +219,10 @@ impl Observed {
 
     pub(super) fn could_not_look(&self) {
         add(&self.failed_looks);
+    }
+
+    pub(super) fn was_contradicted(&self) {
+        add(&self.contradicted_looks);
     }
 
     pub(super) fn departed(&self, departure: Departure) {
@@ -308,6 +322,7 @@ impl Observed {
             largest_backwards_step_ticks: get(&self.largest_backwards),
             looks: get(&self.looks),
             failed_looks: get(&self.failed_looks),
+            contradicted_looks: get(&self.contradicted_looks),
             leaps: get(&self.leaps),
             largest_leap_ticks: get(&self.largest_leap),
             lags: get(&self.lags),

@@ -13,30 +13,19 @@ use arch::layout;
 use devices::vmclock::ClockPage;
 use hypervisor::host::read_tsc;
 use hypervisor::tsc_control::{OffsetBounds, TscOffsetControl, VendorRatio};
-use tsc::measure::{GuestSample, HostSample};
 use tsc::vmclock::{Follower, HostClock, RealSample};
 use tsc::{HostTsc, Nanos, TscOffset};
 use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use super::Rates;
+use super::vcpu::sample;
 use crate::assessment::DOMAIN_BOUND;
 use crate::host_clock;
 
 /// Whether the TSC that KVM gives for a vCPU, which does not run yet, is the one that its offset explains.
 pub(crate) fn explains(rates: Rates, offset: TscOffset, vcpu: &impl TscOffsetControl) -> bool {
-    // The bracket's times do not count: only its TSCs bound an offset.
-    let host = || HostSample {
-        tsc: read_tsc(),
-        monotonic: Nanos::ZERO,
-    };
-    let before = host();
-    let Ok(guest) = vcpu.guest_tsc() else {
+    let Ok(sample) = sample(vcpu, read_tsc) else {
         return false;
-    };
-    let sample = GuestSample {
-        before,
-        guest: guest.claim(),
-        after: host(),
     };
     OffsetBounds::proven_by(rates.ratio, &[sample]).is_some_and(|bounds| bounds.contains(offset))
 }

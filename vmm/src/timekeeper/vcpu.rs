@@ -386,26 +386,31 @@ fn set<V: TscOffsetControl>(
 ) -> Result<TscDelta, TimeError> {
     let written = vcpu.write_offset(offset)?;
     kept(written.read_back(vcpu.offset()?))?;
+    let sample = sample(vcpu, host_tsc)?;
+    match OffsetBounds::proven_by(ratio, &[sample]) {
+        Some(bounds) if bounds.contains(offset) => Ok(bounds.width()),
+        _ => Err(TimeError::Elsewhere {
+            asked: offset,
+            tsc: sample.guest,
+        }),
+    }
+}
+
+/// What KVM gives for the vCPU's TSC, between two readings of the host's.
+pub(super) fn sample(
+    vcpu: &impl TscOffsetControl,
+    host_tsc: impl Fn() -> HostTsc,
+) -> Result<GuestSample, TscControlError> {
     // The bracket's times do not count: only its TSCs bound an offset.
     let host = || HostSample {
         tsc: host_tsc(),
         monotonic: Nanos::ZERO,
     };
-    let before = host();
-    let guest = vcpu.guest_tsc()?.claim();
-    let sample = GuestSample {
-        before,
-        guest,
+    Ok(GuestSample {
+        before: host(),
+        guest: vcpu.guest_tsc()?.claim(),
         after: host(),
-    };
-    let elsewhere = TimeError::Elsewhere {
-        asked: offset,
-        tsc: guest,
-    };
-    match OffsetBounds::proven_by(ratio, &[sample]) {
-        Some(bounds) if bounds.contains(offset) => Ok(bounds.width()),
-        _ => Err(elsewhere),
-    }
+    })
 }
 
 fn kept(offset: hypervisor::tsc_control::ReadBack<TscOffset>) -> Result<(), TimeError> {

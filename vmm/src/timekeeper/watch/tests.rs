@@ -630,6 +630,33 @@ fn jump_is_held_against_all_counters_only_where_they_agree() {
     }
 }
 
+/// A KVM that takes offsets, tells them, and does nothing.
+#[test]
+fn tsc_that_the_offset_does_not_explain_is_told() {
+    use hypervisor::model::Obedience;
+    use hypervisor::tsc_control::{TscOffsetControl, Written};
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        watched(vm, true, |threads, watching| {
+            let contradicted = || watching.watch.vcpus[1].report(1).contradicted_looks();
+            for looks in [0, 1, 2] {
+                for thread in &mut *threads.threads.borrow_mut() {
+                    thread.time.watch().look(&thread.vcpu);
+                }
+                assert_eq!(contradicted(), looks);
+                let vcpu = &mut threads.threads.borrow_mut()[1].vcpu;
+                let moved = vcpu.inner_offset().wrapping_add(TscDelta::new(5_000));
+                let _: Written<TscOffset> = vcpu.inner.write_offset(moved).expect("accepted");
+            }
+            assert_eq!(watching.watch.vcpus[0].report(0).contradicted_looks(), 0);
+        });
+    }
+    let faults = Faults {
+        offset_writes: Obedience::IgnoredAndReadBack,
+        ..Faults::LINUX
+    };
+    on_both!(test, host(faults));
+}
+
 #[test]
 fn paused_guest_is_not_touched() {
     let vm = ModelVm::<Vmx>::new(apart(THREE_SECONDS));
