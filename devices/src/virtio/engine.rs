@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::chain::{Copied, Part};
 use super::register_page::RegisterPage;
+use super::state::{State, StateError};
 use super::{
     COMMON_FEATURES, ConfigSpace, Device, EVENT_INDEX, Faults, Finished, MAX_CONFIG, Served,
     Violation,
@@ -192,6 +193,56 @@ impl<D: Device> Engine<D> {
 
     /// The driver is ready, and has put queues at these places.
     pub(super) fn start(&self, queues: impl Iterator<Item = Option<Queue>>, features: u64) {
+        if self.begin(queues, features).is_err() {
+            self.faults.activations.add(1);
+            self.fail();
+        }
+    }
+
+    /// The driver was ready, and had put queues at these places.
+    pub(super) fn restore_queues(
+        &self,
+        queues: impl Iterator<Item = Option<Queue>>,
+        features: u64,
+    ) -> Result<(), StateError> {
+        self.begin(queues, features).map_err(StateError::Queue)
+    }
+
+    /// The registers that this engine writes are those of `state`.
+    pub(super) fn restore(&self, state: &State) {
+        for range in D::WRITABLE {
+            let written = state.config.get(range.clone()).unwrap_or_default();
+            self.write_config(range.start as u64, written);
+        }
+        self.page
+            .restore(state.interrupt_status, state.config_generation);
+    }
+
+    /// The device wanted a reset, and has said so.
+    pub(super) fn restore_failure(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+        self.page.fail();
+    }
+
+    /// How far each queue was read and written: the indices of the next available chain and of the next used one.
+    /// Nothing while there is no driver.
+    pub(super) fn positions(&self, _: &Hold) -> Vec<(u16, u16)> {
+        let core = lock(&self.core);
+        let queues = core.queues.iter();
+        queues
+            .map(|queue| (queue.next_avail(), queue.next_used()))
+            .collect()
+    }
+
+    /// Serves queues at these places from now on.
+    ///
+    /// # Errors
+    /// Which one cannot be.
+    fn begin(
+        &self,
+        queues: impl Iterator<Item = Option<Queue>>,
+        features: u64,
+    ) -> Result<(), usize> {
         let _hold = self.hold();
         let mut core = lock(&self.core);
         core.queues.clear();
@@ -210,12 +261,9 @@ impl<D: Device> Engine<D> {
                 None => fault = Some(index),
             }
         }
-        if fault.is_some() {
+        if let Some(fault) = fault {
             core.queues.clear();
-            drop(core);
-            self.faults.activations.add(1);
-            self.fail();
-            return;
+            return Err(fault);
         }
         for index in 0..core.queues.len() {
             if core.queues.get(index).is_some_and(QueueT::ready) {
@@ -224,6 +272,7 @@ impl<D: Device> Engine<D> {
         }
         core.device.start(features);
         self.running.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// The driver resets the device. When this returns, nothing of the guest's memory is in use, and no request is

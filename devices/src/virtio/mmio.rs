@@ -16,16 +16,16 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::state::{QueueState, State, StateError};
+use super::{Device, Engine, Hold, VERSION_1};
+use crate::bus::{BusDevice, Reaction};
+use crate::trigger::Trigger;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 use virtio_bindings::virtio_mmio as register;
-use virtio_queue::{Queue, QueueState};
-
-use super::{Device, Engine, VERSION_1};
-use crate::bus::{BusDevice, Reaction};
-use crate::trigger::Trigger;
+use virtio_queue::Queue;
 
 /// `MagicValue`: "virt".
 const MAGIC: u32 = 0x7472_6976;
@@ -70,49 +70,6 @@ mod status {
     pub(super) const STEPS: [u32; 4] = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
 }
 
-/// What a driver has written about a queue. It is looked at when the driver is ready, not before.
-#[derive(Clone, Copy, Debug, Default)]
-struct QueueSetup {
-    size: u32,
-    ready: bool,
-    descriptors: u64,
-    /// The driver's area, which is the ring of available chains.
-    driver: u64,
-    /// The device's area, which is the ring of used chains.
-    device: u64,
-}
-
-impl QueueSetup {
-    fn new(largest: u16) -> Self {
-        Self {
-            size: largest.into(),
-            ..Self::default()
-        }
-    }
-
-    /// A queue at that place, if its size and its alignments are ones that there can be.
-    fn queue(&self, largest: u16) -> Option<Queue> {
-        if !self.ready {
-            return Queue::try_from(QueueState {
-                max_size: largest,
-                size: largest,
-                ..QueueState::default()
-            })
-            .ok();
-        }
-        Queue::try_from(QueueState {
-            max_size: largest,
-            size: u16::try_from(self.size).ok()?,
-            ready: true,
-            desc_table: self.descriptors,
-            avail_ring: self.driver,
-            used_ring: self.device,
-            ..QueueState::default()
-        })
-        .ok()
-    }
-}
-
 /// Puts 32 bits into the low or the high half.
 fn set_half(address: &mut u64, high: bool, value: u32) {
     let value = u64::from(value);
@@ -132,7 +89,8 @@ pub struct Registers<D: Device> {
     driver_features_select: u32,
     driver_features: u64,
     queue_select: u32,
-    queues: Vec<QueueSetup>,
+    /// What the driver wrote. How far they are served is the engine's.
+    queues: Vec<QueueState>,
 }
 
 impl<D: Device> Registers<D> {
@@ -147,11 +105,91 @@ impl<D: Device> Registers<D> {
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
-            queues: D::QUEUES.iter().copied().map(QueueSetup::new).collect(),
+            queues: D::QUEUES.iter().copied().map(QueueState::new).collect(),
         };
         registers.show(&CONSTANT);
         registers.show(&SELECTED);
         registers
+    }
+
+    /// The registers as they were saved, of a device that was just made for the same driver. Requests that are in its
+    /// rings are served once somebody calls [`Engine::run`], which `notify` is triggered for.
+    ///
+    /// # Errors
+    /// The state is none that this device can have.
+    pub fn from_state(
+        state: &State,
+        engine: Arc<Engine<D>>,
+        notify: Box<dyn Trigger>,
+    ) -> Result<Self, StateError> {
+        let mut registers = Self::new(engine, notify);
+        registers.check(state)?;
+        registers.status = state.status & !status::NEEDS_RESET;
+        registers.device_features_select = state.device_features_select;
+        registers.driver_features_select = state.driver_features_select;
+        registers.driver_features = state.driver_features;
+        registers.queue_select = state.queue_select;
+        registers.queues.clone_from(&state.queues);
+        registers.engine.restore(state);
+        if state.status & status::NEEDS_RESET != 0 {
+            registers.engine.restore_failure();
+        } else if registers.has(status::DRIVER_OK) {
+            let queues = registers.places();
+            registers
+                .engine
+                .restore_queues(queues, state.driver_features)?;
+            registers.notify.trigger();
+        }
+        registers.show(&SELECTED);
+        registers.engine.page().add_status(registers.status);
+        Ok(registers)
+    }
+
+    fn check(&self, state: &State) -> Result<(), StateError> {
+        let (found, expected) = (state.queues.len(), D::QUEUES.len());
+        if found != expected {
+            return Err(StateError::Queues { found, expected });
+        }
+        // A driver comes one step after the other, from which neither failure takes anything away.
+        let steps = state.status & !(status::NEEDS_RESET | status::FAILED);
+        let mut reached = 0;
+        let is_reached = steps == 0
+            || status::STEPS.into_iter().any(|step| {
+                reached |= step;
+                reached == steps
+            });
+        if !is_reached {
+            return Err(StateError::Status(state.status));
+        }
+        let (driver, offered) = (state.driver_features, self.engine.features());
+        if steps & status::FEATURES_OK != 0 && !are_acceptable(driver, offered) {
+            return Err(StateError::Features { driver, offered });
+        }
+        let (found, expected) = (state.config.len(), self.engine.config().len());
+        if found != expected {
+            return Err(StateError::Config { found, expected });
+        }
+        Ok(())
+    }
+
+    /// What is to be saved of a device whose engine is held.
+    #[must_use]
+    pub fn state(&mut self, hold: &Hold) -> State {
+        let mut queues = self.queues.clone();
+        for (queue, (available, used)) in queues.iter_mut().zip(self.engine.positions(hold)) {
+            (queue.next_available, queue.next_used) = (available, used);
+        }
+        State {
+            status: self.read_register(register::VIRTIO_MMIO_STATUS),
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            queues,
+            interrupt_status: self.read_register(register::VIRTIO_MMIO_INTERRUPT_STATUS),
+            config_generation: self.read_register(register::VIRTIO_MMIO_CONFIG_GENERATION),
+            config: self.engine.config().bytes().to_vec(),
+        }
     }
 
     /// Puts what these registers read into the page.
@@ -176,13 +214,13 @@ impl<D: Device> Registers<D> {
         self.has(status::FEATURES_OK) && !self.has(status::DRIVER_OK)
     }
 
-    fn selected(&mut self) -> Option<&mut QueueSetup> {
+    fn selected(&mut self) -> Option<&mut QueueState> {
         let index = usize::try_from(self.queue_select).ok()?;
         self.queues.get_mut(index)
     }
 
     /// The selected queue, if its place can be written.
-    fn writable(&mut self) -> Option<&mut QueueSetup> {
+    fn writable(&mut self) -> Option<&mut QueueState> {
         if !self.sets_up() {
             return None;
         }
@@ -309,13 +347,16 @@ impl<D: Device> Registers<D> {
 
     /// Whether the driver takes what is on offer and nothing else, and is not of the legacy kind (2.2.2, 6.1).
     fn features_are_acceptable(&self) -> bool {
-        self.driver_features & !self.engine.features() == 0 && self.driver_features & VERSION_1 != 0
+        are_acceptable(self.driver_features, self.engine.features())
+    }
+
+    fn places(&self) -> impl Iterator<Item = Option<Queue>> + use<D> {
+        let queues = self.queues.clone().into_iter().zip(D::QUEUES);
+        queues.map(|(queue, largest)| queue.queue(*largest))
     }
 
     fn activate(&mut self) {
-        let queues = self.queues.iter().zip(D::QUEUES);
-        let queues = queues.map(|(setup, largest)| setup.queue(*largest));
-        self.engine.start(queues, self.driver_features);
+        self.engine.start(self.places(), self.driver_features);
         // There may be chains already.
         self.notify.trigger();
     }
@@ -328,9 +369,13 @@ impl<D: Device> Registers<D> {
         self.driver_features = 0;
         self.queue_select = 0;
         for (setup, largest) in self.queues.iter_mut().zip(D::QUEUES) {
-            *setup = QueueSetup::new(*largest);
+            *setup = QueueState::new(*largest);
         }
     }
+}
+
+fn are_acceptable(driver: u64, offered: u64) -> bool {
+    driver & !offered == 0 && driver & VERSION_1 != 0
 }
 
 /// The half of the features that a driver selected; beyond 64 there are none.

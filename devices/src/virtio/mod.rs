@@ -21,6 +21,8 @@
 //! at once. Such requests end in any order. Whoever holds the engine, for a pause or a reset, has them all ended when
 //! it is held: they end on the thread that runs the engine, which alone asks the host for anything.
 //!
+//! What is to be saved of a device is apart from it: see [`state`].
+//!
 //! A queue's place is what it was when the driver said `DRIVER_OK`: the registers are not writable from then
 //! until a reset, and the engine works on a copy that was checked then.
 //!
@@ -42,6 +44,7 @@ pub mod mmio;
 pub mod net;
 pub mod pmem;
 mod register_page;
+pub mod state;
 pub mod vsock;
 
 use std::ops::Range;
@@ -110,6 +113,16 @@ impl ConfigSpace {
             self.len += field.len();
         }
         self
+    }
+
+    /// Its fields.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// How many bytes they have.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// Reads at `offset`; bytes beyond the fields are zero (4.2.2.2 says nothing of them).

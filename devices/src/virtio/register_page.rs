@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use arch::layout::VIRTIO_MMIO_SIZE;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
-use virtio_bindings::virtio_mmio as register;
+use virtio_bindings::virtio_mmio::{
+    self as register, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
+};
 use vm_memory::{GuestAddress, GuestRegionMmap, VolatileMemory};
 
 use super::ConfigSpace;
@@ -81,6 +83,13 @@ impl RegisterPage {
     pub(super) fn reset(&self) {
         self.store(register::VIRTIO_MMIO_INTERRUPT_STATUS, 0);
         self.store(register::VIRTIO_MMIO_STATUS, 0);
+    }
+
+    /// What there was to tell, and how often the configuration space had changed, in a device that was saved.
+    pub(super) fn restore(&self, reasons: u32, generation: u32) {
+        let known = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+        self.store(register::VIRTIO_MMIO_INTERRUPT_STATUS, reasons & known);
+        self.store(register::VIRTIO_MMIO_CONFIG_GENERATION, generation);
     }
 
     /// Adds to the reasons of the interrupt that is to come.

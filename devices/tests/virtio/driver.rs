@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use devices::BusDevice;
 use devices::virtio::mmio::Registers;
+use devices::virtio::state::{State, StateError};
 use devices::virtio::{Device, Engine, Next, RegisterPage};
+use devices::{BusDevice, Trigger};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub(crate) const MAGIC: u64 = 0x0;
@@ -89,6 +90,33 @@ impl<D: Device> Driver<D> {
 
     /// The same in such memory.
     fn new_in(memory: Arc<GuestMemoryMmap>, device: D) -> Self {
+        let new = |engine, bell| Ok(Registers::new(engine, bell));
+        Self::with_registers(memory, device, new).expect("made of nothing")
+    }
+
+    /// What is to be saved of its device.
+    pub(crate) fn save(&mut self) -> State {
+        let hold = self.engine.hold();
+        self.registers.state(&hold)
+    }
+
+    /// This driver, with a device that was given that state.
+    pub(crate) fn restored(&self, device: D, state: &State) -> Result<Self, StateError> {
+        let from = |engine, bell| Registers::from_state(state, engine, bell);
+        let driver = Self::with_registers(self.memory.clone(), device, from)?;
+        Ok(Self {
+            size: self.size,
+            made_available: self.made_available,
+            seen: self.seen,
+            ..driver
+        })
+    }
+
+    fn with_registers(
+        memory: Arc<GuestMemoryMmap>,
+        device: D,
+        registers: impl FnOnce(Arc<Engine<D>>, Box<dyn Trigger>) -> Result<Registers<D>, StateError>,
+    ) -> Result<Self, StateError> {
         let interrupts = Arc::new(AtomicU32::new(0));
         let notifications = Arc::new(AtomicU32::new(0));
         let (line, bell) = (interrupts.clone(), notifications.clone());
@@ -100,13 +128,13 @@ impl<D: Device> Driver<D> {
                 line.fetch_add(1, Ordering::SeqCst);
             }),
         ));
-        let registers = Registers::new(
+        let registers = registers(
             engine.clone(),
             Box::new(move || {
                 bell.fetch_add(1, Ordering::SeqCst);
             }),
-        );
-        Self {
+        )?;
+        Ok(Self {
             memory,
             engine,
             registers,
@@ -116,7 +144,7 @@ impl<D: Device> Driver<D> {
             queue: 0,
             made_available: [0; QUEUES],
             seen: [0; QUEUES],
-        }
+        })
     }
 
     /// A driver that is ready, with these features and VERSION_1.
@@ -289,6 +317,10 @@ impl<D: Device> Driver<D> {
         let at = self.at(USED) + 4 + 8 * u64::from(seen % self.size);
         self.seen[self.queue] = seen.wrapping_add(1);
         Some((self.load(at), self.load(at + 4)))
+    }
+
+    pub(crate) fn notifications(&self) -> u32 {
+        self.notifications.load(Ordering::SeqCst)
     }
 
     pub(crate) fn interrupts(&self) -> u32 {

@@ -14,6 +14,7 @@ mod net;
 mod pmem;
 mod registers;
 mod rings;
+mod saved;
 mod shuffled;
 mod vsock;
 
