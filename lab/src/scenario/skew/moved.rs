@@ -1,5 +1,7 @@
 //! `skew-moved`: what became of the guest with a timekeeper, and of the one without.
 
+mod near;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -18,7 +20,11 @@ const READINGS_TO_A_STEP: u64 = 50;
 const MEASURED_TICKS: u64 = 200;
 const VCPUS: usize = 2;
 /// The phases of the script.
-const PHASES: [(&str, &str); 8] = [
+const PHASES: [(&str, &str); 12] = [
+    ("ahead", "kept"),
+    ("ahead", "bare"),
+    ("behind", "kept"),
+    ("behind", "bare"),
     ("apart", "kept"),
     ("apart", "bare"),
     ("later", "kept"),
@@ -41,6 +47,10 @@ pub(super) fn check(outcome: &Outcome) -> Result<()> {
         .collect();
     ensure!(names == PHASES, "the phases were {names:?}");
     let [
+        ahead,
+        bare_ahead,
+        behind,
+        bare_behind,
         apart,
         bare_apart,
         later,
@@ -49,16 +59,23 @@ pub(super) fn check(outcome: &Outcome) -> Result<()> {
         bare_far,
         back,
         distrusted,
-    ] = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| phases[index].2);
+    ] = std::array::from_fn(|index| phases[index].2);
+    near::check_sums([ahead, behind], [bare_ahead, bare_behind])
+        .context("at half a microsecond")?;
+    near::check_report(&report(&stderr, "near")?).context("at half a microsecond")?;
     check_bare(bare_apart, bare_later, bare_far).context("the guest without a timekeeper")?;
     check_kept(&[apart, later, far, back, distrusted]).context("the guest with a timekeeper")?;
-    let mut reports = stderr
-        .lines()
-        .filter_map(|line| line.strip_prefix("report "));
-    let report = reports.next().context("there is no time report")?;
-    let report = serde_json::from_str(report).context("the time report is no JSON")?;
-    check_report(&report)?;
+    check_report(&report(&stderr, "report")?)?;
     outcome.expect_status(0)
+}
+
+/// The time report in the script's line that begins with this word.
+fn report(stderr: &str, word: &str) -> Result<Value> {
+    let report = stderr
+        .lines()
+        .find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
+        .with_context(|| format!("there is no time report after {word:?}"))?;
+    serde_json::from_str(report).context("the time report is no JSON")
 }
 
 fn phase(line: &str) -> Result<(&str, &str, Sum)> {

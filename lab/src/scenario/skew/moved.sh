@@ -47,11 +47,14 @@ tell() {
     echo "time $(cut -d ' ' -f 1 /proc/uptime)" >&2
 }
 counted() { [ "$(tr -d ' \n' <kept/report.json | sed 's/.*"restarts":\([0-9]*\).*/\1/')" -ge "$1" ]; }
+told_skews() { [ "$(tr -d ' \n' <kept/report.json | grep -o '"what":"skew"' | wc -l)" -ge "$1" ]; }
 distrusted() { grep -q kernel_mark kept/report.json; }
-# to_and_fro GUEST: its two vCPUs are on the CPUs 1 0, 1 1, 0 1 and 0 0 by turns: apart, and together.
+# to_and_fro GUEST ...: the two vCPUs of each are on the CPUs 1 0, 1 1, 0 1 and 0 0 by turns: apart, and together.
 to_and_fro() {
     for turn in 1 2; do
-        for place in "0 1" "1 1" "0 0" "1 0"; do put "$1" $place; done
+        for place in "0 1" "1 1" "0 0" "1 0"; do
+            for name in "$@"; do put "$name" $place; done
+        done
     done
 }
 until told_more kept 0 && told_more bare 0; do sleep 0.1; done
@@ -59,6 +62,25 @@ threads kept $kept
 threads bare $bare
 put bare 0 0
 put bare 1 0
+at_home() { [ "$(tr -d ' \n' <kept/report.json | grep -o '"vcpu":[01],"cpu":0' | wc -l)" = 2 ]; }
+# near PHASE TICKS: half a microsecond, less than a move takes. Nobody is on CPU 1 before and after, as far as is seen:
+# who goes there and back between two looks has never left.
+skews=0
+near() {
+    ./unrest skew 1 "$2"
+    to_and_fro kept bare
+    put kept 0 1
+    put bare 0 1
+    skews=$((skews + 1))
+    within_reason told_skews $skews
+    put kept 0 0
+    put bare 0 0
+    tell "$1" kept bare
+    within_reason at_home
+}
+near ahead 100
+near behind -100
+echo "near $(tr -d '\n' <kept/report.json)" >&2
 # Forward only from here on: no CPU that a vCPU comes to is behind the one that it was on.
 ./unrest skew 1 20000
 put kept 0 1
