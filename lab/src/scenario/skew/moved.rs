@@ -2,6 +2,8 @@
 
 mod near;
 
+use std::iter;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -19,8 +21,12 @@ const READINGS_TO_A_STEP: u64 = 50;
 /// The skew as it is measured.
 const MEASURED_TICKS: u64 = 200;
 const VCPUS: usize = 2;
+/// A guest tells a sum once a second of its own clock, and it takes up to 100 ms until the script has noticed.
+const NOTICED_NS: u64 = 500_000_000;
+/// 3 s, by which the host's own clock leaps or stands still when the skew of seconds begins and ends.
+const LARGE_NS: u64 = 3_000_000_000;
 /// The phases of the script.
-const PHASES: [(&str, &str); 12] = [
+const PHASES: [(&str, &str); 15] = [
     ("ahead", "kept"),
     ("ahead", "bare"),
     ("behind", "kept"),
@@ -32,8 +38,22 @@ const PHASES: [(&str, &str); 12] = [
     ("far", "kept"),
     ("far", "bare"),
     ("back", "kept"),
-    ("distrusted", "kept"),
+    ("by600000000", "kept"),
+    ("by-600000000", "kept"),
+    ("by20000", "kept"),
+    ("by-20000", "kept"),
 ];
+/// Those in which the host's own clock is off.
+const OFF: [&str; 2] = ["far", "back"];
+
+/// What a guest said, and when.
+#[derive(Debug)]
+struct Phase<'a> {
+    name: &'a str,
+    guest: &'a str,
+    sum: Sum,
+    host_ns: u64,
+}
 
 pub(super) fn check(outcome: &Outcome) -> Result<()> {
     let stderr = outcome.stderr_text();
@@ -43,9 +63,12 @@ pub(super) fn check(outcome: &Outcome) -> Result<()> {
     let phases: Vec<_> = phases.map(phase).collect::<Result<_>>()?;
     let names: Vec<_> = phases
         .iter()
-        .map(|(name, guest, _)| (*name, *guest))
+        .map(|phase| (phase.name, phase.guest))
         .collect();
     ensure!(names == PHASES, "the phases were {names:?}");
+    for guest in ["kept", "bare"] {
+        check_pace(phases.iter().filter(|phase| phase.guest == guest))?;
+    }
     let [
         ahead,
         bare_ahead,
@@ -58,13 +81,23 @@ pub(super) fn check(outcome: &Outcome) -> Result<()> {
         far,
         bare_far,
         back,
-        distrusted,
-    ] = std::array::from_fn(|index| phases[index].2);
+        ahead_by_seconds,
+        behind_by_seconds,
+        ahead_by_little,
+        behind_by_little,
+    ] = std::array::from_fn(|index| phases[index].sum);
     near::check_sums([ahead, behind], [bare_ahead, bare_behind])
         .context("at half a microsecond")?;
     near::check_report(&report(&stderr, "near")?).context("at half a microsecond")?;
     check_bare(bare_apart, bare_later, bare_far).context("the guest without a timekeeper")?;
-    check_kept(&[apart, later, far, back, distrusted]).context("the guest with a timekeeper")?;
+    let compensated = [
+        back,
+        ahead_by_seconds,
+        behind_by_seconds,
+        ahead_by_little,
+        behind_by_little,
+    ];
+    check_kept([apart, later, far], compensated).context("the guest with a timekeeper")?;
     check_report(&report(&stderr, "report")?)?;
     outcome.expect_status(0)
 }
@@ -78,13 +111,47 @@ fn report(stderr: &str, word: &str) -> Result<Value> {
     serde_json::from_str(report).context("the time report is no JSON")
 }
 
-fn phase(line: &str) -> Result<(&str, &str, Sum)> {
-    let parts = line.split_once(" w sum ").and_then(|(phase, sum)| {
+fn phase(line: &str) -> Result<Phase<'_>> {
+    let parts = line.split_once(" w sum ").and_then(|(phase, rest)| {
         let (name, guest) = phase.split_once(' ')?;
-        Some((name, guest, sum))
+        let (sum, at) = rest.split_once(" at ")?;
+        // /proc/uptime has hundredths.
+        let (seconds, hundredths) = at.split_once('.').filter(|(_, part)| part.len() == 2)?;
+        let [seconds, hundredths] = [seconds, hundredths].map(|part| part.parse::<u64>().ok());
+        Some((
+            name,
+            guest,
+            sum,
+            (seconds? * 100 + hundredths?) * 10_000_000,
+        ))
     });
-    let (name, guest, sum) = parts.with_context(|| format!("no sum in {line:?}"))?;
-    Ok((name, guest, Sum::parse(sum)?))
+    let (name, guest, sum, host_ns) = parts.with_context(|| format!("no sum in {line:?}"))?;
+    let sum = Sum::parse(sum)?;
+    Ok(Phase {
+        name,
+        guest,
+        sum,
+        host_ns,
+    })
+}
+
+/// From one phase to the next a guest goes on, and its clock with the host's, as far as the host's can be relied on: it
+/// neither leaps nor stands still by itself.
+fn check_pace<'a>(phases: impl Iterator<Item = &'a Phase<'a>> + Clone) -> Result<()> {
+    for (from, to) in phases.clone().zip(phases.skip(1)) {
+        ensure!(
+            from.sum.readings < to.sum.readings && from.sum.at_ns < to.sum.at_ns,
+            "the guest did not go on: {from:?}, then {to:?}"
+        );
+        let passed = to.host_ns.saturating_sub(from.host_ns);
+        let off = (to.sum.at_ns - from.sum.at_ns).abs_diff(passed);
+        let most = if OFF.contains(&to.name) { LARGE_NS } else { 0 } + NOTICED_NS;
+        ensure!(
+            off <= most,
+            "the guest's clock departed from the host's by {off} ns: {from:?}, then {to:?}"
+        );
+    }
+    Ok(())
 }
 
 /// It shows a leap, and vCPUs that read less than each other for as long as they are apart: else the other guest
@@ -112,9 +179,9 @@ fn check_bare(apart: Sum, later: Sum, far: Sum) -> Result<()> {
 /// No vCPU's time stands still or goes backwards by itself; one vCPU may read less than another from its move until
 /// they go on together, and never after that. Once KVM compensates, it has a vCPU go on from what it read last, and takes
 /// it forward, so that it is behind the other one for a moment at most.
-fn check_kept(phases: &[Sum; 5]) -> Result<()> {
-    let [apart, later, far, back, distrusted] = phases;
-    for sum in phases {
+fn check_kept(carried: [Sum; 3], compensated: [Sum; 5]) -> Result<()> {
+    let [apart, later, far] = carried;
+    for sum in carried.iter().chain(&compensated) {
         ensure!(
             (sum.still, sum.back) == (0, 0),
             "a vCPU's time stood still or went backwards: {sum:?}"
@@ -128,7 +195,7 @@ fn check_kept(phases: &[Sum; 5]) -> Result<()> {
         apart.tsc_steps == later.tsc_steps && apart.monotonic_steps == later.monotonic_steps,
         "its vCPUs are apart again: {apart:?}, then {later:?}"
     );
-    for (from, to) in [(far, back), (back, distrusted)] {
+    for (from, to) in iter::once(&far).chain(&compensated).zip(&compensated) {
         let most = to.readings.saturating_sub(from.readings) / READINGS_TO_A_STEP;
         let tsc = to.tsc_steps.saturating_sub(from.tsc_steps);
         let monotonic = to.monotonic_steps.saturating_sub(from.monotonic_steps);

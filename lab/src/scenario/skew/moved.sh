@@ -35,16 +35,15 @@ within_reason() {
     done
 }
 told_more() { [ "$(grep -c '^w sum' "$1/serial")" -gt "$2" ]; }
-# tell PHASE GUEST ...: the next sum of each.
+# tell PHASE GUEST ...: the next sum of each, and the host's time then.
 tell() {
     phase=$1
     shift
     for name in "$@"; do eval "told_$name=$(grep -c '^w sum' "$name/serial")"; done
     for name in "$@"; do
         eval "within_reason told_more $name \$told_$name"
-        echo "phase $phase $name $(grep '^w sum' "$name/serial" | tail -n 1)" >&2
+        echo "phase $phase $name $(grep '^w sum' "$name/serial" | tail -n 1) at $(cut -d ' ' -f 1 /proc/uptime)" >&2
     done
-    echo "time $(cut -d ' ' -f 1 /proc/uptime)" >&2
 }
 counted() { [ "$(tr -d ' \n' <kept/report.json | sed 's/.*"restarts":\([0-9]*\).*/\1/')" -ge "$1" ]; }
 told_skews() { [ "$(tr -d ' \n' <kept/report.json | grep -o '"what":"skew"' | wc -l)" -ge "$1" ]; }
@@ -110,8 +109,8 @@ for ticks in 600000000 -600000000 20000 -20000; do
     # Nobody is on CPU 1.
     ./unrest skew 1 $((600020000 + ticks))
     to_and_fro kept
+    tell "by$ticks" kept
 done
-tell distrusted kept
 kill "$kept"
 wait "$kept"
 for cpu in 0 1; do ./unrest skew $cpu 0; done
