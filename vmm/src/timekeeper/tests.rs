@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use hypervisor::MsrError;
-use hypervisor::guest_clock::{ClockSupport, DeadlineTimer};
+use hypervisor::guest_clock::{ClockReading, ClockSetting, ClockSupport, DeadlineTimer};
 use hypervisor::model::{
     Faults, ModelFixture, ModelForm, ModelHost, ModelVcpu, ModelVm, Obedience,
 };
