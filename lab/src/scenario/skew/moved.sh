@@ -61,9 +61,10 @@ threads kept $kept
 threads bare $bare
 put bare 0 0
 put bare 1 0
-at_home() { [ "$(tr -d ' \n' <kept/report.json | grep -o '"vcpu":[01],"cpu":0' | wc -l)" = 2 ]; }
-# near PHASE TICKS: half a microsecond, less than a move takes. Nobody is on CPU 1 before and after, as far as is seen:
-# who goes there and back between two looks has never left.
+# seen_on CPU: as far as was seen, the first vCPU of `kept` is there.
+seen_on() { tr -d ' \n' <kept/report.json | grep -q "\"vcpu\":0,\"cpu\":$1,"; }
+# near PHASE TICKS: half a microsecond, less than a move takes. Nobody is on CPU 1 before and after, which is seen, too:
+# who goes elsewhere and back between two looks has not left.
 skews=0
 near() {
     ./unrest skew 1 "$2"
@@ -72,10 +73,11 @@ near() {
     put bare 0 1
     skews=$((skews + 1))
     within_reason told_skews $skews
+    within_reason seen_on 1
     put kept 0 0
     put bare 0 0
     tell "$1" kept bare
-    within_reason at_home
+    within_reason seen_on 0
 }
 near ahead 100
 near behind -100
