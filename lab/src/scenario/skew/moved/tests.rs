@@ -1,18 +1,22 @@
 use super::*;
 
-/// What the two guests said.
-const SAID: &str = "phase ahead kept w sum 251f44146 f9406 0 0 1f78 50 0 0 7030eb 230f54f 78 0 1239d6f
-phase ahead bare w sum 24c8cd11b f8238 0 0 258e 50 0 0 68b131 20b24e3 79 0 9ef4a5
-phase behind kept w sum 2c8ec63dc 1741dd 0 0 2ccc 5a 0 0 52415d 19b4770 c9 0 d93096
-phase behind bare w sum 2c53b0833 1758b0 0 0 3424 5a 0 0 7b4bc5 2680fa1 ca 0 1ee2fdc
-phase apart kept w sum 28a7a96bb 14cf81 0 0 cb9f 4e11 cb83 17dbe 5143d9 1954491 a3 0 146ac63
-phase apart bare w sum 2515de23c f7742 0 0 20dd0 4e11 20d8a 17dbe 8ab9e8 2b5a26c 7a 0 c802c1
-phase later kept w sum 2c5a3dec1 19f2d7 0 0 cb9f 4e11 cb83 17dbe 549a98 1a70583 c9 0 1390632
-phase later bare w sum 2c7a8f1aa 19e3ac 0 0 44c44 4e11 44ba1 17dbe 4fa7ae 18e4653 c9 0 124e1ee
-phase far kept w sum 3ef445a1c 212e9a 0 0 d5fb 23c2f7d1 d5dd b2cf08d4 1015f08 505fbff 198 0 4adf1b7
-phase far bare w sum 3ed1877de 21cc97 0 0 7d5e0 23c345f6 7d101 50c366 a4681b 3197500 196 0 12e7e5c
-phase back kept w sum 4a1e872fc 2f3757 0 0 d5fb 23c2f7d1 d5dd b2cf08d4 393afd 11e274f 213 0 939c59
-phase distrusted kept w sum 57a7a6ff1 3461aa 0 0 d5fb 23c2f7d1 d5dd b2cf08d4 393afe 11e274f 2aa 0 939c59
+/// What the two guests said, and what the first one would have said had it been asked once for each skew at the end.
+const SAID: &str = "\
+phase ahead kept w sum 251f44146 f9406 0 0 1f78 50 0 0 7030eb 230f54f 78 0 1239d6f at 36.96
+phase ahead bare w sum 24c8cd11b f8238 0 0 258e 50 0 0 68b131 20b24e3 79 0 9ef4a5 at 37.06
+phase behind kept w sum 2c8ec63dc 1741dd 0 0 2ccc 5a 0 0 52415d 19b4770 c9 0 d93096 at 38.97
+phase behind bare w sum 2c53b0833 1758b0 0 0 3424 5a 0 0 7b4bc5 2680fa1 ca 0 1ee2fdc at 39.07
+phase apart kept w sum 37d4f7153 243733 0 0 8eca 4e11 61f4 17dbe 552850 1a9ca35 147 0 dc51fa at 42.02
+phase apart bare w sum 3779f7f0d 2454e7 0 0 28645 4e11 251c6 17dd7 6bb318 21a8041 148 0 aeabb2 at 42.12
+phase later kept w sum 3b8308c4d 2937c6 0 0 8eca 4e11 61f4 17dbe 692a49 20d67fe 170 0 1565d54 at 43.04
+phase later bare w sum 3b1da7597 296898 0 0 3e5a0 4e11 3b0f7 17dd7 5a77dd 1c39ddc 16e 0 15dd02d at 43.14
+phase far kept w sum 4d6bc07c4 3450ec 0 0 8eca 4e11 61f4 17dbe 7af391 266c285 235 0 176e806 at 48.07
+phase far bare w sum 4ceee7f96 2f2e84 0 0 4fb20 23c345f6 4c61c 2631053 23f93e6d ef218cb6 234 0 eca5863f at 48.17
+phase back kept w sum 588a0a1eb 444622 0 0 8eca 4e11 61f4 17dbe 349c0c 1070cab 2b0 0 704368 at 50.76
+phase by600000000 kept w sum 5c43b7bea 4b30d8 0 0 8eca 4e11 61f4 17dbe 346c68 1061e5d 2da 0 70b07a at 51.73
+phase by-600000000 kept w sum 600743cf3 511b8e 0 0 8eca 4e11 61f4 17dbe 346c68 1061e5d 302 0 70b07a at 52.77
+phase by20000 kept w sum 63d5aaffc 570644 0 0 8eca 4e11 61f4 17dbe 346c68 1061e5d 32a 0 70b07a at 53.80
+phase by-20000 kept w sum 67a412305 5cf0fa 0 0 8eca 4e11 61f4 17dbe 346c68 1061e5d 352 0 70b07a at 54.82
 ";
 
 const REPORT: &str = r#"{"host":{"clocksource":"hpet"},"placement":{"mode":"off"},
@@ -113,30 +117,47 @@ fn check_of_moved_guests_passes_and_each_fault_fails() {
     each_fails(&[
         ("phase later bare", "phase late bare", "the phases"),
         // The guest without a timekeeper is none the worse: nobody was moved.
-        ("44c44 4e11", "44c44 0", "up to 20000 ticks"),
-        ("44c44 4e11", "20dd0 4e11", "stay apart"),
-        ("7d5e0 23c345f6", "7d5e0 4e11", "leap"),
-        ("7d5e0 ", "44c44 ", "apart again"),
+        ("3e5a0 4e11", "3e5a0 0", "up to 20000 ticks"),
+        ("3e5a0 4e11", "28645 4e11", "stay apart"),
+        ("4fb20 23c345f6", "4fb20 4e11", "leap"),
+        ("4fb20 ", "3e5a0 ", "apart again"),
         // The other one is no better.
-        ("19f2d7 0 0 cb9f", "19f2d7 0 0 1cb9f", "apart again"),
+        ("2937c6 0 0 8eca", "2937c6 0 0 1ceca", "apart again"),
         (
-            "2f3757 0 0 d5fb",
-            "2f3757 0 0 1d5fb",
+            "444622 0 0 8eca",
+            "444622 0 0 18eca",
             "left its vCPUs apart",
         ),
         (
-            "3461aa 0 0 d5fb",
-            "3461aa 0 0 1d5fb",
+            "4b30d8 0 0 8eca",
+            "4b30d8 0 0 18eca",
             "left its vCPUs apart",
         ),
         (
-            "3461aa 0 0 d5fb 23c2f7d1 d5dd",
-            "3461aa 0 0 d5fb 23c2f7d1 1d5dd",
+            "5cf0fa 0 0 8eca",
+            "5cf0fa 0 0 18eca",
             "left its vCPUs apart",
         ),
-        ("3461aa 0 0", "3461aa 0 1", "backwards"),
-        ("2f3757 0 0", "2f3757 1 0", "stood still"),
-        ("d5fb 23c2f7d1", "d5fb 33c2f7d1", "more than the skew"),
+        (
+            "4b30d8 0 0 8eca 4e11 61f4",
+            "4b30d8 0 0 8eca 4e11 161f4",
+            "left its vCPUs apart",
+        ),
+        ("4b30d8 0 0", "4b30d8 0 1", "backwards"),
+        ("444622 0 0", "444622 1 0", "stood still"),
+        (
+            "8eca 4e11 61f4 17dbe 7af391",
+            "8eca 33c2f7d1 61f4 17dbe 7af391",
+            "more than the skew",
+        ),
+        // One that stood still, leapt, or stopped.
+        ("3b8308c4d ", "37d4f7154 ", "departed from the host's"),
+        ("3b1da7597 ", "37a97f0d0 ", "departed from the host's"),
+        ("at 51.73", "at 54.73", "departed from the host's"),
+        ("at 48.07", "at 52.07", "departed from the host's"),
+        ("5c43b7bea 4b30d8", "5c43b7bea 444622", "did not go on"),
+        ("3b8308c4d 2937c6", "37d4f7153 2937c6", "did not go on"),
+        ("at 43.04", "at 43", "no sum"),
         (
             "at_least_ticks\":19985",
             "at_least_ticks\":9985",
