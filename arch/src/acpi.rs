@@ -56,6 +56,29 @@ pub struct VirtioMmio {
     pub gsi: u32,
 }
 
+impl VirtioMmio {
+    /// What a kernel without ACPI is told on its command line: the size and place of its registers and its interrupt
+    /// (Documentation/admin-guide/kernel-parameters.txt, "virtio_mmio.device=").
+    ///
+    /// ```
+    /// # use arch::acpi::VirtioMmio;
+    /// # use vm_memory::GuestAddress;
+    /// let device = VirtioMmio { base: GuestAddress(0xc000_1000), size: 0x1000, gsi: 5 };
+    /// assert_eq!(device.argument(), "virtio_mmio.device=4K@0xc0001000:5");
+    /// ```
+    #[must_use]
+    pub fn argument(&self) -> String {
+        const KIB: u32 = 1024;
+        let Self { base, size, gsi } = self;
+        let size = if size % KIB == 0 {
+            format!("{}K", size / KIB)
+        } else {
+            size.to_string()
+        };
+        format!("virtio_mmio.device={size}@{:#x}:{gsi}", base.0)
+    }
+}
+
 /// What the tables describe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcpiConfig {

@@ -39,7 +39,7 @@ use crate::error::one_line;
 use crate::event_loop::EventLoop;
 use crate::guest_rate;
 use crate::logging::{self, Change, Level, log};
-use crate::machine::{Additions, Console, Machine, MachineError, Payload, Surroundings};
+use crate::machine::{self, Additions, Console, Machine, MachineError, Payload, Surroundings};
 use crate::outcome::Outcome;
 use crate::output;
 use crate::seccomp::{self as filters, FilterError};
@@ -121,6 +121,10 @@ struct Run {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
     cmdline: String,
+    /// Tell the places of virtio devices at the end of the kernel's command line, too, as virtio_mmio.device=, for
+    /// kernels without ACPI. One with both finds each device twice, and complains of the second
+    #[arg(long)]
+    virtio_mmio_args: bool,
     /// Number of vCPUs, 1 to 32
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
     cpus: VcpuCount,
@@ -523,6 +527,7 @@ impl From<&Run> for VmConfig {
                     .map(|text| Module::from_argument(text))
                     .collect(),
                 cmdline: run.cmdline.clone(),
+                virtio_mmio_args: run.virtio_mmio_args,
             },
             MachineConfig {
                 vcpus: run.cpus,
@@ -582,8 +587,13 @@ fn assemble(
     surroundings: &Surroundings,
 ) -> Result<Machine<Kvm>, MachineError> {
     let rate = guest_rate::settle(config.machine.tsc, &OnKvm(kvm))?;
+    let places = if config.boot.virtio_mmio_args {
+        machine::places(&config.peripherals)?
+    } else {
+        Vec::new()
+    };
     let boot = BootConfig {
-        cmdline: config.peripherals.cmdline(&config.boot.cmdline),
+        cmdline: config.peripherals.cmdline(&config.boot.cmdline, &places),
         ..config.boot.clone()
     };
     Machine::assemble(

@@ -148,6 +148,8 @@ pub(crate) struct Controller {
     tsc_flags: TscRate,
     /// What it says of where vCPU threads run.
     tsc_domain_flag: Option<TscDomain>,
+    /// Whether it wants virtio devices' places on each kernel's command line.
+    virtio_mmio_args_flag: bool,
     /// Measures whether this host's offsets have an effect, or says why not.
     measure_offsets: fn() -> Result<(), String>,
     /// Looks whether this host gives us a tap.
@@ -170,6 +172,7 @@ impl Controller {
             policy: TimePolicy::ADVANCE,
             tsc_flags: TscRate::default(),
             tsc_domain_flag: None,
+            virtio_mmio_args_flag: false,
             measure_offsets: doctor::offsets_take_effect,
             check_tap: machine::check_tap,
             phase: Phase::NotStarted,
@@ -199,6 +202,11 @@ impl Controller {
         self.machine.tsc_domain = domain;
     }
 
+    /// Has virtio devices' places told on each kernel's command line.
+    pub(crate) fn set_virtio_mmio_args(&mut self, asked: bool) {
+        self.virtio_mmio_args_flag = asked;
+    }
+
     /// Takes a configuration file's settings over.
     ///
     /// # Errors
@@ -211,7 +219,7 @@ impl Controller {
         } = self.machine;
         let tsc = config.machine.tsc.or(self.tsc_flags);
         tsc.check().map_err(|error| Fault::new(error.to_string()))?;
-        self.boot = Some(config.boot);
+        self.boot = Some(self.with_flags(config.boot));
         self.peripherals = config.peripherals;
         self.machine = MachineConfig {
             boot_timer,
@@ -377,8 +385,16 @@ impl Controller {
         self.not_started()?;
         let boot = BootConfig::from(body);
         machine::check_files(&boot).map_err(|error| Fault::new(one_line(&error)))?;
-        self.boot = Some(boot);
+        self.boot = Some(self.with_flags(boot));
         Ok(())
+    }
+
+    /// With what the command line adds.
+    fn with_flags(&self, boot: BootConfig) -> BootConfig {
+        BootConfig {
+            virtio_mmio_args: boot.virtio_mmio_args || self.virtio_mmio_args_flag,
+            ..boot
+        }
     }
 
     fn change_machine(&mut self, machine: MachineConfig, patch: MachinePatch) -> Result<(), Fault> {

@@ -67,7 +67,7 @@ pub(crate) use balloon::BalloonState;
 pub(crate) use devices::PortDevice;
 pub(crate) use payload::{Payload, check_files};
 pub(crate) use pmem::{check_pmem, no_pmem};
-pub(crate) use virtio::{check_image, check_tap, check_vsock, no_drive, no_interface};
+pub(crate) use virtio::{check_image, check_tap, check_vsock, no_drive, no_interface, places};
 
 use devices::{Devices, StopSigns};
 use pmem::PmemError;
@@ -286,7 +286,7 @@ where
         memory::check_against_host(config.memory)?;
         let none = Peripherals::default();
         let peripherals = additions.peripherals.unwrap_or(&none);
-        let places = virtio::places(peripherals)?;
+        let places = places(peripherals)?;
         let mut backends = Backends::open(peripherals, config.memory, &places)?;
         let memory = memory::create(config.memory)?;
         // Before the VM exists: a file that cannot be booted is found in microseconds.

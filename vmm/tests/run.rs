@@ -66,6 +66,78 @@ fn boot_timer_logs_the_time_once_for_each_byte_and_only_if_asked_for() {
     }
 }
 
+/// A guest that says its command line, as the 64-bit boot protocol hands it over (`cmd_line_ptr` at 0x228,
+/// Documentation/arch/x86/zero-page.rst).
+fn saying_its_command_line() -> NamedTempFile {
+    // mov esi, [rsi + 0x228]; mov dx, 0x3f8; cld
+    let mut code = vec![0x8b, 0xb6, 0x28, 0x02, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xfc];
+    // lodsb; test al, al; je +3; out dx, al; jmp -8
+    code.extend([0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8]);
+    code.extend(RESET);
+    elf(&code)
+}
+
+#[test]
+fn places_of_devices_are_on_the_command_line_of_those_who_ask() {
+    const WORDS: &str = "virtio_mmio.device=4K@0xc0001000:5 virtio_mmio.device=4K@0xc0002000:6";
+    let guest = saying_its_command_line();
+    let disk = NamedTempFile::new().expect("a temporary file");
+    disk.as_file().set_len(1 << 20).expect("room");
+    let path = disk.path().to_str().expect("a name in UTF-8");
+    let root = format!("{path},root");
+    let line = ["run", "--entropy", "--disk", &root, "--cmdline", "a -- b"];
+    for (flags, told) in [(&[][..], ""), (&["--virtio-mmio-args"], WORDS)] {
+        let output = launch(&[&line[..], flags].concat(), guest.path());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let expected = format!("a root=/dev/vda rw {told}").trim_end().to_owned() + " -- b";
+        assert_eq!(text(&output.stdout), expected);
+    }
+    for (field, flags, told) in [
+        ("", &[][..], ""),
+        (r#","virtio_mmio_args":true"#, &[], WORDS),
+        ("", &["--virtio-mmio-args"], WORDS),
+    ] {
+        let mut file = NamedTempFile::new().expect("a temporary file");
+        write!(
+            file,
+            r#"{{"boot-source": {{"kernel_image_path": {:?},"boot_args":""{field}}}, "entropy": {{}},
+                "drives": [{{"drive_id": "d", "path_on_host": {path:?}, "is_root_device": false}}]}}"#,
+            guest.path()
+        )
+        .expect("room");
+        let output = Command::new(env!("CARGO_BIN_EXE_keeptime"))
+            .args(flags)
+            .args(["--no-api", "--config-file"])
+            .arg(file.path())
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("the launcher runs");
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), told, "{field} {flags:?}");
+    }
+}
+
+#[test]
+fn command_line_without_room_for_the_places_of_devices_is_refused() {
+    let guest = saying_its_command_line();
+    // (bytes of the user's, whether it fits): 34 more, with a space between, in 2,047 (`COMMAND_LINE_SIZE`).
+    for (len, fits) in [(2_012, true), (2_013, false)] {
+        let line = "x".repeat(len);
+        let arguments = ["run", "--entropy", "--virtio-mmio-args", "--cmdline", &line];
+        let output = launch(&arguments, guest.path());
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(i32::from(!fits)), "{told}");
+        if !fits {
+            assert!(
+                told.contains(
+                    "the command line has 2048 bytes, but this kernel takes 2047 at most"
+                ),
+                "{told}"
+            );
+        }
+    }
+}
+
 #[test]
 fn string_output_arrives_byte_for_byte() {
     // lea rsi, [rip + text]; mov ecx, length; mov dx, 0x3f8; cld; rep outsb; then reset; text

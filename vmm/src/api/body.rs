@@ -63,6 +63,9 @@ pub struct BootSource {
     /// The initial RAM disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
+    /// Tell the places of virtio devices on the command line, for kernels without ACPI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtio_mmio_args: Option<bool>,
 }
 
 impl From<BootSource> for BootConfig {
@@ -75,6 +78,7 @@ impl From<BootSource> for BootConfig {
                 .collect(),
             kernel: body.kernel_image_path,
             cmdline: body.boot_args.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+            virtio_mmio_args: body.virtio_mmio_args.unwrap_or(false),
         }
     }
 }
@@ -85,6 +89,7 @@ impl From<&BootConfig> for BootSource {
             kernel_image_path: config.kernel.clone(),
             boot_args: Some(config.cmdline.clone()),
             initrd_path: config.modules.first().map(|module| module.path.clone()),
+            virtio_mmio_args: config.virtio_mmio_args.then_some(true),
         }
     }
 }

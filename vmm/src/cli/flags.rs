@@ -34,6 +34,10 @@ pub(super) struct Flags {
     /// once
     #[arg(long, value_name = "FILE")]
     pub(super) config_file: Option<PathBuf>,
+    /// Tell the places of virtio devices at the end of the kernel's command line, too, as virtio_mmio.device=, for
+    /// kernels without ACPI. One with both finds each device twice, and complains of the second
+    #[arg(long)]
+    pub(super) virtio_mmio_args: bool,
     /// Log the time until the guest writes 123 to physical address 0xc0000000
     #[arg(long)]
     pub(super) boot_timer: bool,
@@ -109,6 +113,7 @@ impl Flags {
             (self.id.is_some(), "--id"),
             (self.no_api, "--no-api"),
             (self.config_file.is_some(), "--config-file"),
+            (self.virtio_mmio_args, "--virtio-mmio-args"),
             (self.boot_timer, "--boot-timer"),
             (self.tsc_khz.is_some(), "--tsc-khz"),
             (self.allow_tsc_catchup, "--allow-tsc-catchup"),

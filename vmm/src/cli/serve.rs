@@ -108,6 +108,7 @@ pub(super) fn run(flags: &Flags, started: Instant) -> Result<Outcome, ServeError
     );
     controller.set_tsc_rate(flags.tsc_rate());
     controller.set_tsc_domain(flags.tsc_domain);
+    controller.set_virtio_mmio_args(flags.virtio_mmio_args);
     let file = flags.config_file.as_deref().map(read_config).transpose()?;
 
     // Declared before the mailbox, and so dropped after it: on every way out, whoever waits for an answer

@@ -1,6 +1,8 @@
 //! A machine's disks, persistent memories, network interfaces with what is on them, socket device, balloon and source
 //! of entropy, validated.
 
+use arch::acpi::VirtioMmio;
+
 use crate::api::balloon::Balloon;
 use crate::api::body::MmdsConfig;
 use crate::api::drive::{Drive, Entropy};
@@ -176,17 +178,23 @@ impl Peripherals {
         Ok(())
     }
 
-    /// A kernel's command line with what it is told of its root file system. What is after ` -- ` is not the
-    /// kernel's.
+    /// A kernel's command line with what it is told of its root file system, and of the devices at `places`. What is
+    /// after ` -- ` is not the kernel's.
     #[must_use]
-    pub fn cmdline(&self, cmdline: &str) -> String {
+    pub fn cmdline(&self, cmdline: &str, places: &[VirtioMmio]) -> String {
         let drive = self.drives.first().filter(|drive| drive.is_root_device);
         let pmem = (0..).zip(&self.pmem).find(|(_, pmem)| pmem.root_device);
-        let arguments = match (drive, pmem) {
-            (Some(drive), _) => drive.root_arguments(),
-            (None, Some((index, pmem))) => pmem.root_arguments(index),
-            (None, None) => return cmdline.to_owned(),
+        let root = match (drive, pmem) {
+            (Some(drive), _) => Some(drive.root_arguments()),
+            (None, Some((index, pmem))) => Some(pmem.root_arguments(index)),
+            (None, None) => None,
         };
+        let devices = places.iter().map(VirtioMmio::argument);
+        let arguments: Vec<_> = root.into_iter().chain(devices).collect();
+        if arguments.is_empty() {
+            return cmdline.to_owned();
+        }
+        let arguments = arguments.join(" ");
         match cmdline.split_once(" -- ") {
             Some((kernel, init)) => format!("{kernel} {arguments} -- {init}"),
             None => format!("{cmdline} {arguments}").trim_start().to_owned(),
@@ -196,6 +204,8 @@ impl Peripherals {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestAddress;
+
     use super::*;
 
     fn drive(id: &str, root: bool) -> Drive {
@@ -241,7 +251,10 @@ mod tests {
             .put_pmem(pmem("p", false, false))
             .expect("valid");
         peripherals.put_pmem(pmem("a", true, true)).expect("valid");
-        assert_eq!(peripherals.cmdline("quiet"), "quiet root=/dev/pmem1 ro");
+        assert_eq!(
+            peripherals.cmdline("quiet", &[]),
+            "quiet root=/dev/pmem1 ro"
+        );
         // Of the same name, and another device all the same.
         let message = peripherals.put_drive(drive("a", true)).expect_err("two");
         let expected = "is_root_device: the persistent memory \"a\" is the root device already";
@@ -252,7 +265,10 @@ mod tests {
         peripherals
             .put_pmem(pmem("a", true, false))
             .expect("the same");
-        assert_eq!(peripherals.cmdline("a -- b"), "a root=/dev/pmem1 rw -- b");
+        assert_eq!(
+            peripherals.cmdline("a -- b", &[]),
+            "a root=/dev/pmem1 rw -- b"
+        );
         peripherals
             .put_pmem(pmem("a", false, false))
             .expect("replaced");
@@ -260,7 +276,7 @@ mod tests {
         let message = peripherals.put_pmem(pmem("a", true, false));
         let message = message.expect_err("two").to_string();
         assert!(message.contains("the drive \"a\""), "{message}");
-        assert_eq!(peripherals.cmdline(""), "root=/dev/vda rw");
+        assert_eq!(peripherals.cmdline("", &[]), "root=/dev/vda rw");
         let names: Vec<_> = peripherals.pmem().iter().map(|pmem| &*pmem.id).collect();
         assert_eq!(names, ["p", "a"]);
     }
@@ -295,12 +311,32 @@ mod tests {
     #[test]
     fn cmdline_gets_the_root_before_what_is_for_init() {
         let mut peripherals = Peripherals::default();
-        assert_eq!(peripherals.cmdline("quiet"), "quiet");
+        assert_eq!(peripherals.cmdline("quiet", &[]), "quiet");
         peripherals.put_drive(drive("a", false)).expect("valid");
-        assert_eq!(peripherals.cmdline("quiet"), "quiet");
+        assert_eq!(peripherals.cmdline("quiet", &[]), "quiet");
         peripherals.put_drive(drive("b", true)).expect("valid");
-        assert_eq!(peripherals.cmdline("quiet"), "quiet root=/dev/vda rw");
-        assert_eq!(peripherals.cmdline(""), "root=/dev/vda rw");
-        assert_eq!(peripherals.cmdline("a -- b"), "a root=/dev/vda rw -- b");
+        assert_eq!(peripherals.cmdline("quiet", &[]), "quiet root=/dev/vda rw");
+        assert_eq!(peripherals.cmdline("", &[]), "root=/dev/vda rw");
+        assert_eq!(
+            peripherals.cmdline("a -- b", &[]),
+            "a root=/dev/vda rw -- b"
+        );
+    }
+    #[test]
+    fn cmdline_gets_the_places_of_devices_before_what_is_for_init() {
+        let place = |index: u32| VirtioMmio {
+            base: GuestAddress(0xc000_1000 + u64::from(index) * 0x1000),
+            size: 0x1000,
+            gsi: 5 + index,
+        };
+        let places = [place(0), place(1)];
+        let words = "virtio_mmio.device=4K@0xc0001000:5 virtio_mmio.device=4K@0xc0002000:6";
+        let mut peripherals = Peripherals::default();
+        assert_eq!(peripherals.cmdline("", &places), words);
+        let line = peripherals.cmdline("quiet -- 1", &places);
+        assert_eq!(line, format!("quiet {words} -- 1"));
+        peripherals.put_drive(drive("a", true)).expect("valid");
+        let line = peripherals.cmdline("quiet", &places);
+        assert_eq!(line, format!("quiet root=/dev/vda rw {words}"));
     }
 }

@@ -157,6 +157,8 @@ pub struct BootConfig {
     pub modules: Vec<Module>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// Whether the command line tells the places of virtio devices, too, which ACPI's tables do anyhow.
+    pub virtio_mmio_args: bool,
 }
 
 /// Who watches a guest's time.

@@ -267,6 +267,29 @@ fn configuration_is_read_back_as_it_was_given() {
 }
 
 #[test]
+fn places_of_devices_are_for_the_command_line_when_it_or_the_boot_source_asks() {
+    for (flag, field, told) in [
+        (false, Value::Null, Value::Null),
+        (false, json!(false), Value::Null),
+        (false, json!(true), json!(true)),
+        (true, Value::Null, json!(true)),
+    ] {
+        let mut vm = Fixture::new();
+        vm.controller.set_virtio_mmio_args(flag);
+        let mut boot = vm.boot_source();
+        boot["virtio_mmio_args"] = field;
+        vm.done(Method::Put, "/boot-source", &boot);
+        let shown = &vm.get("/vm/config")["boot-source"]["virtio_mmio_args"];
+        assert_eq!(*shown, told, "{flag} {boot}");
+        let file = json!({"boot-source": boot}).to_string();
+        let config = crate::config::parse(file.as_bytes()).expect("valid");
+        vm.controller.configure(config).expect("nothing to fail");
+        let shown = &vm.get("/vm/config")["boot-source"]["virtio_mmio_args"];
+        assert_eq!(*shown, told, "{flag} {file}");
+    }
+}
+
+#[test]
 fn rate_of_the_tsc_is_shown_when_it_was_asked_for() {
     let rate = |config: &Value| {
         (

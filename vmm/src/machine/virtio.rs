@@ -57,8 +57,11 @@ use crate::vcpu::Ending;
 /// The most virtio devices of a machine: as many as there are interrupts for them.
 const MAX_DEVICES: usize = layout::VIRTIO_MMIO_GSIS.len();
 
-/// The places of the devices, for the machine's tables.
-pub(super) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, MachineError> {
+/// The places of the devices, for the machine's tables and its kernel's command line.
+///
+/// # Errors
+/// There are more devices than places.
+pub(crate) fn places(peripherals: &Peripherals) -> Result<Vec<VirtioMmio>, MachineError> {
     let asked = peripherals.drives().len()
         + peripherals.pmem().len()
         + peripherals.interfaces().len()
