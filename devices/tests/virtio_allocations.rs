@@ -320,8 +320,98 @@ impl Host for Program {
     }
 }
 
+/// A program that connects to the guest's port 1, and what it was told since.
+#[derive(Clone, Default)]
+struct Caller {
+    has_called: bool,
+    token: Option<Token>,
+    told: Arc<AtomicU64>,
+}
+
+impl Stream for Caller {
+    fn read(&mut self, into: &[VolatileSlice<'_, ()>]) -> io::Result<usize> {
+        let line = b"CONNECT 1\n";
+        into[0].copy_from(&line[..]);
+        Ok(line.len())
+    }
+
+    fn write(&mut self, from: VolatileSlice<'_, ()>) -> io::Result<usize> {
+        self.told.fetch_add(from.len() as u64, Ordering::SeqCst);
+        Ok(from.len())
+    }
+
+    fn end_reading(&mut self) {}
+
+    fn end_writing(&mut self) {}
+}
+
+impl Host for Caller {
+    type Stream = Self;
+
+    fn now(&mut self) -> Nanos {
+        Nanos::ZERO
+    }
+
+    fn accept(&mut self) -> io::Result<Option<Self>> {
+        let has_called = std::mem::replace(&mut self.has_called, true);
+        Ok((!has_called).then(|| self.clone()))
+    }
+
+    fn connect(&mut self, _: Port) -> io::Result<Self> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn watch(&mut self, _: &Self, token: Token, _: bool, _: bool) -> io::Result<()> {
+        self.token = Some(token);
+        Ok(())
+    }
+
+    fn poll(&mut self, events: &mut [Event]) -> io::Result<usize> {
+        let place = match self.token {
+            _ if !self.has_called => Place::Listener,
+            Some(token) => Place::Stream(token),
+            None => return Ok(0),
+        };
+        events[0] = Event {
+            place,
+            readable: self.has_called,
+            writable: false,
+            hung_up: false,
+        };
+        Ok(1)
+    }
+}
+
+#[test]
+fn answer_of_the_guest_is_told_its_program_without_allocating() {
+    let caller = Caller::default();
+    let guest = Cid::guest(3).expect("not reserved");
+    let device = Vsock::new(guest, caller.clone(), Box::new(|_, _| {}));
+    let mut driver = Driver::ready(device, EVENT_INDEX);
+    driver.queue = 0;
+    driver.put(&[(ROOM + 0x1_0000, 4_096, true)]);
+    // Taking a program's connection may allocate, and so may asking the guest.
+    let mut asked = None;
+    while asked.is_none() {
+        driver.run();
+        asked = driver.used();
+    }
+    assert_eq!(asked, Some((0, 44)));
+    let ours = driver.load::<u32>(ROOM + 0x1_0000 + 16);
+    packet(&driver, 2, 0);
+    driver.store(ROOM + 16, 1_u32);
+    driver.store(ROOM + 20, ours);
+    driver.queue = 1;
+    driver.put(&[(ROOM, 44, false)]);
+    let before = ALLOCATIONS.get();
+    driver.run();
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    let line = format!("OK {ours}\n");
+    assert_eq!(caller.told.load(Ordering::SeqCst), line.len() as u64);
+}
+
 /// Puts a packet of the guest 3, from port 1,000 to port 80, where [`driver`] sends it from.
-fn packet(driver: &Driver<Vsock<Program>>, op: u16, len: u32) {
+fn packet<H: Host>(driver: &Driver<Vsock<H>>, op: u16, len: u32) {
     driver.store(ROOM, 3_u64);
     driver.store(ROOM + 8, 2_u64);
     for (at, value) in [

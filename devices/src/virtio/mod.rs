@@ -32,7 +32,11 @@
 //! queue that makes no sense ([`Violation`]) stops the device: it sets `DEVICE_NEEDS_RESET` (2.1.2), tells
 //! the driver so by a configuration interrupt, and serves nothing until it is reset.
 //!
-//! Nothing here allocates while requests are served, and nothing is logged for each.
+//! Nothing here allocates while requests are served, and nothing is logged for each. Two things may
+//! allocate, within bounds: the beginning of a socket device's connection, by the guest's `REQUEST` or by a program,
+//! which takes a place and maps memory for what the program is slow to take; and a network card's
+//! [detour](net::Detour), for frames that it wants, as a service of metadata does for a request of its guest.
+//! `tests/virtio_allocations.rs` holds the rest to it.
 
 pub mod balloon;
 pub mod block;

@@ -1,6 +1,9 @@
 //! Bytes of the guest that wait until the host's program takes them.
 
-use vm_memory::VolatileSlice;
+use std::io;
+
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::super::{Buffers, Violation};
 
@@ -16,23 +19,40 @@ pub(super) const ROOM_AMONG_MANY: u32 = 64 * 1024;
 /// With so many connections, the next one has less room: 1,023 keep 76 MiB at most.
 pub(super) const MANY: usize = 64;
 
-/// A ring of bytes.
+/// A ring of bytes, in a mapping of its own: a connection whose program keeps up has no page of it, and what a program
+/// was slow for is the host's again with the connection's end. The allocator promises neither: what is freed comes back
+/// to be cleared, byte by byte.
 #[derive(Debug)]
 pub(super) struct Backlog {
-    bytes: Box<[u8]>,
+    bytes: MmapRegion,
     first: usize,
     len: usize,
 }
 
 impl Backlog {
     /// One that keeps `room` bytes.
-    pub(super) fn new(room: u32) -> Self {
-        Self {
-            // Zeros that nobody has written to take no memory.
-            bytes: vec![0; usize::try_from(room).unwrap_or(0)].into_boxed_slice(),
+    ///
+    /// # Errors
+    /// The host maps no more memory.
+    pub(super) fn new(room: u32) -> io::Result<Self> {
+        let bytes =
+            MmapRegion::new(usize::try_from(room).unwrap_or(0)).map_err(|error| match error {
+                MmapRegionError::Mmap(error) => error,
+                other => io::Error::other(other),
+            })?;
+        Ok(Self {
+            bytes,
             first: 0,
             len: 0,
-        }
+        })
+    }
+
+    /// Up to `count` bytes from `at` on, as far as the ring's end.
+    fn piece(&self, at: usize, count: usize) -> VolatileSlice<'_, ()> {
+        let count = count.min(self.bytes.size() - at);
+        // OK because both are in the ring.
+        let empty = VolatileSlice::from(&mut [][..]);
+        self.bytes.get_slice(at, count).unwrap_or(empty)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -42,7 +62,7 @@ impl Backlog {
     /// How many it keeps.
     pub(super) fn room(&self) -> u32 {
         // OK because it is made of one.
-        u32::try_from(self.bytes.len()).unwrap_or(0)
+        u32::try_from(self.bytes.size()).unwrap_or(0)
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -51,9 +71,8 @@ impl Backlog {
     }
 
     /// The oldest bytes, as many as lie in one piece.
-    pub(super) fn oldest(&mut self) -> VolatileSlice<'_, ()> {
-        let end = self.bytes.len().min(self.first + self.len);
-        VolatileSlice::from(self.bytes.get_mut(self.first..end).unwrap_or_default())
+    pub(super) fn oldest(&self) -> VolatileSlice<'_, ()> {
+        self.piece(self.first, self.len)
     }
 
     /// The oldest `count` bytes are done with.
@@ -63,7 +82,7 @@ impl Backlog {
         self.first = if self.len == 0 {
             0
         } else {
-            (self.first + count) % self.bytes.len()
+            (self.first + count) % self.bytes.size()
         };
     }
 
@@ -72,7 +91,7 @@ impl Backlog {
     /// # Errors
     /// [`Violation::Buffer`] when there is no room for all, or they are gone.
     pub(super) fn push(&mut self, bytes: &Buffers<'_>) -> Result<(), Violation> {
-        if bytes.len() > (self.bytes.len() - self.len) as u64 {
+        if bytes.len() > (self.bytes.size() - self.len) as u64 {
             return Err(Violation::Buffer);
         }
         bytes.try_for_each(
@@ -80,13 +99,14 @@ impl Backlog {
             |slice| {
                 let mut from = 0;
                 while from < slice.len() {
-                    let at = (self.first + self.len) % self.bytes.len();
-                    let place = self.bytes.get_mut(at..).unwrap_or_default();
+                    let at = (self.first + self.len) % self.bytes.size();
                     let rest = slice.offset(from).map_err(|_| Violation::Buffer)?;
-                    let count = rest.copy_to(place);
+                    let place = self.piece(at, rest.len());
+                    let count = place.len();
                     if count == 0 {
                         return Err(Violation::Buffer);
                     }
+                    rest.copy_to_volatile_slice(place);
                     from += count;
                     self.len += count;
                 }

@@ -12,7 +12,7 @@
 //! reset once the program has what was sent to it (5.10.6.5). A program that is gone is told to the guest as the
 //! end of both directions, after its last bytes.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
@@ -29,6 +29,9 @@ const MAX_LINE: usize = 32;
 
 /// The shortest: no shorter one is complete, so that many bytes are not read one by one.
 const MIN_LINE: usize = "CONNECT 1\n".len();
+
+/// The longest line that a program gets once the guest has accepted it.
+const LONGEST_ANSWER: usize = "OK 4294967295\n".len();
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -76,8 +79,14 @@ pub(super) struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    fn new(stream: S, ports: Ports, phase: Phase, room: u32, counts: Arc<Counts>) -> Self {
-        Self {
+    fn new(
+        stream: S,
+        ports: Ports,
+        phase: Phase,
+        room: u32,
+        counts: Arc<Counts>,
+    ) -> io::Result<Self> {
+        Ok(Self {
             stream: Some(stream),
             ports,
             phase,
@@ -85,13 +94,16 @@ impl<S: Stream> Connection<S> {
             tell_response: false,
             told_ends: 0,
             to_guest: ToGuest::default(),
-            to_program: ToProgram::new(room),
+            to_program: ToProgram::new(room)?,
             counts,
-        }
+        })
     }
 
     /// One that a program of the host began, which is still to say where it wants to. It keeps `room` bytes of the guest.
-    pub(super) fn accepted(stream: S, room: u32, counts: Arc<Counts>) -> Self {
+    ///
+    /// # Errors
+    /// The host has no memory for them.
+    pub(super) fn accepted(stream: S, room: u32, counts: Arc<Counts>) -> io::Result<Self> {
         let nowhere = Ports {
             guest: Port(0),
             host: Port(0),
@@ -102,11 +114,19 @@ impl<S: Stream> Connection<S> {
     }
 
     /// One that the guest asked for, which is answered. It keeps `room` bytes of the guest.
-    pub(super) fn connected(stream: S, header: &Header, room: u32, counts: Arc<Counts>) -> Self {
-        let mut connection = Self::new(stream, header.ports, Phase::Open, room, counts);
+    ///
+    /// # Errors
+    /// The host has no memory for them.
+    pub(super) fn connected(
+        stream: S,
+        header: &Header,
+        room: u32,
+        counts: Arc<Counts>,
+    ) -> io::Result<Self> {
+        let mut connection = Self::new(stream, header.ports, Phase::Open, room, counts)?;
         connection.to_guest.learn(header.credit);
         connection.tell_response = true;
-        connection
+        Ok(connection)
     }
 
     pub(super) fn stream(&self) -> Option<&S> {
@@ -248,10 +268,14 @@ impl<S: Stream> Connection<S> {
 
     fn accepted_by_guest(&mut self) {
         self.phase = Phase::Open;
-        let mut line = format!("OK {}\n", self.ports.host).into_bytes();
-        let len = line.len();
+        let mut line = [0; LONGEST_ANSWER];
+        let mut rest = &mut line[..];
+        // There is room for the largest of ports.
+        let _ = writeln!(rest, "OK {}", self.ports.host);
+        let len = LONGEST_ANSWER - rest.len();
+        let line = line.get_mut(..len).unwrap_or_default();
         let stream = self.stream.as_mut();
-        let written = stream.map(|stream| stream.write(VolatileSlice::from(&mut line[..])));
+        let written = stream.map(|stream| stream.write(VolatileSlice::from(line)));
         // There is room for a line in a socket to which nothing was written. If not, the program has seen to that.
         if !matches!(written, Some(Ok(count)) if count == len) {
             self.close();

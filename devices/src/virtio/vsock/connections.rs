@@ -196,9 +196,11 @@ impl<H: Host> Connections<H> {
     /// there is something to be done, not before.
     fn accept(&mut self) {
         for _ in 0..AT_ONCE {
-            match self.host.accept() {
-                Ok(Some(stream)) => {
-                    let accepted = Connection::accepted(stream, self.room(), self.counts.clone());
+            let (room, counts) = (self.room(), &self.counts);
+            let accept = |stream| Connection::accepted(stream, room, counts.clone());
+            let accepted = self.host.accept();
+            match accepted.and_then(|stream| stream.map(accept).transpose()) {
+                Ok(Some(accepted)) => {
                     // It has said where to, mostly.
                     self.again |= self.insert(accepted).is_some();
                 }
@@ -398,8 +400,12 @@ impl<H: Host> Connections<H> {
         if self.slots.len() == MAX && self.vacant.is_empty() {
             return false;
         }
-        let stream = match self.host.connect(header.ports.host) {
-            Ok(stream) => stream,
+        let (room, counts) = (self.room(), self.counts.clone());
+        let stream = self.host.connect(header.ports.host);
+        let connected =
+            stream.and_then(|stream| Connection::connected(stream, header, room, counts));
+        let connected = match connected {
+            Ok(connected) => connected,
             Err(error) => {
                 let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
                 if !nobody.contains(&error.kind()) {
@@ -408,7 +414,6 @@ impl<H: Host> Connections<H> {
                 return false;
             }
         };
-        let connected = Connection::connected(stream, header, self.room(), self.counts.clone());
         let Some(index) = self.insert(connected) else {
             return false;
         };

@@ -34,16 +34,19 @@ pub(super) struct ToProgram {
 
 impl ToProgram {
     /// One of which so many bytes are kept.
-    pub(super) fn new(room: u32) -> Self {
-        Self {
-            backlog: Backlog::new(room),
+    ///
+    /// # Errors
+    /// The host has no memory for them.
+    pub(super) fn new(room: u32) -> io::Result<Self> {
+        Ok(Self {
+            backlog: Backlog::new(room)?,
             received: 0,
             passed: 0,
             told: 0,
             tell: false,
             guest_ended: false,
             program_refuses: false,
-        }
+        })
     }
 
     /// Whether bytes wait for the program.
