@@ -78,6 +78,11 @@ Firecracker's API on a Unix socket: see docs/compatibility.md.
 The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x ends the microVM
 and Ctrl-A Ctrl-A sends Ctrl-A.";
 
+const AFTER_HELP_OF_RUN: &str = "\
+The guest's metadata (MMDS), rate limiters and a root device's partuuid have no flags here: they are in a
+configuration file, which keeptime --no-api --config-file FILE runs, or in the API, as are a balloon's
+statistics and hints.";
+
 /// A microVM launcher for Linux/KVM whose guests' clocks stay right.
 #[derive(Debug, Parser)]
 #[command(
@@ -99,6 +104,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot a kernel in a microVM
+    #[command(after_help = AFTER_HELP_OF_RUN)]
     Run(Box<Run>),
     /// Run the guest that is compiled into this program: it reads its clock and is measured
     Demo,

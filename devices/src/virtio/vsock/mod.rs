@@ -5,9 +5,9 @@
 //!
 //! - A packet's header is read once and checked; what is not from the guest to the host is dropped.
 //! - A connection knows what either side said, and what is to be told; it never sees a ring.
-//! - All connections together are found by their ports and take turns: each has one packet for the guest, then the
-//!   next one has. There are at most 1,023, and each keeps at most 256 KiB of the guest's bytes, or
-//!   64 KiB where there were 64 before it.
+//! - All connections together are found by their ports and take turns: in each a connection has one packet for the
+//!   guest, or as many as one read of its program fills, up to [`MAX_PIECES`]; then the next one has its turn. There
+//!   are at most 1,023, and each keeps at most 256 KiB of the guest's bytes, or 64 KiB where there were 64 before it.
 //!
 //! A connection that makes no sense is reset, and no other one is harmed by it. An answer for which there is no
 //! connection waits for a buffer of the guest; when 256 wait, the guest's packets do (5.10.6.1.2).
