@@ -322,6 +322,7 @@ mod tests {
             "a root=/dev/vda rw -- b"
         );
     }
+
     #[test]
     fn cmdline_gets_the_places_of_devices_before_what_is_for_init() {
         let place = |index: u32| VirtioMmio {
