@@ -1,12 +1,14 @@
 // A 64-bit guest without an operating system that breaks the virtio protocol (version 1.2; section numbers are
-// the specification's) on every virtio-mmio device that it finds, in each of its queues. After each violation it looks whether the device
-// did what is due (ask for a reset, answer with an error, or take no notice), resets it, and has it serve an honest
-// request. For each violation it writes a line. What never comes true is waited for without end.
+// the specification's) on every virtio-mmio device that its command line tells of, in each of its queues. After each
+// violation it looks whether the device did what is due (ask for a reset, answer with an error, or take no notice),
+// resets it, and has it serve an honest request. For each violation it writes a line. What never comes true is waited
+// for without end.
 
 #include "virtio-driver.h"
 
 enum { INDIRECT = 0x1004000, CANARY = 0x2000000, CANARY_SIZE = 0x100000, MEMORY_END = 128 << 20 };
-static const uint64_t HOLE = 0xc0000000, LOCAL_APIC = 0xfee00000, ABOVE = 1ull << 40;
+// Where a persistent memory is: it follows the hole, since RAM does not.
+static const uint64_t HOLE = 0xc0000000, LOCAL_APIC = 0xfee00000, FILE_OF_HOST = 1ull << 32, ABOVE = 1ull << 40;
 
 static unsigned violations;
 
@@ -54,6 +56,8 @@ static void lives(const char *what) {
         fail(what, "no entropy after a reset");
     } else if (kind == BALLOON && *(volatile uint64_t *)LAST_PAGE != 0) {
         fail(what, "the balloon takes no page after a reset");
+    } else if (kind == PMEM && (written != 4 || *(volatile uint32_t *)STATUS_BYTE != 0)) {
+        fail(what, "the memory is not flushed after a reset");
     }
     usual = before;
     violations++;
@@ -86,6 +90,8 @@ static const struct place PLACES[] = {
     {"descriptor table that wraps around", ~15ull, AVAILABLE, USED, 16},
     {"available ring at the end of all", TABLE, ~1ull, USED, 16},
     {"descriptor table far above memory", ABOVE, AVAILABLE, USED, 16},
+    {"descriptor table in a persistent memory", FILE_OF_HOST, AVAILABLE, USED, 16},
+    {"used ring in a persistent memory", TABLE, AVAILABLE, FILE_OF_HOST, 16},
     {"descriptor table not aligned", TABLE + 8, AVAILABLE, USED, 16},
     {"available ring not aligned", TABLE, AVAILABLE + 1, USED, 16},
     {"used ring not aligned", TABLE, AVAILABLE, USED + 2, 16},
@@ -111,6 +117,7 @@ static const struct chain CHAINS[] = {
     {"buffer in the hole", 0, {{HOLE, 4, WRITE, 0}}},
     {"buffer on the device's own registers", 0, {{REGISTERS + STATUS, 4, WRITE, 0}}},
     {"buffer on the local APIC", 0, {{LOCAL_APIC, 4, WRITE, 0}}},
+    {"buffer in a persistent memory", 0, {{FILE_OF_HOST, 4, WRITE, 0}}},
     {"buffer across the end of memory", 0, {{MEMORY_END - 2, 4, WRITE, 0}}},
     {"buffer at the end of all", 0, {{~0ull, 4, WRITE, 0}}},
     {"buffer longer than memory", 0, {{0, ~0u, WRITE, 0}}},
@@ -302,12 +309,19 @@ static void at_random(void) {
     lives("queues at random");
 }
 
+// What a request of a disk begins with (5.2.6).
+struct request {
+    uint32_t type, reserved;
+    uint64_t sector;
+};
+enum { TYPE_FLUSH = 4 };
+
 // After a reset nothing of our memory is touched (2.4.1, and 4.2.3.1).
 static void reset_in_a_request(void) {
     announce("reset in a request");
     for (unsigned round = 0; round < 5; round++) {
         start();
-        unsigned buffers = kind == BLOCK ? 14 : 1;
+        unsigned buffers = kind == BLOCK ? 12 : 1;
         header(0, 0);
         describe(TABLE, 0, (struct descriptor){HEADER, 16, NEXT, 1});
         for (unsigned index = 1; index <= buffers; index++)
@@ -321,6 +335,13 @@ static void reset_in_a_request(void) {
             for (unsigned page = 0; page < 4; page++)
                 ((volatile uint32_t *)HEADER)[page] = (ROOM >> 12) + 8 * page;
             describe(TABLE, 0, (struct descriptor){HEADER, 16, 0, 0});
+        }
+        if (kind == BLOCK) {
+            // With it a flush, which no host has done at once.
+            *(volatile struct request *)(HEADER + 16) = (struct request){TYPE_FLUSH, 0, 0};
+            describe(TABLE, 14, (struct descriptor){HEADER + 16, 16, NEXT, 15});
+            describe(TABLE, 15, (struct descriptor){ROOM + ROOM_SIZE - 1, 1, WRITE, 0});
+            offer(14);
         }
         offer(0);
         reset();
@@ -392,6 +413,46 @@ static void disk(void) {
     }
 }
 
+struct flush {
+    const char *what;
+    uint32_t type;
+    struct descriptor buffers[2];
+    // What it is answered with (5.19.7); ~0: the device wants a reset.
+    uint32_t answer;
+};
+
+static const struct flush FLUSHES[] = {
+    {"flush of no known kind", 1, {{ROOM, 4, NEXT, 1}, {STATUS_BYTE, 4, WRITE, 0}}, 1},
+    {"flush of a part of a kind", 0, {{ROOM, 3, NEXT, 1}, {STATUS_BYTE, 4, WRITE, 0}}, 1},
+    {"flush of no kind", 0, {{STATUS_BYTE, 4, WRITE, 0}}, 1},
+    {"flush with more than a kind", 0, {{ROOM, ROOM_SIZE, NEXT, 1}, {STATUS_BYTE, 4, WRITE, 0}}, 0},
+    {"flush without room for an answer", 0, {{ROOM, 4, 0, 0}}, ~0u},
+    {"flush with room for a part of an answer", 0, {{ROOM, 4, NEXT, 1}, {STATUS_BYTE, 3, WRITE, 0}}, ~0u},
+};
+
+static void flushes(void) {
+    for (unsigned row = 0; row < COUNT(FLUSHES); row++) {
+        const struct flush *bad = &FLUSHES[row];
+        announce(bad->what);
+        start();
+        *(volatile uint32_t *)STATUS_BYTE = ~0u;
+        *(volatile uint32_t *)ROOM = bad->type;
+        for (unsigned index = 0; index < 2; index++)
+            describe(TABLE, index, bad->buffers[index]);
+        offer(0);
+        if (bad->answer == ~0u) {
+            wants_reset(bad->what);
+            continue;
+        }
+        uint32_t written;
+        while (!used(&written))
+            ;
+        if (written != 4 || *(volatile uint32_t *)STATUS_BYTE != bad->answer)
+            fail(bad->what, "another answer than is due");
+        lives(bad->what);
+    }
+}
+
 // Frames and packets of every length up to more than there is, without a header that makes sense: they are dropped, or
 // the device wants a reset. It lives in either case.
 static void packets(void) {
@@ -428,14 +489,34 @@ static void others(void) {
         }
 }
 
-__attribute__((used)) static void all(void) {
+// Where on the command line the next device is looked for.
+static const char *told;
+
+// The next device that the command line tells of (Documentation/admin-guide/kernel-parameters.txt), if there is one.
+static int another(void) {
+    static const char WORD[] = "virtio_mmio.device=4K@0x";
+    for (; *told; told++) {
+        unsigned same = 0;
+        while (WORD[same] && told[same] == WORD[same])
+            same++;
+        if (WORD[same])
+            continue;
+        for (device = 0, told += same; *told && *told != ':'; told++)
+            device = device << 4 | (*told <= '9' ? *told - '0' : *told - 'a' + 10);
+        return 1;
+    }
+    return 0;
+}
+
+__attribute__((used)) static void all(const uint8_t *zero_page) {
     clear(CANARY, CANARY_SIZE, 0xc3);
     unsigned devices = 0;
-    for (unsigned slot = 0; slot < SLOTS; slot++) {
-        device = REGISTERS + slot * (uint64_t)REGISTERS_SIZE;
+    // `cmd_line_ptr` (Documentation/arch/x86/zero-page.rst).
+    told = (const char *)(uint64_t)*(const uint32_t *)(zero_page + 0x228);
+    while (another()) {
         kind = get(DEVICE_ID);
         if (get(MAGIC) != 0x74726976 || !kind)
-            continue;
+            fail("command line", "there is no device where it tells of one");
         devices++;
         queues();
         registers();
@@ -449,6 +530,8 @@ __attribute__((used)) static void all(void) {
         }
         if (kind == BALLOON)
             balloon();
+        if (kind == PMEM)
+            flushes();
         others();
         reset();
     }

@@ -28,7 +28,7 @@ enum {
 };
 enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 0x40 };
 enum { NEXT = 1, WRITE = 2, TABLE_OF_MORE = 4 };
-enum { NET = 1, BLOCK = 2, ENTROPY = 4, BALLOON = 5, SOCKET = 19 };
+enum { NET = 1, BLOCK = 2, ENTROPY = 4, BALLOON = 5, SOCKET = 19, PMEM = 27 };
 enum { INDIRECT_DESCRIPTORS = 1 << 28, VERSION_1 = 1, DISCARD = 1 << 13, FLUSH = 1 << 9, ALL_OF_BALLOONS = 0x3f };
 // What disks begin with, or are full of: "a sector".
 static const uint64_t FILLING = 0x726f746365732061;
@@ -195,6 +195,11 @@ static uint32_t request(void) {
         *(volatile uint32_t *)ROOM = LAST_PAGE >> 12;
         describe(TABLE, 0, (struct descriptor){ROOM, 4, 0, 0});
         break;
+    case PMEM: // flushes
+        *(volatile uint32_t *)STATUS_BYTE = ~0u;
+        describe(TABLE, 0, (struct descriptor){ROOM, 4, NEXT, 1});
+        describe(TABLE, 1, (struct descriptor){STATUS_BYTE, 4, WRITE, 0});
+        break;
     default: // Sends zeros: an empty frame for nobody, or a packet from nowhere.
         describe(TABLE, 0, (struct descriptor){ROOM, 12 + 60, 0, 0});
         break;
@@ -207,9 +212,10 @@ static uint32_t request(void) {
     return written;
 }
 
-// Calls `all` with a stack.
+// Calls `all` with a stack, and with what the 64-bit boot protocol hands over (Documentation/arch/x86/boot.rst).
 __attribute__((naked, used)) void _start(void) {
     __asm__ volatile("mov $0x800000, %rsp\n"
                      "cld\n"
+                     "mov %rsi, %rdi\n"
                      "call all\n");
 }

@@ -53,8 +53,11 @@ const CALLS: &[&str] = &[
 const MADE: &[&str] = &[
     "read",
     "write",
+    "readv",
     "writev",
     "fdatasync",
+    "fallocate",
+    "io_uring_enter",
     "epoll_wait",
     "ppoll",
     "accept4",
@@ -80,12 +83,14 @@ pub(super) fn all() -> Vec<Scenario> {
                     "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
                     "drives": [
                         {"drive_id": "image", "is_root_device": false, "path_on_host": "image",
-                         "cache_type": "Writeback"},
+                         "cache_type": "Writeback", "io_engine": "Async"},
                         {"drive_id": "other", "is_root_device": false, "path_on_host": "other",
                          "cache_type": "Writeback"},
                     ],
                     "network-interfaces": [{"iface_id": "net", "host_dev_name": "tap-interrupted"}],
+                    "pmem": [{"id": "memory", "path_on_host": "memory"}],
                     "vsock": {"guest_cid": 3, "uds_path": "socket"},
+                    "balloon": {"amount_mib": 0, "deflate_on_oom": false},
                     "entropy": {},
                 });
                 let full = FILLING.iter().copied().cycle().take(LEN).collect();
@@ -120,7 +125,9 @@ fn check(outcome: &Outcome) -> Result<()> {
         ("disk 2: writes that failed: 0", 2),
         ("device 1: requests served: 100", 2),
         ("device 4: requests served: 100", 2),
+        ("device 5: requests served: 100", 2),
         ("device 19: requests served: 100", 2),
+        ("device 27: requests served: 100", 2),
         ("paused: 3", 1),
         ("program 3: not served", 1),
         ("the launcher's status: 137", 1),

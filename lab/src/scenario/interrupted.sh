@@ -5,6 +5,7 @@ if [ -z "$within" ]; then within=yes exec unshare --net sh ./interrupted; fi
 ./busybox ip link set tap-interrupted up
 truncate -s $len image
 truncate -s $len other
+truncate -s 2M memory
 mkfifo input
 # Every other call of a kind that each thread makes, from its first one on, is interrupted before it does anything.
 strace -f -qq --seccomp-bpf -o calls -e "trace=$calls" -e "inject=$calls:error=EINTR:when=1+2" \
