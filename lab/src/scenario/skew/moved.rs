@@ -21,8 +21,9 @@ const READINGS_TO_A_STEP: u64 = 50;
 /// The skew as it is measured.
 const MEASURED_TICKS: u64 = 200;
 const VCPUS: usize = 2;
-/// A guest tells a sum once a second of its own clock, and it takes up to 100 ms until the script has noticed.
-const NOTICED_NS: u64 = 500_000_000;
+/// A guest tells a sum once a second of its own clock, and the script may have waited for the other guest meanwhile, and
+/// looks ten times a second.
+const NOTICED_NS: u64 = 1_250_000_000;
 /// 3 s, by which the host's own clock leaps or stands still when the skew of seconds begins and ends.
 const LARGE_NS: u64 = 3_000_000_000;
 /// The phases of the script.
