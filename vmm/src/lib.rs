@@ -37,6 +37,9 @@ mod code;
 pub mod config;
 mod console;
 mod controller;
+#[cfg(test)]
+#[path = "../../devices/tests/virtio/counting.rs"]
+mod counting;
 mod demo;
 mod doctor;
 mod dump;

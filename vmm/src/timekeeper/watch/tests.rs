@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use hypervisor::model::{Faults, ModelForm, ModelHost, ModelVm};
-use tsc::watch::Departure;
+use tsc::watch::{Departure, Sighting};
 use tsc::{GuestTsc, HostTsc, Khz, NanosDelta, Svm, TscOffset, VcpuId, Vmx};
 
 use super::super::events::Entry;
@@ -270,6 +270,7 @@ macro_rules! on_both {
 }
 
 // After the macro, which they use.
+mod allocations;
 mod anywhere;
 mod page;
 
