@@ -3,10 +3,11 @@
 //!
 //! `moved-amd64`, `moved-i386`: threads that are moved all the time where KVM compensates.
 //!
-//! `pause`: three stops of ten seconds, in this order: `freeze`, `advance`, and SIGSTOP. The same looks hold the
-//! guest's VMClock page against the host's clock. On the svm host with a TSC that is trusted, and on `vmx-real`, where a
-//! guest that keeps time by its TSC was found off what the report says of the freeze by at most 7.7 us, and off the
-//! host's clock by as much after the others: the width of the readings.
+//! `pause`, `pause-by-tsc`, `pause-by-kvmclock`: three stops of ten seconds, in this order: `freeze`, `advance`, and
+//! SIGSTOP; `svm-tsc/pause` has its launcher's cgroup frozen after them. The same looks hold the guest's VMClock page
+//! against the host's clock. On the svm host with a TSC that is trusted, and on `vmx-real`, where a guest that keeps time
+//! by its TSC was found off what the report says of the freeze by at most 7.7 us, and off the host's clock by as much
+//! after the others: the width of the readings.
 
 mod moved;
 mod page;
@@ -17,12 +18,13 @@ use serde_json::Value;
 
 use crate::guest::linux::Report;
 use crate::guest::program;
-use crate::guest::witness::{self, Testimony};
+use crate::guest::witness::{self, Testimony, Within};
 use crate::host::image::{Files, Source};
 use crate::host::{Host, Pace, Paging, Tsc};
 use crate::kernels::Kernel;
 use crate::scenario::{Outcome, Place, Scenario, file};
 use crate::workshop::Workshop;
+use stops::Terms;
 
 const GUEST: &str = include_str!("keeping/guest.sh");
 const PAUSE: &str = include_str!("keeping/pause.sh");
@@ -34,14 +36,27 @@ pub(super) fn all() -> Vec<Scenario> {
         let paging = Paging::Nested;
         Place::Emulated(Host::Svm { tsc, paging })
     };
-    let pause = |name: &str, clocksource: &'static str, options: &str| {
-        let script = script(&format!(
-            "OPTIONS='{options}' SUMS=5 SECONDS_IN_ALL=40\n{PAUSE}"
-        ));
+    let pause = |name: &str, options: &str, more: &str, terms: Terms| {
+        let script = script(&format!("OPTIONS='{options}' SUMS=5 {more}\n{PAUSE}"));
         Scenario::new(svm(Tsc::Stable), name, script)
             .files(|workshop| with_witness(workshop, Kernel::Amd64))
-            .check(move |outcome| stops::check(clocksource, outcome))
+            .check(move |outcome| stops::check(&terms, outcome))
             .seconds(75, 300)
+    };
+    // Where each second costs.
+    let pause_at_cost = |name: &str, options: &str, clocksource| {
+        let script = script(&format!(
+            "OPTIONS='quiet {options}' SUMS=3 SECONDS_IN_ALL=29 CGROUP=\n{PAUSE}"
+        ));
+        let terms = Terms::close(clocksource);
+        Scenario::new(
+            Place::Emulated(Host::Vmx { pace: Pace::Real }),
+            name,
+            script,
+        )
+        .files(|workshop| with_witness(workshop, Kernel::Amd64))
+        .check(move |outcome| stops::check(&terms, outcome))
+        .seconds(400, 150)
     };
     let moved = |name: &str, kernel: Kernel| {
         let script = script(&format!("arch={}\n{MOVED}", kernel.name()));
@@ -53,17 +68,20 @@ pub(super) fn all() -> Vec<Scenario> {
     vec![
         moved("moved-amd64", Kernel::Amd64),
         moved("moved-i386", Kernel::I386),
-        pause("pause", "kvm-clock", ""),
-        pause("pause-by-tsc", "tsc", "tsc=reliable clocksource=tsc"),
-        // Where each second costs.
-        Scenario::new(
-            Place::Emulated(Host::Vmx { pace: Pace::Real }),
+        pause(
             "pause",
-            script(&format!("OPTIONS=quiet SUMS=3 SECONDS_IN_ALL=29\n{PAUSE}")),
-        )
-        .files(|workshop| with_witness(workshop, Kernel::Amd64))
-        .check(|outcome| stops::check("tsc", outcome))
-        .seconds(400, 150),
+            "",
+            "SECONDS_IN_ALL=52 CGROUP=/tmp/pause",
+            Terms::close("kvm-clock").with_a_frozen_cgroup(),
+        ),
+        pause(
+            "pause-by-tsc",
+            "tsc=reliable clocksource=tsc",
+            "SECONDS_IN_ALL=40 CGROUP=",
+            Terms::close("tsc").with_slow_readings(),
+        ),
+        pause_at_cost("pause", "", "tsc"),
+        pause_at_cost("pause-by-kvmclock", "clocksource=kvm-clock", "kvm-clock"),
     ]
 }
 
@@ -128,6 +146,16 @@ impl Evidence {
             testimony: Testimony::parse(&serial)?,
             time: serde_json::from_str(time).context("the time report is no JSON")?,
             stderr,
+        })
+    }
+
+    /// How long a stop of the script was, by its marks: from when it was in force to when its end began at least, and
+    /// from before it was begun to after its end at most.
+    fn stop(&self, name: &str) -> Result<Within> {
+        let mark = |place| self.mark(&format!("{name}-{place}"));
+        Ok(Within {
+            at_least: mark("ending")? - mark("begun")?,
+            at_most: mark("after")? - mark("before")?,
         })
     }
 

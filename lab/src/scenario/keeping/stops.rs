@@ -10,20 +10,77 @@ use super::{Evidence, page};
 use crate::guest::witness::{Look, Sum, Within};
 use crate::scenario::Outcome;
 
-/// What a guest's clocks may be off the policy by. As the users want it: databases hold their leases by
-/// less than this.
+/// What a guest's clocks may be off the policy by, by all that was read of them. As the users want it: databases
+/// hold their leases by less than this. Seen of guests that keep time by the kvmclock, and are compared with their host
+/// at one instant: 1 us for the clock on `svm-tsc` and 0.4 us on `vmx-real`. The TSC is known to half a kHz, on `vmx-real`
+/// at 200 MHz to 2.5 ppm: 31 us in the twelve seconds between two looks, and no more than 43 us with the looks' width.
 const ERROR_NS: i128 = 50_000;
-/// How closely that must have been read. A guest that keeps time by the kvmclock and its host are compared at one
-/// instant; one that keeps it by the TSC asks the host between two readings, and an emulated host takes some 50 us to
-/// answer, more on a busy machine.
-const WIDEST_NS: i128 = 300_000;
+/// The same of a guest that asks its host between two readings on a host that is slow to answer. On `svm-tsc` they are
+/// 40 to 47 us apart at best, so that what lies between two looks is known to 87 us or so: no more than 66 us were seen.
+const ERROR_OF_SLOW_READINGS_NS: i128 = 100_000;
 /// What a frozen guest's clocks may move by.
 const FROZEN_NS: i128 = 1_000_000;
-/// How late a sleeper may wake on a host that has other work, too. A timer that a stop has lost, or that fires by
-/// another clock than it should, is late by the stop's length.
-const LATE_NS: u64 = 3_000_000_000;
-/// A stop of the script.
-const STOP_NS: i128 = 10_000_000_000;
+/// How late a sleeper may wake on a host that has other work, too: 43 ms were seen on `svm-tsc` by itself and 439 ms
+/// beside another emulated host, and 20 ms on `vmx-real`. A timer that a stop has lost, or that fires by another clock
+/// than it should, is late by the stop's length.
+const LATE_NS: i128 = 1_000_000_000;
+/// The shortest time between two times that somebody sleeps until: see `period` in `lab/guests/witness.c`.
+const PERIOD_NS: i128 = 100_000_000;
+/// No stop of the script is as short, and no guest that runs is as long without a look.
+const SHORTEST_STOP_NS: i128 = 4_000_000_000;
+
+/// What a guest must show.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) clocksource: &'static str,
+    /// What its clocks may be off the policy by.
+    pub(super) error_ns: i128,
+    /// The stops that nobody plans, by the names of the script's marks, after `freeze` and `advance`.
+    pub(super) unplanned: &'static [Unplanned],
+}
+
+impl Terms {
+    /// Three stops, and clocks that are read closely.
+    pub(super) const fn close(clocksource: &'static str) -> Self {
+        Self {
+            clocksource,
+            error_ns: ERROR_NS,
+            unplanned: &[SIGSTOP],
+        }
+    }
+
+    /// And a stop more.
+    pub(super) const fn with_a_frozen_cgroup(self) -> Self {
+        Self {
+            unplanned: &[SIGSTOP, FROZEN_CGROUP],
+            ..self
+        }
+    }
+
+    pub(super) const fn with_slow_readings(self) -> Self {
+        Self {
+            error_ns: ERROR_OF_SLOW_READINGS_NS,
+            ..self
+        }
+    }
+}
+
+/// A stop that nobody planned.
+#[derive(Clone, Copy)]
+pub(super) struct Unplanned {
+    pub(super) name: &'static str,
+    /// That the report is to tell it as one by a signal.
+    pub(super) by_signal: bool,
+}
+
+const SIGSTOP: Unplanned = Unplanned {
+    name: "SIGSTOP",
+    by_signal: true,
+};
+const FROZEN_CGROUP: Unplanned = Unplanned {
+    name: "cgroup",
+    by_signal: false,
+};
 
 /// The looks between two stops, and the guest's rate.
 struct Phase<'a> {
@@ -49,23 +106,32 @@ impl Phase<'_> {
         }
     }
 
-    fn narrowest(&self, width: impl Fn(&Look) -> i128) -> Result<Look> {
-        let narrowest = self.looks.iter().min_by_key(|look| width(look));
+    /// The look that was read most closely: of several the last, or the first.
+    fn narrowest(&self, width: impl Fn(&Look) -> i128, last: bool) -> Result<Look> {
+        let looks = self.looks.iter();
+        let narrowest = if last {
+            looks.rev().min_by_key(|look| width(look))
+        } else {
+            looks.min_by_key(|look| width(look))
+        };
         narrowest
             .copied()
             .context("no look at the host between two stops")
     }
 
     fn lost(&self, next: &Self) -> Result<Lost> {
+        let around = |width: &dyn Fn(&Look) -> i128| -> Result<_> {
+            Ok((self.narrowest(width, true)?, next.narrowest(width, false)?))
+        };
         let width = |look: &Look| look.ahead.at_most - look.ahead.at_least;
-        let (before, after) = (self.narrowest(width)?, next.narrowest(width)?);
+        let (before, after) = around(&width)?;
         let clock = before.ahead.change(after.ahead);
         // A look's TSC was read between two moments that a tick of the processor may lie between.
         let width = |look: &Look| {
             let ticks = look.tsc.at_most - look.tsc.at_least;
             width(look) + ticks * 1_000_000 / self.khz
         };
-        let (before, after) = (self.narrowest(width)?, next.narrowest(width)?);
+        let (before, after) = around(&width)?;
         let time = before.host_later().change(after.host_later());
         let run = self.nanoseconds(before.tsc.change(after.tsc));
         Ok(Lost {
@@ -75,18 +141,12 @@ impl Phase<'_> {
     }
 }
 
-/// The two clocks lost `wanted`, to within `ERROR_NS`.
-fn expect_lost(name: &str, lost: &Lost, wanted: Within) -> Result<()> {
+/// The two clocks lost `wanted`: whatever was read of them is within `error` of it.
+fn expect_lost(name: &str, lost: &Lost, wanted: Within, error: i128) -> Result<()> {
     for (clock, lost) in [("CLOCK_REALTIME", lost.clock), ("TSC", lost.tsc)] {
-        let off = wanted.change(lost);
-        let width = lost.at_most - lost.at_least;
         ensure!(
-            width <= WIDEST_NS,
-            "{name}: the guest's {clock} was held against the host's to {width} ns only"
-        );
-        ensure!(
-            off.at_most >= -ERROR_NS && off.at_least <= ERROR_NS,
-            "{name}: the guest's {clock} lost {} to {} ns against the host's, not {} to {} ns as it should",
+            lost.at_least >= wanted.at_least - error && lost.at_most <= wanted.at_most + error,
+            "{name}: the guest's {clock} lost {} to {} ns against the host's, not {} to {} ns as it should, to within {error} ns",
             lost.at_least,
             lost.at_most,
             wanted.at_least,
@@ -108,11 +168,14 @@ const NOTHING: Within = Within {
     at_most: 0,
 };
 
-pub(super) fn check(clocksource: &str, outcome: &Outcome) -> Result<()> {
+pub(super) fn check(terms: &Terms, outcome: &Outcome) -> Result<()> {
     let evidence = Evidence::of(outcome)?;
     let testimony = &evidence.testimony;
     let found = evidence.report.value("clocksource")?;
-    ensure!(found == clocksource, "the guest's clocksource: {found}");
+    ensure!(
+        found == terms.clocksource,
+        "the guest's clocksource: {found}"
+    );
     let troubles: Vec<_> = evidence.report.all("trouble").collect();
     ensure!(
         troubles.is_empty(),
@@ -131,27 +194,37 @@ pub(super) fn check(clocksource: &str, outcome: &Outcome) -> Result<()> {
 
     let in_force = &evidence.time["guest"]["tsc_khz_in_force"];
     let khz = nanoseconds(in_force)?;
-    let runs_on = |a: &Look, b: &Look| a.host_later().change(b.host_later()).at_least < STOP_NS / 2;
+    let runs_on =
+        |a: &Look, b: &Look| a.host_later().change(b.host_later()).at_least < SHORTEST_STOP_NS;
     let phases = testimony.looks.chunk_by(runs_on);
     let phases: Vec<_> = phases.map(|looks| Phase { looks, khz }).collect();
-    let count = phases.len();
-    let Ok(phases): Result<[Phase<'_>; 4], _> = phases.try_into() else {
-        anyhow::bail!("{} stops, not 3", count.saturating_sub(1));
-    };
-    let [first, second, third, fourth] = &phases;
-    let (frozen, advanced) = (first.lost(second)?, second.lost(third)?);
-    let unplanned = third.lost(fourth)?;
-    page::check_markers(&phases.each_ref().map(|phase| phase.looks))?;
-    judge(&evidence, &frozen, &advanced, &unplanned)
-        .and_then(|()| sleepers(&testimony.sums, testimony.lost))
-        .with_context(|| {
-            format!("frozen {frozen:?}, advanced {advanced:?}, unplanned {unplanned:?}")
-        })?;
+    let stops = 2 + terms.unplanned.len();
+    ensure!(
+        phases.len() == stops + 1,
+        "{} stops, not {stops}",
+        phases.len().saturating_sub(1)
+    );
+    let pairs = phases.iter().zip(phases.iter().skip(1));
+    let lost = pairs.map(|(before, after)| before.lost(after));
+    let lost: Vec<_> = lost.collect::<Result<_>>()?;
+    let looks: Vec<_> = phases.iter().map(|phase| phase.looks).collect();
+    page::check_markers(&looks)?;
+    let unplanned = terms.unplanned.iter().map(|stop| stop.name);
+    let went_on = std::iter::once("advance").chain(unplanned);
+    let went_on: Vec<_> = went_on
+        .map(|name| evidence.stop(name))
+        .collect::<Result<_>>()?;
+    judge(&evidence, terms, &lost)
+        .and_then(|()| sleepers(&testimony.sums, testimony.lost, &went_on))
+        .with_context(|| format!("freeze, advance, and unplanned: {lost:?}"))?;
     outcome.expect_status(0)
 }
 
-fn judge(evidence: &Evidence, frozen: &Lost, advanced: &Lost, unplanned: &Lost) -> Result<()> {
+fn judge(evidence: &Evidence, terms: &Terms, lost: &[Lost]) -> Result<()> {
     let time = &evidence.time;
+    let [frozen, advanced, unplanned @ ..] = lost else {
+        anyhow::bail!("only {} stops", lost.len());
+    };
     let told = time["stops"].as_array().map(Vec::as_slice);
     let Some([freeze, advance]) = told else {
         anyhow::bail!("the report does not tell of two stops: {}", time["stops"]);
@@ -161,14 +234,14 @@ fn judge(evidence: &Evidence, frozen: &Lost, advanced: &Lost, unplanned: &Lost) 
         "the stops' policies"
     );
 
-    // By the script's marks: paused at least from here to there.
-    let paused = evidence.mark("freeze-resuming")? - evidence.mark("freeze-paused")?;
+    let paused = evidence.stop("freeze")?.at_least;
     let withheld = nanoseconds(&freeze["withheld_ns"])?;
     let moved = nanoseconds(&freeze["advanced_ns"])?;
     for (clock, lost) in [("CLOCK_REALTIME", frozen.clock), ("TSC", frozen.tsc)] {
         ensure!(
-            lost.at_most >= paused,
-            "freeze: the guest's {clock} went on: it lost at most {} ns in a pause of at least {paused} ns",
+            lost.at_least >= paused,
+            "freeze: the guest's {clock} went on: it lost {} to {} ns in a pause of at least {paused} ns",
+            lost.at_least,
             lost.at_most
         );
     }
@@ -177,74 +250,88 @@ fn judge(evidence: &Evidence, frozen: &Lost, advanced: &Lost, unplanned: &Lost) 
         "freeze: the guest's clocks moved by {moved} ns"
     );
     let error = nanoseconds(&freeze["elapsed_error_ns"])?;
-    let told = |ns: i128, error: i128| Within {
+    let within = |ns: i128, error: i128| Within {
         at_least: ns - error,
         at_most: ns + error,
     };
-    expect_lost("freeze", frozen, told(withheld, error))?;
-    expect_lost(
-        "freeze",
-        frozen,
-        told(-nanoseconds(&freeze["adjusted_ns"])?, 0),
-    )?;
-    expect_lost("advance", advanced, NOTHING)?;
-    expect_lost("SIGSTOP", unplanned, NOTHING)?;
-
-    unplanned_stop(evidence)
+    let adjusted = -nanoseconds(&freeze["adjusted_ns"])?;
+    expect_lost("freeze", frozen, within(withheld, error), terms.error_ns)?;
+    expect_lost("freeze", frozen, within(adjusted, 0), terms.error_ns)?;
+    expect_lost("advance", advanced, NOTHING, terms.error_ns)?;
+    for (stop, lost) in terms.unplanned.iter().zip(unplanned) {
+        expect_lost(stop.name, lost, NOTHING, terms.error_ns)?;
+        unplanned_stop(stop, evidence.stop(stop.name)?, &time["events"])?;
+    }
+    Ok(())
 }
 
-/// The report tells of the SIGSTOP: a time that the script's marks allow.
-fn unplanned_stop(evidence: &Evidence) -> Result<()> {
-    let events = &evidence.time["events"];
-    // A host without a CPU for its guest may be told besides.
-    let told = events["latest"].as_array().into_iter().flatten();
-    let mut by_signal = told.filter(|event| event["by_signal"] == true);
-    let event = by_signal.next();
-    let event = event.with_context(|| format!("no stop by a signal in {events}"))?;
-    ensure!(
-        by_signal.next().is_none(),
-        "two stops by a signal in {events}"
-    );
-    let told = Within {
-        at_least: nanoseconds(&event["at_least_ns"])?,
-        at_most: nanoseconds(&event["at_most_ns"])?,
+/// The report tells of a stop that nobody planned: once, and a time that the script's marks allow.
+fn unplanned_stop(stop: &Unplanned, seen: Within, events: &Value) -> Result<()> {
+    let Unplanned { name, by_signal } = stop;
+    let mut found = Vec::new();
+    for event in events["latest"].as_array().into_iter().flatten() {
+        if event["what"] == "unplanned_stop" && event["by_signal"] == *by_signal {
+            let told = Within {
+                at_least: nanoseconds(&event["at_least_ns"])?,
+                at_most: nanoseconds(&event["at_most_ns"])?,
+            };
+            // A host without a CPU for its guest may be told besides, as one that is not by a signal.
+            if *by_signal || told.at_most >= SHORTEST_STOP_NS {
+                found.push(told);
+            }
+        }
+    }
+    let &[told] = found.as_slice() else {
+        anyhow::bail!("{name}: not one stop, by a signal: {by_signal}, but {found:?} in {events}");
     };
-    let at_least = evidence.mark("stop-continuing")? - evidence.mark("stop-stopped")?;
-    let at_most = evidence.mark("stop-after")? - evidence.mark("stop-before")?;
     ensure!(
-        told.at_least <= at_most && told.at_most >= at_least,
-        "the report tells of a stop of {told:?}, which was one of {at_least} to {at_most} ns"
+        told.at_least <= seen.at_most && told.at_most >= seen.at_least,
+        "{name}: the report tells of a stop of {told:?}, which was one of {seen:?} ns"
     );
     Ok(())
 }
 
-/// Those who slept through a stop wake when the policy says, and nobody before or never.
-fn sleepers(sums: &[Sum], lost: u64) -> Result<()> {
+/// Those who slept through a stop wake when the policy says, and nobody before or never. `went_on`: how long the stops
+/// were in which time passed.
+fn sleepers(sums: &[Sum], lost: u64, went_on: &[Within]) -> Result<()> {
     let total = sums.last().context("no sum")?;
     ensure!(
         total.early == 0 && lost == 0,
         "{} sleepers woke early, {lost} never",
         total.early
     );
-    // Frozen, no time passes for them. Where time passes, those are late who should have woken meanwhile, who may be
-    // heard of a sum before the processors are, and work off the times that are over for some sums.
-    let passed = |sum: &Sum| i128::from(sum.monotonic_gap_ns) > STOP_NS / 2;
-    let first = sums.iter().position(passed);
-    let first = first
-        .context("no stop in which time passed")?
-        .saturating_sub(1);
-    let (before, after) = sums.split_at(first);
-    let latest = |sums: &[Sum]| sums.iter().map(|sum| sum.latest_ns).max().unwrap_or(0);
+    // Frozen, no time passes for them, and no sum is apart from the one before it.
+    let apart = |a: &Sum, b: &Sum| i128::from(b.at_ns) - i128::from(a.at_ns) < SHORTEST_STOP_NS;
+    let phases: Vec<_> = sums.chunk_by(apart).collect();
+    let Some((before, after)) = phases.split_first() else {
+        anyhow::bail!("no sum");
+    };
+    ensure!(
+        after.len() == went_on.len(),
+        "time passed in {} stops, not {}",
+        after.len(),
+        went_on.len()
+    );
+    let latest = |sums: &[Sum]| {
+        let latest = sums.iter().map(|sum| i128::from(sum.latest_ns));
+        latest.max().unwrap_or(0)
+    };
     ensure!(
         latest(before) <= LATE_NS,
         "a sleeper woke {} ns after its time, before a stop in which time passed",
         latest(before)
     );
-    let wanted = u64::try_from(STOP_NS)?;
-    ensure!(
-        (wanted - LATE_NS..wanted + LATE_NS).contains(&latest(after)),
-        "the latest sleeper woke {} ns after its time, in stops of {wanted} ns",
-        latest(after)
-    );
+    // Where time passes, those are late who should have woken meanwhile: the first of them soon after the beginning.
+    for (sums, stop) in after.iter().zip(went_on) {
+        let wanted = stop.at_least - PERIOD_NS..=stop.at_most + LATE_NS;
+        ensure!(
+            wanted.contains(&latest(sums)),
+            "the latest sleeper woke {} ns after its time, in a stop of {stop:?} ns",
+            latest(sums)
+        );
+    }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
