@@ -1,7 +1,7 @@
 /*
  * The witness: runs in a stock Linux guest, 64-bit or 32-bit, and watches its time on all of its processors.
  *
- *   witness SECONDS [ADDRESS]
+ *   witness SECONDS[+REST] [ADDRESS]    then nobody reads or sleeps for REST seconds, and the host is looked at again
  *   witness now        CLOCK_REALTIME in nanoseconds, for hosts whose date has none
  *   witness keep       tells the kernel that its clock is kept at real time, and is right: for hosts that nobody keeps
  *
@@ -600,10 +600,17 @@ static int count_processors(void)
 	return processors;
 }
 
+static u64 number(const char **digits)
+{
+	u64 number = 0;
+	for (; **digits >= '0' && **digits <= '9'; ++*digits)
+		number = number * 10 + (u64)(**digits - '0');
+	return number;
+}
+
 __attribute__((used)) static void run(long *stack)
 {
 	const char *argument = stack[0] >= 2 ? (const char *)stack[2] : "";
-	u64 seconds = 0;
 	if (argument[0] == 'n' && argument[1] == 'o' && argument[2] == 'w' && argument[3] == 0) {
 		hex(now(REALTIME));
 		tell();
@@ -613,10 +620,13 @@ __attribute__((used)) static void run(long *stack)
 		keep();
 		quit(0);
 	}
-	for (; *argument >= '0' && *argument <= '9'; argument++)
-		seconds = seconds * 10 + (u64)(*argument - '0');
+	u64 seconds = number(&argument), rest = 0;
+	if (*argument == '+') {
+		argument++;
+		rest = number(&argument);
+	}
 	if (seconds == 0 || *argument != 0)
-		fail("understand its argument, a number of seconds, now or keep", 0);
+		fail("understand its argument, numbers of seconds, now or keep", 0);
 	if (stack[0] == 3)
 		map_page((const char *)stack[3]);
 	/* PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS */
@@ -659,6 +669,10 @@ __attribute__((used)) static void run(long *stack)
 	for (int i = 0; i < born; i++)
 		call(SYS_wait4, children[i], 0, 0, 0);
 	tell_sum(processors);
+	if (rest > 0) {
+		sleep_until(now(MONOTONIC) + rest * NS);
+		look(device);
+	}
 	text("w end");
 	tell();
 	quit(0);

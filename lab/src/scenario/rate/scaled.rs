@@ -11,10 +11,8 @@ use crate::scenario::{LAUNCHER, Outcome};
 /// What a rate may be off by. A kernel keeps it in whole kHz, and rounds down what the kvmclock's page says
 /// (`pvclock_tsc_khz` in arch/x86/kernel/pvclock.c).
 const QUANTUM_KHZ: i128 = 1;
-/// How closely the guest's TSC must have been held against the host's clock: a thousandth.
-const NARROW: i128 = 1_000;
-/// For how long the launcher must have watched each guest, in nanoseconds.
-const WATCHED_NS: i64 = 10_000_000_000;
+/// For how long each guest must have been held against its host: by its own looks, and by the launcher.
+const HELD_NS: i64 = 10_000_000_000;
 /// How far off its line a guest's clock may be proven at any time: by a whole kHz of the lower rate in ten seconds.
 const OFF_LINE_NS: u64 = 100_000;
 
@@ -65,21 +63,21 @@ fn judge(outcome: &Outcome, asked: i64) -> Result<()> {
     );
     let clocksource = evidence.report.value("clocksource")?;
     ensure!(clocksource == "tsc", "its clocksource: {clocksource}");
-    report(&evidence.time, asked)?;
-    let asked = i128::from(asked);
-
-    let found = calibrated(evidence.report.all("log"))?;
-    ensure!(
-        (found - asked).abs() <= QUANTUM_KHZ,
-        "its kernel found {found} kHz"
-    );
     let total = evidence.testimony.total()?;
     total.ensure_time_went_on()?;
+    let found = calibrated(evidence.report.all("log"))?;
     let looks = &evidence.testimony.looks;
     let (Some(first), Some(last)) = (looks.first(), looks.last()) else {
         anyhow::bail!("no look at the host's clock");
     };
-    held(first, last, asked)
+    let khz = i128::from(asked);
+    ticked(first, last, khz)?;
+    ensure!(
+        (found - khz).abs() <= QUANTUM_KHZ,
+        "its kernel found {found} kHz"
+    );
+    went_on(first, last, found - khz, found)?;
+    report(&evidence.time, asked)
 }
 
 /// What the launcher says of it.
@@ -99,7 +97,7 @@ fn report(time: &serde_json::Value, asked: i64) -> Result<()> {
     };
     let [from, to] = [&first["from_ns"], &last["to_ns"]].map(|at| at.as_i64().unwrap_or(0));
     ensure!(
-        to - from >= WATCHED_NS,
+        to - from >= HELD_NS,
         "its clock was watched for {} ns only",
         to - from
     );
@@ -123,32 +121,39 @@ fn calibrated<'a>(mut log: impl Iterator<Item = &'a str>) -> Result<i128> {
     found.context("its kernel does not say which rate it found")
 }
 
-/// From one look to another the TSC counted what `khz` makes of the host's time, and the guest's clock went on by it.
-fn held(first: &Look, last: &Look, khz: i128) -> Result<()> {
+/// From one look to another the TSC counted what `khz` makes of the host's time: by all that was read, to within a
+/// quantum.
+fn ticked(first: &Look, last: &Look, khz: i128) -> Result<()> {
     let time = first.host_later().change(last.host_later());
     let ticks = first.tsc.change(last.tsc);
-    ensure!(time.at_least > 0, "no time between its looks at the host");
+    ensure!(
+        time.at_least >= i128::from(HELD_NS),
+        "{} ns only between its looks at the host",
+        time.at_least
+    );
     // Ticks in a second, and the seconds' nanoseconds: bounds on the rate in kHz, of both rounded outward.
     let rate = Within {
         at_least: ticks.at_least * 1_000_000 / time.at_most,
         at_most: (ticks.at_most * 1_000_000 + time.at_least - 1) / time.at_least,
     };
     ensure!(
-        rate.at_most - rate.at_least <= khz / NARROW,
-        "its TSC was held against the host's clock to {rate:?} kHz only"
-    );
-    ensure!(
-        rate.at_least <= khz + QUANTUM_KHZ && rate.at_most >= khz - QUANTUM_KHZ,
+        rate.at_least >= khz - QUANTUM_KHZ && rate.at_most <= khz + QUANTUM_KHZ,
         "its TSC ticked at {} to {} kHz",
         rate.at_least,
         rate.at_most
     );
-    // Where its clock was against the host's, and what a quantum of its rate makes of the time.
+    Ok(())
+}
+
+/// Meanwhile its clock went on by what the kernel makes of its ticks, that has `found` a rate with `more` kHz than
+/// there are: by all that was read, to within a quantum.
+fn went_on(first: &Look, last: &Look, more: i128, found: i128) -> Result<()> {
+    let time = first.host_later().change(last.host_later());
     let drift = first.ahead.change(last.ahead);
-    let quantum = time.at_most * QUANTUM_KHZ / khz + 1;
+    let [wanted, quantum] = [more, QUANTUM_KHZ].map(|khz| time.at_most * khz / found);
     ensure!(
-        drift.at_least <= quantum && drift.at_most >= -quantum,
-        "its clock lost {} to {} ns against the host's in {} ns",
+        drift.at_least >= wanted - quantum && drift.at_most <= wanted + quantum,
+        "its clock lost {} to {} ns against the host's in {} ns, not {wanted} as at {found} kHz",
         drift.at_least,
         drift.at_most,
         time.at_most
