@@ -274,20 +274,22 @@ pub fn verdict(facts: &HostFacts, policy: Policy) -> Verdict {
         // The TSC goes on by itself.
         Policy::PauseAdvance => Verdict::Kept,
         Policy::PauseFreeze | Policy::RestoreFreeze => planned(facts, TimePolicy::Freeze, Some),
-        Policy::RestoreAdvance => planned(facts, ADVANCE, Some),
-        Policy::RestoreSlower => planned(facts, ADVANCE, |host| Khz::new(host.get() / 2)),
-        Policy::RestoreFaster => planned(facts, ADVANCE, |host| {
+        Policy::RestoreAdvance => planned(facts, TimePolicy::ADVANCE, Some),
+        Policy::RestoreSlower => {
+            planned(facts, TimePolicy::ADVANCE, |host| Khz::new(host.get() / 2))
+        }
+        Policy::RestoreFaster => planned(facts, TimePolicy::ADVANCE, |host| {
             host.get().checked_mul(2).and_then(Khz::new)
         }),
-        Policy::RestoreNear => planned(facts, ADVANCE, |host| near(host, facts.tolerance)),
+        Policy::RestoreNear => planned(facts, TimePolicy::ADVANCE, |host| {
+            near(host, facts.tolerance)
+        }),
     };
     match (verdict, facts.platform) {
         (Verdict::Kept, Some(report)) => Verdict::Limited(Obstacle::Platform(report)),
         (verdict, _) => verdict,
     }
 }
-
-const ADVANCE: TimePolicy = TimePolicy::Advance { cap: None };
 
 /// A rate half the tolerance above `host`, at least a kilohertz.
 fn near(host: Khz, tolerance: Ppm) -> Option<Khz> {

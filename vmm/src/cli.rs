@@ -20,11 +20,11 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use hypervisor::kvm::Kvm;
 use hypervisor::{Hypervisor, InterruptControllers, OpenError};
 use tsc::Khz;
+use tsc::plan::TimePolicy;
 
 use crate::allocator;
 use crate::api::COMPATIBLE_VERSION;
 use crate::api::balloon::Balloon;
-use crate::api::body::TimePolicy;
 use crate::api::drive::{CacheType, Drive, Entropy, IoEngine};
 use crate::api::network::{Mac, NetworkInterface};
 use crate::api::pmem::Pmem;

@@ -14,10 +14,11 @@ use hypervisor::{Hypervisor, MissingFeature};
 use serde::Serialize;
 use serde_json::json;
 use tsc::Khz;
+use tsc::plan::TimePolicy;
 
 use crate::api::balloon::{self, Balloon};
 use crate::api::body::{
-    Action, BootSource, LoggerBody, MachinePatch, MetricsBody, TimeBody, TimePolicy, VmState,
+    Action, BootSource, LoggerBody, MachinePatch, MetricsBody, TimeBody, VmState, policy_name,
 };
 use crate::api::drive::{Drive, DrivePatch, Entropy, RateLimiter};
 use crate::api::http::{Response, Status};
@@ -76,8 +77,9 @@ where
     fn resume(&mut self, policy: TimePolicy) -> Result<(), Fault> {
         Running::resume(self, policy).map_err(|error| {
             Fault::new(format!(
-                "the microVM stays paused, since its clocks cannot be kept as policy {policy} wants: {}; \
+                "the microVM stays paused, since its clocks cannot be kept as policy {} wants: {}; \
                  PUT /time with another policy, then resume",
+                policy_name(policy),
                 one_line(&error)
             ))
         })

@@ -30,12 +30,12 @@ use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
 use hypervisor::host::{self as host_cpu, Rdtscp, read_tsc};
 use hypervisor::tsc_control::TscOffsetControl;
 use hypervisor::{Hypervisor, InterruptControllers, IoctlError, Kick, MsrError, Vcpu, Vm};
+use tsc::plan::TimePolicy;
 use tsc::{CpuId, Khz, VcpuId};
 use vm_memory::{Address, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::balloon::Balloon;
-use crate::api::body::TimePolicy;
 use crate::api::drive::DrivePatch;
 use crate::api::network::NetworkInterfacePatch;
 use crate::api::pmem::PmemPatch;

@@ -9,9 +9,10 @@ pub(crate) mod file;
 use hypervisor::MissingFeature;
 use hypervisor::tsc_control::VendorRatio;
 use serde::Serialize;
+use tsc::plan::TimePolicy;
 use tsc::{CpuId, Khz, Nanos};
 
-use crate::api::body::TimePolicy;
+use crate::api::body::serialize_policy;
 use crate::assessment::{self, Finding, PairSkew, cpus};
 use crate::config::CpuList;
 use crate::guest_rate::{GuestRate, OtherRate};
@@ -34,6 +35,7 @@ pub(crate) struct TimeReport {
     /// Where its vCPUs' threads run; nothing before the start.
     placement: Option<Placement>,
     /// What the guest's clocks do while it is paused, and by how much they go on at most.
+    #[serde(serialize_with = "serialize_policy")]
     policy: TimePolicy,
     cap_ns: Option<u64>,
     /// What is held against the host's TSC since the start, the first of each kind against each CPU or pair.

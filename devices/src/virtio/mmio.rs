@@ -16,16 +16,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::state::{QueueState, State, StateError};
-use super::{Device, Engine, Hold, VERSION_1};
-use crate::bus::{BusDevice, Reaction};
-use crate::trigger::Trigger;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 use virtio_bindings::virtio_mmio as register;
 use virtio_queue::Queue;
+
+use super::state::{QueueState, State, StateError};
+use super::{Device, Engine, Hold, VERSION_1};
+use crate::bus::{BusDevice, Reaction};
+use crate::trigger::Trigger;
 
 /// `MagicValue`: "virt".
 const MAGIC: u32 = 0x7472_6976;
@@ -68,6 +69,14 @@ mod status {
     pub(super) const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
     /// The order in which a driver adds them.
     pub(super) const STEPS: [u32; 4] = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
+    /// What it can have come to by these.
+    pub(super) const REACHED: [u32; 5] = [
+        0,
+        ACKNOWLEDGE,
+        ACKNOWLEDGE | DRIVER,
+        ACKNOWLEDGE | DRIVER | FEATURES_OK,
+        ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
+    ];
 }
 
 /// Puts 32 bits into the low or the high half.
@@ -150,15 +159,8 @@ impl<D: Device> Registers<D> {
         if found != expected {
             return Err(StateError::Queues { found, expected });
         }
-        // A driver comes one step after the other, from which neither failure takes anything away.
         let steps = state.status & !(status::NEEDS_RESET | status::FAILED);
-        let mut reached = 0;
-        let is_reached = steps == 0
-            || status::STEPS.into_iter().any(|step| {
-                reached |= step;
-                reached == steps
-            });
-        if !is_reached {
+        if !status::REACHED.contains(&steps) {
             return Err(StateError::Status(state.status));
         }
         let (driver, offered) = (state.driver_features, self.engine.features());

@@ -92,7 +92,8 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
     guests.dedup();
     let mut all = Vec::new();
     for (name, launcher) in &launchers {
-        let outcome = measure_again(&workshop, name, launcher, &guests, arguments.rounds)?;
+        let once = || measure(&workshop, name, launcher, &guests, arguments.rounds);
+        let outcome = measure_again(once)?;
         let costs = costs(&outcome, &guests).with_context(|| {
             format!(
                 "{name} (status {:?}):\n{}",
@@ -108,17 +109,11 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
 
 /// Measures, and again where the emulator lost the host: QEMU 7.2's counting thread may spin for ever without an
 /// instruction.
-fn measure_again(
-    workshop: &Workshop,
-    name: &str,
-    launcher: &Path,
-    guests: &[&str],
-    rounds: u8,
-) -> Result<Outcome> {
+fn measure_again(measure: impl Fn() -> Result<Outcome>) -> Result<Outcome> {
     let mut left = ATTEMPTS;
     loop {
         left -= 1;
-        match measure(workshop, name, launcher, guests, rounds) {
+        match measure() {
             Err(error) if left > 0 && error.downcast_ref::<Lost>().is_some() => {
                 eprintln!("lab: the emulator lost the host ({error:#}); once more");
             }

@@ -93,7 +93,7 @@ mod tests {
             catch_up: false,
             tolerance: Ppm::KVM_TOLERANCE,
         };
-        let advance = TimePolicy::Advance { cap: None };
+        let advance = TimePolicy::ADVANCE;
         plan(saved, present, host, advance, Allow::default()).unwrap()
     }
 

@@ -107,6 +107,42 @@ pub enum TimePolicy {
     },
 }
 
+impl TimePolicy {
+    /// Real time passed, however much.
+    pub const ADVANCE: Self = Self::Advance { cap: None };
+
+    /// How much of `elapsed` passed for the guest.
+    #[must_use]
+    pub fn advanced(self, elapsed: Nanos) -> Nanos {
+        match self {
+            Self::Freeze => Nanos::ZERO,
+            Self::Advance { cap } => cap.map_or(elapsed, |cap| elapsed.min(cap)),
+        }
+    }
+
+    /// Whether clocks that went on by themselves for `elapsed` show it already. Those that `freeze` wants stand still
+    /// from the beginning of a stop to its end, however short: they never do.
+    #[must_use]
+    pub fn is_kept_by_clocks_that_go_on(self, elapsed: Nanos) -> bool {
+        self != Self::Freeze && self.advanced(elapsed) == elapsed
+    }
+
+    /// Whether clocks may have to be set.
+    #[must_use]
+    pub fn may_set_clocks(self) -> bool {
+        self != Self::ADVANCE
+    }
+
+    /// The cap, if it has one.
+    #[must_use]
+    pub fn cap(self) -> Option<Nanos> {
+        match self {
+            Self::Freeze => None,
+            Self::Advance { cap } => cap,
+        }
+    }
+}
+
 /// Degraded forms that the user accepts instead of a refusal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allow {
@@ -201,7 +237,7 @@ impl<F: RatioFormat> Plan<F> {
 /// };
 /// let tolerance = Ppm::KVM_TOLERANCE;
 /// let host = HostTime { khz: host, offsets: true, scaling: true, catch_up: false, tolerance };
-/// let advance = TimePolicy::Advance { cap: None };
+/// let advance = TimePolicy::ADVANCE;
 /// let plan = plan::<Vmx>(saved, present, host, advance, Allow::default())?;
 /// // 500 ns at 2 GHz are 1000 ticks.
 /// assert_eq!(plan.guest_tsc, GuestTsc::new(6_000));
@@ -227,13 +263,10 @@ pub fn plan<F: RatioFormat>(
     let elapsed = present.real.saturating_sub(saved.real);
     let clock_behind = saved.real.saturating_sub(present.real);
     let errors = saved.pairing_error.saturating_add(present.pairing_error);
-    let advanced = match policy {
-        TimePolicy::Freeze => Nanos::ZERO,
-        TimePolicy::Advance { .. } if clock_behind > errors && !allow.clock_behind => {
-            return Err(Refusal::ClockBehind { by: clock_behind });
-        }
-        TimePolicy::Advance { cap } => cap.map_or(elapsed, |cap| elapsed.min(cap)),
-    };
+    if policy != TimePolicy::Freeze && clock_behind > errors && !allow.clock_behind {
+        return Err(Refusal::ClockBehind { by: clock_behind });
+    }
+    let advanced = policy.advanced(elapsed);
     let ticks = ticks_exact_floor(advanced, saved.guest_khz).ok_or(Refusal::TooLong {
         advance: advanced,
         guest: saved.guest_khz,
@@ -442,7 +475,28 @@ mod tests {
         }
     }
 
-    const ADVANCE: TimePolicy = TimePolicy::Advance { cap: None };
+    const ADVANCE: TimePolicy = TimePolicy::ADVANCE;
+
+    #[test]
+    fn clocks_that_go_on_keep_what_no_cap_withholds() {
+        let cap = Some(Nanos::new(5));
+        let capped = TimePolicy::Advance { cap };
+        // The policy, what passed, how much of it for the guest, and whether clocks that went on show that.
+        for (policy, elapsed, advanced, kept) in [
+            (TimePolicy::Freeze, 0, 0, false),
+            (TimePolicy::Freeze, 7, 0, false),
+            (ADVANCE, 7, 7, true),
+            (capped, 5, 5, true),
+            (capped, 6, 5, false),
+        ] {
+            let elapsed = Nanos::new(elapsed);
+            assert_eq!(policy.advanced(elapsed), Nanos::new(advanced));
+            assert_eq!(policy.is_kept_by_clocks_that_go_on(elapsed), kept);
+            assert_eq!(policy.may_set_clocks(), policy != ADVANCE);
+        }
+        assert_eq!(capped.cap(), cap);
+        assert_eq!((TimePolicy::Freeze.cap(), ADVANCE.cap()), (None, None));
+    }
 
     fn planned(real: u64, policy: TimePolicy) -> Plan<Vmx> {
         plan(

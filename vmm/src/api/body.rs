@@ -1,12 +1,12 @@
 //! The bodies of requests to what this version has.
 
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use arch::memory::MemorySize;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tsc::Nanos;
+use tsc::plan::TimePolicy;
 
 use super::request::Fault;
 use crate::config::{
@@ -342,61 +342,21 @@ impl TryFrom<TimeFields> for TimeBody {
     }
 }
 
-/// What a guest's clocks do while it is paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimePolicy {
-    /// They stand still: for the guest no time passed.
-    Freeze,
-    /// They go on: time passed.
-    Advance {
-        /// But for no more than this, whatever the pause lasts.
-        cap: Option<Nanos>,
-    },
-}
-
-impl TimePolicy {
-    /// Clocks go on, however long the pause.
-    pub const ADVANCE: Self = Self::Advance { cap: None };
-
-    /// Whether clocks may have to be set at a pause's end.
-    #[must_use]
-    pub fn may_set_clocks(self) -> bool {
-        self != Self::ADVANCE
-    }
-
-    /// The cap, if it has one.
-    #[must_use]
-    pub fn cap(self) -> Option<Nanos> {
-        match self {
-            Self::Freeze => None,
-            Self::Advance { cap } => cap,
-        }
-    }
-
-    /// What clients call it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Freeze => "freeze",
-            Self::Advance { .. } => "advance",
-        }
+/// What clients call a policy.
+#[must_use]
+pub fn policy_name(policy: TimePolicy) -> &'static str {
+    match policy {
+        TimePolicy::Freeze => "freeze",
+        TimePolicy::Advance { .. } => "advance",
     }
 }
 
-/// Its name alone.
-impl Serialize for TimePolicy {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
-
-impl fmt::Display for TimePolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())?;
-        match self.cap() {
-            Some(cap) => write!(f, " by {} ns at most", cap.get()),
-            None => Ok(()),
-        }
-    }
+/// The same, for a report.
+pub(crate) fn serialize_policy<S: Serializer>(
+    policy: &TimePolicy,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(policy_name(*policy))
 }
 
 #[cfg(test)]

@@ -15,13 +15,13 @@
 use std::sync::Arc;
 
 use hypervisor::host::{Rdtscp, read_tsc};
-use hypervisor::tsc_control::{OffsetBounds, TscOffsetControl, VendorRatio};
+use hypervisor::tsc_control::{TscOffsetControl, VendorRatio};
 use tsc::watch::{ClockWatch, Exits, Look, Sighting};
 use tsc::{CpuId, HostTsc, Nanos, Ppm, TickRate, TscOffset, ticks_exact_floor};
 
 use super::Rates;
 use super::observed::{Bell, Observed, Rung, Step};
-use super::vcpu::{TimeError, sample};
+use super::vcpu::{TimeError, is_explained};
 use crate::host_clock;
 
 /// How often a vCPU's clock is looked at.
@@ -234,13 +234,10 @@ impl<S: Senses> ExitWatch<S> {
 
     /// Whether KVM gives another TSC than the offset and the ratio make of the host's: what a look says rests on these.
     fn is_contradicted(&self, vcpu: &impl TscOffsetControl, rates: Rates) -> bool {
-        let Ok(sample) = sample(vcpu, || self.senses.tsc()) else {
-            return false;
-        };
-        let bounds = OffsetBounds::proven_by(rates.ratio, &[sample]);
-        let is_explained = bounds.is_some_and(|bounds| bounds.contains(self.offset));
+        let is_explained = is_explained(vcpu, rates.ratio, self.offset, || self.senses.tsc());
         // Unless the thread was moved meanwhile, and KVM moved the offset.
-        !is_explained && matches!(vcpu.offset(), Ok(offset) if offset.claim() == self.offset)
+        matches!(is_explained, Ok(false))
+            && matches!(vcpu.offset(), Ok(offset) if offset.claim() == self.offset)
     }
 
     fn ring(&self) {

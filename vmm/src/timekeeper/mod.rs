@@ -44,13 +44,13 @@ use hypervisor::IoctlError;
 use hypervisor::guest_clock::VmClock;
 use hypervisor::tsc_control::{Vendor, VendorRatio};
 use serde::Serialize;
-use tsc::plan::{self, Allow, HostTime, Present, Refusal, Saved};
+use tsc::plan::{self, Allow, HostTime, Present, Refusal, Saved, TimePolicy};
 use tsc::{
     HostTsc, Khz, Nanos, Ppm, Svm, Ticks, TscDelta, TscOffset, VcpuId, Vmx,
     nanos_delta_toward_zero, nanos_exact_floor,
 };
 
-use crate::api::body::TimePolicy;
+use crate::api::body::serialize_policy;
 use crate::guest_rate::GuestRate;
 pub(crate) use clocks::Clocks;
 use clocks::{Begun, Pair, carry_out, pairing_error, set_back};
@@ -128,6 +128,7 @@ pub(crate) struct RefusalError(Refusal);
 pub(crate) struct StopReport {
     /// `CLOCK_BOOTTIME` when the guest was paused.
     at_ns: u64,
+    #[serde(serialize_with = "serialize_policy")]
     policy: TimePolicy,
     /// How long the guest was paused (`CLOCK_BOOTTIME`).
     elapsed_ns: u64,
@@ -383,50 +384,15 @@ impl Timekeeper {
             return Ok(());
         };
         let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime);
-        let report = match policy {
-            TimePolicy::Advance { cap } if cap.is_none_or(|cap| elapsed <= cap) => {
-                if let Some(begun) = &stopped.unsettled
-                    && !set_back(begun, clocks, &ask)
-                {
-                    return Err(ResumeError::NotSetBack);
-                }
-                if stopped.timers_held {
-                    let mut answers = ask(Order::Clock(ClockOrder::Rearm(None)));
-                    // A clock that could not be read was not held either.
-                    answers.retain(|answer| !matches!(answer.outcome, Err(TimeError::NotNoted)));
-                    all(answers, clock)?;
-                }
-                let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime);
-                StopReport {
-                    at_ns: stopped.boottime.get(),
-                    policy,
-                    elapsed_ns: elapsed.get(),
-                    elapsed_error_ns: None,
-                    advanced_ns: elapsed.get(),
-                    withheld_ns: 0,
-                    error_ns: None,
-                    kvmclock_error_ns: None,
-                    tsc_bracket_ticks: None,
-                    spread_ticks: None,
-                    offset_before: None,
-                    offset_after: None,
-                    adjusted_ticks: None,
-                    adjusted_ns: None,
-                    master_clock: master_clock(clocks.vm),
-                }
+        let report = if policy.is_kept_by_clocks_that_go_on(elapsed) {
+            Self::leave_be(policy, stopped, clocks, &ask)?
+        } else {
+            let mut begun = None;
+            let done = self.set(policy, stopped, clocks, &ask, &mut begun);
+            if let (Err(_), Some(begun)) = (&done, begun) {
+                self.set_back(&begun, clocks, &ask);
             }
-            TimePolicy::Freeze | TimePolicy::Advance { .. } => {
-                let mut begun = None;
-                match self.set(policy, stopped, clocks, &ask, &mut begun) {
-                    Ok(report) => report,
-                    Err(error) => {
-                        if let Some(begun) = begun {
-                            self.set_back(&begun, clocks, &ask);
-                        }
-                        return Err(error);
-                    }
-                }
-            }
+            done?
         };
         self.stopped = None;
         let moved = report.offset_after;
@@ -440,6 +406,44 @@ impl Timekeeper {
         }
         self.stops.push_back(report);
         Ok(())
+    }
+
+    /// The clocks went on by themselves, which is what `policy` wants.
+    fn leave_be(
+        policy: TimePolicy,
+        stopped: &Stopped,
+        clocks: &Clocks<'_, impl VmClock>,
+        ask: &impl Fn(Order) -> Vec<Answer>,
+    ) -> Result<StopReport, ResumeError> {
+        if let Some(begun) = &stopped.unsettled
+            && !set_back(begun, clocks, ask)
+        {
+            return Err(ResumeError::NotSetBack);
+        }
+        if stopped.timers_held {
+            let mut answers = ask(Order::Clock(ClockOrder::Rearm(None)));
+            // A clock that could not be read was not held either.
+            answers.retain(|answer| !matches!(answer.outcome, Err(TimeError::NotNoted)));
+            all(answers, clock)?;
+        }
+        let elapsed = (clocks.boottime)().saturating_sub(stopped.boottime).get();
+        Ok(StopReport {
+            at_ns: stopped.boottime.get(),
+            policy,
+            elapsed_ns: elapsed,
+            elapsed_error_ns: None,
+            advanced_ns: elapsed,
+            withheld_ns: 0,
+            error_ns: None,
+            kvmclock_error_ns: None,
+            tsc_bracket_ticks: None,
+            spread_ticks: None,
+            offset_before: None,
+            offset_after: None,
+            adjusted_ticks: None,
+            adjusted_ns: None,
+            master_clock: master_clock(clocks.vm),
+        })
     }
 
     /// A resumption failed that set clocks: they are to be what they were. Whether that succeeds or not, the guest does
@@ -530,10 +534,6 @@ impl Timekeeper {
         let Rates {
             ratio, host, allow, ..
         } = self.rates.ok_or(ResumeError::NoRate)?;
-        let policy = match policy {
-            TimePolicy::Freeze => plan::TimePolicy::Freeze,
-            TimePolicy::Advance { cap } => plan::TimePolicy::Advance { cap },
-        };
         let planned = match ratio.vendor() {
             Vendor::Intel => {
                 plan::plan::<Vmx>(saved, present, host, policy, allow).map(HostPlan::Vmx)

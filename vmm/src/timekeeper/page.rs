@@ -12,22 +12,19 @@ use std::sync::Arc;
 use arch::layout;
 use devices::vmclock::ClockPage;
 use hypervisor::host::read_tsc;
-use hypervisor::tsc_control::{OffsetBounds, TscOffsetControl, VendorRatio};
+use hypervisor::tsc_control::{TscOffsetControl, VendorRatio};
 use tsc::vmclock::{Follower, HostClock, RealSample};
 use tsc::{HostTsc, Nanos, TscOffset};
 use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use super::Rates;
-use super::vcpu::sample;
+use super::vcpu::is_explained;
 use crate::assessment::DOMAIN_BOUND;
 use crate::host_clock;
 
 /// Whether the TSC that KVM gives for a vCPU, which does not run yet, is the one that its offset explains.
 pub(crate) fn explains(rates: Rates, offset: TscOffset, vcpu: &impl TscOffsetControl) -> bool {
-    let Ok(sample) = sample(vcpu, read_tsc) else {
-        return false;
-    };
-    OffsetBounds::proven_by(rates.ratio, &[sample]).is_some_and(|bounds| bounds.contains(offset))
+    is_explained(vcpu, rates.ratio, offset, read_tsc).unwrap_or(false)
 }
 
 /// The host's real-time clock.

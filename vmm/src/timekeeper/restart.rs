@@ -157,6 +157,7 @@ mod tests {
             assert_eq!(done.expect("nobody refuses"), None);
         }
     }
+
     #[test]
     fn vcpu_that_leaves_before_it_went_on_is_told() {
         let khz = Khz::new(2_000_000).expect("a rate");

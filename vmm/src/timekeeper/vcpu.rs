@@ -396,8 +396,19 @@ fn set<V: TscOffsetControl>(
     }
 }
 
+/// Whether what KVM gives for the vCPU's TSC is what `ratio` and `offset` make of the host's.
+pub(super) fn is_explained(
+    vcpu: &impl TscOffsetControl,
+    ratio: VendorRatio,
+    offset: TscOffset,
+    host_tsc: impl Fn() -> HostTsc,
+) -> Result<bool, TscControlError> {
+    let bounds = OffsetBounds::proven_by(ratio, &[sample(vcpu, host_tsc)?]);
+    Ok(bounds.is_some_and(|bounds| bounds.contains(offset)))
+}
+
 /// What KVM gives for the vCPU's TSC, between two readings of the host's.
-pub(super) fn sample(
+fn sample(
     vcpu: &impl TscOffsetControl,
     host_tsc: impl Fn() -> HostTsc,
 ) -> Result<GuestSample, TscControlError> {

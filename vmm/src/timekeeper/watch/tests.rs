@@ -299,6 +299,19 @@ fn there_and_back<F: ModelForm>(threads: &Threads<'_, F>) {
     }
 }
 
+/// The CPUs are 3 s apart, and the second vCPU goes to the one that is ahead.
+fn go_apart<F: ModelForm>(threads: &Threads<'_, F>) {
+    SKEW.set(THREE_SECONDS);
+    threads.run(100, MILLISECOND, 0);
+    threads.go_to(1, ONE);
+    threads.run(1, MILLISECOND, 0);
+}
+
+fn assert_together<F: ModelForm>(threads: &Threads<'_, F>) {
+    let read = threads.read();
+    assert!(read[0].abs_diff(read[1]) < 3 * MILLISECOND, "{read:?}");
+}
+
 #[test]
 fn host_that_keeps_time_is_left_alone() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
@@ -559,10 +572,7 @@ fn compensation_of_the_kernels_is_noticed_and_not_fought() {
 fn what_cannot_be_done_is_told_and_the_guest_goes_on() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
         watched(vm, true, |threads, watching| {
-            SKEW.set(THREE_SECONDS);
-            threads.run(100, MILLISECOND, 0);
-            threads.go_to(1, ONE);
-            threads.run(1, MILLISECOND, 0);
+            go_apart(threads);
             threads.threads.borrow_mut()[0].vcpu.refuse = true;
             watching.second(false);
             let events = watching.events();
@@ -590,10 +600,7 @@ fn what_cannot_be_done_is_told_and_the_guest_goes_on() {
 fn what_could_not_be_done_is_done_when_it_can_be() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
         watched(vm, true, |threads, watching| {
-            SKEW.set(THREE_SECONDS);
-            threads.run(100, MILLISECOND, 0);
-            threads.go_to(1, ONE);
-            threads.run(1, MILLISECOND, 0);
+            go_apart(threads);
             threads.threads.borrow_mut()[0].vcpu.refuse = true;
             watching.second(false);
             threads.threads.borrow_mut()[0].vcpu.refuse = false;
@@ -604,8 +611,7 @@ fn what_could_not_be_done_is_done_when_it_can_be() {
                 "{events:?}"
             );
             threads.run(1, MILLISECOND, 0);
-            let read = threads.read();
-            assert!(read[0].abs_diff(read[1]) < 3 * MILLISECOND, "{read:?}");
+            assert_together(threads);
             // And that is that.
             let count = events.len();
             watching.second(false);

@@ -27,8 +27,7 @@ fn guest_whose_threads_may_go_anywhere_goes_on_together_on_two_cpus() {
                 assert_eq!(forward_ticks[vcpu], 0, "{forward_ticks:?}");
                 assert!(near.contains(&forward_ticks[1 - vcpu]), "{forward_ticks:?}");
                 threads.run(1, MILLISECOND, 0);
-                let read = threads.read();
-                assert!(read[0].abs_diff(read[1]) < 3 * MILLISECOND, "{read:?}");
+                assert_together(threads);
             }
             assert_eq!(threads.confined.take(), None);
             // The same counter, and the same offset.
@@ -46,10 +45,7 @@ fn vcpus_whose_threads_are_moved_meanwhile_go_on_together_all_the_same() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {
         for (strays_to, beats) in [(vec![ZERO], 1), (vec![ZERO, ONE, ZERO], 2)] {
             watched(vm, false, |threads, watching| {
-                SKEW.set(THREE_SECONDS);
-                threads.run(100, MILLISECOND, 0);
-                threads.go_to(1, ONE);
-                threads.run(1, MILLISECOND, 0);
+                go_apart(threads);
                 *threads.strays_to.borrow_mut() = strays_to;
                 for _ in 0..beats {
                     watching.second(false);
@@ -62,8 +58,7 @@ fn vcpus_whose_threads_are_moved_meanwhile_go_on_together_all_the_same() {
                     "{events:?}"
                 );
                 threads.run(1, MILLISECOND, 0);
-                let read = threads.read();
-                assert!(read[0].abs_diff(read[1]) < 3 * MILLISECOND, "{read:?}");
+                assert_together(threads);
             });
         }
     }

@@ -5,9 +5,10 @@ use tsc::vmclock::{Adjtimex, ClockStatus, Counter, HostClock, SIZE, VmClock};
 use tsc::watch::Stop;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::super::super::Clocks;
+use super::super::super::TimePolicy;
 use super::super::super::page::{RealTime, TimePage};
 use super::super::super::tests::ModelClock;
-use super::super::super::{Clocks, TimePolicy};
 use super::*;
 
 /// When the model's clock said 0, in nanoseconds since 1970.
