@@ -26,6 +26,9 @@ mod small;
 mod sockets;
 mod time;
 
+#[cfg(test)]
+mod fault_rows;
+
 use std::path::Path;
 use std::time::Duration;
 

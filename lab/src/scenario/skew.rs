@@ -132,16 +132,19 @@ fn check_sum(skew: i64, sum: &Sum) -> Result<()> {
     Ok(())
 }
 
+/// Fails unless the report says this at this place.
+fn ensure_is(report: &Value, pointer: &str, wanted: &Value) -> Result<()> {
+    let found = report.pointer(pointer).unwrap_or(&Value::Null);
+    ensure!(
+        found == wanted,
+        "the report's {pointer}: {found}, not {wanted}"
+    );
+    Ok(())
+}
+
 /// The guest is where it was made, nobody moved its offset, and the kernel still trusts the TSC.
 fn check_report(report: &Value, home: i64) -> Result<()> {
-    let is = |pointer: &str, wanted: Value| {
-        let found = report.pointer(pointer).unwrap_or(&Value::Null);
-        ensure!(
-            *found == wanted,
-            "the report's {pointer}: {found}, not {wanted}"
-        );
-        Ok(())
-    };
+    let is = |pointer: &str, wanted: Value| ensure_is(report, pointer, &wanted);
     is("/placement/mode", "auto".into())?;
     is("/placement/cpus", [home].as_slice().into())?;
     is("/host/skew/known_by", "measurement".into())?;

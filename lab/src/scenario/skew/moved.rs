@@ -7,6 +7,7 @@ use std::iter;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::ensure_is;
 use crate::guest::witness::Sum;
 use crate::scenario::Outcome;
 
@@ -265,14 +266,7 @@ fn check_report(report: &Value) -> Result<()> {
         "KVM's compensation was not noticed: {}",
         report["events"]
     );
-    let is = |pointer: &str, wanted: &Value| {
-        let found = report.pointer(pointer).unwrap_or(&Value::Null);
-        ensure!(
-            found == wanted,
-            "the report's {pointer}: {found}, not {wanted}"
-        );
-        Ok(())
-    };
+    let is = |pointer: &str, wanted: &Value| ensure_is(report, pointer, wanted);
     is("/placement/mode", &"off".into())?;
     is("/host/clocksource", &"hpet".into())
 }

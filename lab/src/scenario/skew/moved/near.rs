@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::super::ensure_is;
 use crate::guest::witness::Sum;
 
 /// 500 ns at 200 MHz: the script's `near`, in its order.
@@ -40,14 +41,7 @@ pub(super) fn check_sums(kept: [Sum; 2], bare: [Sum; 2]) -> Result<()> {
 
 /// The report at the end of these phases.
 pub(super) fn check_report(report: &Value) -> Result<()> {
-    let is = |pointer: &str, wanted: &Value| {
-        let found = report.pointer(pointer).unwrap_or(&Value::Null);
-        ensure!(
-            found == wanted,
-            "the report's {pointer}: {found}, not {wanted}"
-        );
-        Ok(())
-    };
+    let is = |pointer: &str, wanted: &Value| ensure_is(report, pointer, wanted);
     is("/host/clocksource", &"tsc".into())?;
     is("/guest/master_clock", &true.into())?;
     for count in ["restarts", "kernel_compensations"] {
