@@ -20,11 +20,12 @@
 #include "user.h"
 
 enum {
-	SYS_nanosleep = 35, SYS_sendto = 44, SYS_shutdown = 48, SYS_epoll_wait = 232, SYS_epoll_ctl = 233,
-	SYS_epoll_create1 = 291, SYS_prlimit64 = 302
+	SYS_nanosleep = 35, SYS_sendto = 44, SYS_shutdown = 48, SYS_setsockopt = 54, SYS_epoll_wait = 232,
+	SYS_epoll_ctl = 233, SYS_epoll_create1 = 291, SYS_prlimit64 = 302
 };
 
-enum { AF_UNIX = 1, AF_VSOCK = 40, SOCK_STREAM = 1, SHUT_WR = 1, RLIMIT_NOFILE = 7 };
+enum { AF_UNIX = 1, AF_VSOCK = 40, SOCK_STREAM = 1, SHUT_WR = 1, SO_VM_SOCKETS_CONNECT_TIMEOUT = 6 };
+enum { RLIMIT_NOFILE = 7 };
 enum { EPOLL_CTL_ADD = 1, EPOLLIN = 1, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, EAGAIN = 11 };
 #define ANY_CID 0xffffffffU
 #define HOST_CID 2U
@@ -170,8 +171,13 @@ static long connected(const struct address *address, const char *port)
 	struct {
 		long seconds, nanoseconds;
 	} moment = { 0, 20000000 };
+	/* struct timeval. Unasked, the kernel waits for 2 s, for which an emulated host may stand still. */
+	long patience[2] = { 60, 0 };
 	for (;;) {
 		long socket = must("socket", call(SYS_socket, address->family, SOCK_STREAM, 0, 0));
+		if (address->family == AF_VSOCK)
+			must("setsockopt", call5(SYS_setsockopt, socket, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT,
+						 (long)patience, sizeof patience));
 		must("connect", call(SYS_connect, socket, address, size_of(address), 0));
 		if (!port || ask(socket, port))
 			return socket;

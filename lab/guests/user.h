@@ -13,17 +13,17 @@ enum {
 	SYS_socket = 41, SYS_connect = 42, SYS_accept = 43, SYS_bind = 49, SYS_listen = 50, SYS_exit = 60
 };
 
-static long call4(long number, long a, long b, long c, long d)
+static long call5(long number, long a, long b, long c, long d, long e)
 {
 	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = 0;
+	register long r8 __asm__("r8") = e;
 	long result;
 	__asm__ volatile("syscall" : "=a"(result)
 			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
 			 : "rcx", "r11", "memory");
 	return result;
 }
-#define call(number, a, b, c, d) call4(number, (long)(a), (long)(b), (long)(c), (long)(d))
+#define call(number, a, b, c, d) call5(number, (long)(a), (long)(b), (long)(c), (long)(d), 0)
 
 static u64 length(const char *text)
 {

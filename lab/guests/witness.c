@@ -1,7 +1,8 @@
 /*
  * The witness: runs in a stock Linux guest, 64-bit or 32-bit, and watches its time on all of its processors.
  *
- *   witness SECONDS[+REST] [ADDRESS]    then nobody reads or sleeps for REST seconds, and the host is looked at again
+ *   witness SECONDS[+REST] [ADDRESS]    ends sooner after a line that begins with "q" from its standard input; then
+ *                      nobody reads or sleeps for REST seconds, and the host is looked at again
  *   witness now        CLOCK_REALTIME in nanoseconds, for hosts whose date has none
  *   witness keep       tells the kernel that its clock is kept at real time, and is right: for hosts that nobody keeps
  *
@@ -46,9 +47,9 @@ typedef u64 __attribute__((aligned(8))) shared64;
 
 #ifdef __x86_64__
 enum {
-	SYS_write = 1, SYS_open = 2, SYS_mmap = 9, SYS_ioctl = 16, SYS_fork = 57, SYS_exit = 60, SYS_wait4 = 61,
-	SYS_kill = 62, SYS_sched_setaffinity = 203, SYS_sched_getaffinity = 204, SYS_clock_gettime = 228,
-	SYS_clock_nanosleep = 230, SYS_clock_adjtime = 305
+	SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_poll = 7, SYS_mmap = 9, SYS_ioctl = 16, SYS_fork = 57, SYS_exit = 60,
+	SYS_wait4 = 61, SYS_kill = 62, SYS_setpriority = 141, SYS_prctl = 157, SYS_sched_setaffinity = 203, SYS_sched_getaffinity = 204,
+	SYS_clock_gettime = 228, SYS_clock_nanosleep = 230, SYS_clock_adjtime = 305
 };
 static long call6(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -64,13 +65,13 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
 #else
 /* clock_gettime64, clock_adjtime64 and clock_nanosleep_time64; mmap2, whose offset is in pages. */
 enum {
-	SYS_exit = 1, SYS_fork = 2, SYS_write = 4, SYS_open = 5, SYS_kill = 37, SYS_ioctl = 54, SYS_wait4 = 114,
-	SYS_mmap = 192, SYS_sched_setaffinity = 241, SYS_sched_getaffinity = 242, SYS_clock_gettime = 403,
-	SYS_clock_nanosleep = 407, SYS_clock_adjtime = 405
+	SYS_exit = 1, SYS_fork = 2, SYS_read = 3, SYS_write = 4, SYS_open = 5, SYS_kill = 37, SYS_ioctl = 54,
+	SYS_setpriority = 97, SYS_wait4 = 114, SYS_poll = 168, SYS_prctl = 172, SYS_mmap = 192, SYS_sched_setaffinity = 241,
+	SYS_sched_getaffinity = 242, SYS_clock_gettime = 403, SYS_clock_nanosleep = 407, SYS_clock_adjtime = 405
 };
 static long call6(long number, long a, long b, long c, long d, long e, long f)
 {
-	long arguments[6] = { a, b, c, d, e, f };
+	long arguments[6] = { a, b, c, d, e, f }, *at = arguments;
 	long result;
 	__asm__ volatile("push %%ebp\n\t"
 			 "push %%ebx\n\t"
@@ -83,8 +84,8 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
 			 "int $0x80\n\t"
 			 "pop %%ebx\n\t"
 			 "pop %%ebp"
-			 : "=a"(result)
-			 : "a"(number), "S"(arguments)
+			 : "=a"(result), "+S"(at)
+			 : "a"(number)
 			 : "ecx", "edx", "edi", "memory");
 	return result;
 }
@@ -547,6 +548,9 @@ static int is_child(void)
 		fail("fork", child);
 	if (child > 0)
 		children[born++] = child;
+	else
+		/* PR_SET_PDEATHSIG: nobody goes on alone. */
+		call(SYS_prctl, 1, 9, 0, 0);
 	return child == 0;
 }
 
@@ -590,6 +594,48 @@ static void map_page(const char *digits)
 		fail("understand the clock's page", 0);
 }
 
+/* The scheduler charges a process that was running when the guest was stopped with all of that time, and has those that
+ * were not catch up with it first. Beside processes of the least weight, that takes the seventieth part. */
+static void step_back(void)
+{
+	long error = call(SYS_setpriority, 0, 0, 19, 0);
+	if (error != 0)
+		fail("be of the least weight", error);
+}
+
+/* include/uapi/asm-generic/termbits.h, ioctls.h */
+struct termios {
+	u32 input, output, control, local;
+	unsigned char line, characters[19];
+};
+_Static_assert(sizeof(struct termios) == 36, "as the kernel has it");
+enum { TCGETS = 0x5401, TCSETS = 0x5402, ECHO = 8, ENOTTY = 25 };
+
+/* A terminal does not say again what is said to it, amid a line. */
+static void have_no_echo(void)
+{
+	struct termios terminal;
+	long error = call(SYS_ioctl, 0, TCGETS, &terminal, 0);
+	if (error == 0) {
+		terminal.local &= ~(u32)ECHO;
+		error = call(SYS_ioctl, 0, TCSETS, &terminal, 0);
+	}
+	if (error != 0 && error != -ENOTTY)
+		fail("have no echo", error);
+}
+
+/* Whether the standard input has a line that begins with "q". */
+static int is_asked_to_end(void)
+{
+	struct {
+		int descriptor;
+		short events, found;
+	} input = { 0, 1, 0 };
+	static char keys[80];
+	return call(SYS_poll, &input, 1, 0, 0) == 1 && input.found == 1 && call(SYS_read, 0, keys, sizeof keys, 0) > 0 &&
+	       keys[0] == 'q';
+}
+
 static int count_processors(void)
 {
 	unsigned long mask[16] = { 0 };
@@ -627,6 +673,7 @@ __attribute__((used)) static void run(long *stack)
 	}
 	if (seconds == 0 || *argument != 0)
 		fail("understand its argument, numbers of seconds, now or keep", 0);
+	have_no_echo();
 	if (stack[0] == 3)
 		map_page((const char *)stack[3]);
 	/* PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS */
@@ -643,6 +690,7 @@ __attribute__((used)) static void run(long *stack)
 	for (int i = 0; i < processors; i++)
 		if (is_child()) {
 			pin(i);
+			step_back();
 			watch(i);
 			quit(0);
 		}
@@ -663,6 +711,8 @@ __attribute__((used)) static void run(long *stack)
 		look(device);
 		if (looks % LOOKS_PER_LINE == 0)
 			tell_sum(processors);
+		if (is_asked_to_end())
+			break;
 	}
 	tell_lost();
 	__atomic_store_n(&shared->stop, 1, __ATOMIC_SEQ_CST);

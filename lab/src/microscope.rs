@@ -12,7 +12,7 @@ use crate::apt;
 use crate::cli::{Common, Emulated};
 use crate::host::image::{Job, Source, Step};
 use crate::host::protocol::Event;
-use crate::host::{Host, Pace, Paging, Run, Tsc};
+use crate::host::{Host, Paging, Run, Tsc};
 use crate::kernels::{Kernel, Stock};
 use crate::paths::Paths;
 
@@ -65,9 +65,7 @@ pub(crate) fn run(paths: &Paths, common: &Common, arguments: Arguments) -> Resul
                 Paging::Nested
             },
         },
-        Emulated::Vmx => Host::Vmx {
-            pace: Pace::Claimed,
-        },
+        Emulated::Vmx => Host::Vmx,
     };
     let mut job = Job::default();
     for path in &arguments.files {

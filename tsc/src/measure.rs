@@ -7,6 +7,8 @@
 //! misbehaved. No average is formed and no outlier dropped, so nothing is claimed that the readings
 //! do not prove.
 
+use core::fmt;
+
 use crate::bounds;
 use crate::units::{GuestTsc, HostTsc, Hz, Nanos, Ppb};
 
@@ -54,6 +56,12 @@ pub struct DeviationBounds {
     pub at_least: Ppb,
     /// The deviation is not more than this.
     pub at_most: Ppb,
+}
+
+impl fmt::Display for DeviationBounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {} ppb", self.at_least.get(), self.at_most.get())
+    }
 }
 
 /// The sample of the shortest bracket.

@@ -40,14 +40,17 @@ pub(crate) enum RateError {
     },
     /// The host says that it scales, and was seen not to.
     #[error(
-        "tsc_khz: a throw-away guest that was given {asked} {seen}, although this host's KVM says that it \
-         scales; {LEAVE_OUT}"
+        "tsc_khz: a throw-away guest that was given {asked} {seen}{}, although this host's KVM says that it \
+         scales; {LEAVE_OUT}",
+        error.map_or_else(String::new, |error| format!(", {error} off it"))
     )]
     NotSeen {
         /// The rate asked for.
         asked: Khz,
         /// What its TSC did.
         seen: &'static str,
+        /// How far its rate was from the one asked for.
+        error: Option<DeviationBounds>,
     },
     /// KVM does not take it.
     #[error("tsc_khz: this host's KVM refuses a TSC rate of {asked}: {reason}; {LEAVE_OUT}")]
@@ -113,7 +116,8 @@ pub(crate) enum Pace {
     AcrossEntries,
     /// It was pushed forward at its entries.
     Pushed,
-    /// It ran at the host's rate, or nearer to it than to the one asked for.
+    /// It ran at another rate: the host's or one nearer to that than to the one asked for; any, where KVM says that it
+    /// scales.
     Unscaled,
     /// The readings were too coarse to tell.
     Unclear,
@@ -213,7 +217,11 @@ pub(crate) fn settle(wish: TscRate, host: &impl RateTrials) -> Result<GuestRate,
         Pace::Unclear => Some("could not be seen to run at that rate"),
     };
     if let (true, Some(seen)) = (scales, seen) {
-        return Err(RateError::NotSeen { asked, seen });
+        return Err(RateError::NotSeen {
+            asked,
+            seen,
+            error: measured,
+        });
     }
     let kept_up = matches!(pace, Pace::Scaled | Pace::AcrossEntries | Pace::Pushed);
     let host = HostTime {

@@ -382,6 +382,7 @@ mod tests {
     use crate::config::TscRate;
     use crate::doctor::OnModel;
     use crate::guest_rate;
+    use crate::timekeeper::Observed;
 
     /// The report on a guest of 3.4 GHz, on a host of 2 GHz as it is here.
     fn of_a_fast_guest(host: ModelHost) -> serde_json::Value {
@@ -440,6 +441,25 @@ mod tests {
         let told = degradations(&report);
         assert!(told.contains(r#""name":"catch-up""#), "{told}");
         assert!(told.contains("degraded: catch-up"), "{told}");
+    }
+
+    #[test]
+    fn report_on_a_tsc_that_kvm_contradicts_says_that_it_is_degraded() {
+        let vcpus = [Observed::default(), Observed::default()];
+        let told = || {
+            let kept = Kept {
+                vcpus: vcpus.iter().map(|vcpu| vcpu.report(0)).collect(),
+                ..Kept::default()
+            };
+            let report = TimeReport::new(None, None, &[], TimePolicy::ADVANCE, kept);
+            degradations(&serde_json::to_value(report).expect("JSON"))
+        };
+        assert!(!told().contains(TSC_READINGS), "{}", told());
+        for vcpu in [0, 0, 1] {
+            vcpus[vcpu].was_contradicted();
+        }
+        assert!(told().contains(r#""name":"tsc-readings""#), "{}", told());
+        assert!(told().contains("in 3 looks"), "{}", told());
     }
 
     #[test]

@@ -299,6 +299,14 @@ mod tests {
                 "{said}"
             );
             assert!(!Command::new(&program).arg("x").status().unwrap().success());
+
+            // Asked to, it ends after its first look.
+            let keys = folder.path().join("keys");
+            fs::write(&keys, "q\n").unwrap();
+            let keys = fs::File::open(keys).unwrap();
+            let output = Command::new(&program).arg("30").stdin(keys).output();
+            let said = String::from_utf8(output.unwrap().stdout).unwrap();
+            assert_eq!(Testimony::parse(&said).unwrap().sums.len(), 1, "{said}");
         }
     }
 

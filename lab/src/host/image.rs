@@ -72,15 +72,8 @@ pub(crate) struct Job {
     pub(crate) steps: Vec<Step>,
 }
 
-/// Builds the initramfs of a host that runs `job`, whose marks begin with `word`, and which may try so often
-/// whether the kernel has settled on a clocksource.
-pub(crate) fn initramfs(
-    stock: &Stock,
-    loads: &[Load],
-    job: &Job,
-    word: &str,
-    tries: u32,
-) -> Result<Vec<u8>> {
+/// Builds the initramfs of a host that runs `job`, whose marks begin with `word`.
+pub(crate) fn initramfs(stock: &Stock, loads: &[Load], job: &Job, word: &str) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     let folders = [
         "bin",
@@ -102,11 +95,7 @@ pub(crate) fn initramfs(
     archive.executable("bin/busybox", &stock.read_busybox()?)?;
     archive.executable("init", INIT.as_bytes())?;
     archive.executable("bin/autopsy", AUTOPSY.as_bytes())?;
-    archive.file(
-        "lab/job",
-        0o644,
-        format!("WORD='{word}'\nTRIES={tries}\n").as_bytes(),
-    )?;
+    archive.file("lab/job", 0o644, format!("WORD='{word}'\n").as_bytes())?;
 
     let wanted: Vec<&str> = loads.iter().map(|load| load.module).collect();
     let mut order = String::new();

@@ -32,7 +32,7 @@ kvm=no
 # The kernel measures a TSC for a second before it takes it for good; until then it is "tsc-early".
 current=/sys/devices/system/clocksource/clocksource0/current_clocksource
 tries=0
-while read -r clocksource <$current && [ "$clocksource" = tsc-early ] && [ "$tries" -lt "$TRIES" ]; do
+while read -r clocksource <$current && [ "$clocksource" = tsc-early ] && [ "$tries" -lt 100 ]; do
     tries=$((tries + 1))
     sleep 0.1
 done

@@ -35,16 +35,6 @@ pub(crate) enum Tsc {
     Stable,
 }
 
-/// What a vmx host's kernel takes the rate of its TSC for, and with it a second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Pace {
-    /// The 3.5 GHz that the processor claims: fine readings, and a minute and more of work for a second.
-    Claimed,
-    /// The 200 MHz by which the TSC ticks, as all other clocks of the PC have it: some 15 s of work for a second in which
-    /// both CPUs are busy. The kernel leaves CPUs' TSCs as they are, so that they can be skewed for longer than a second.
-    Real,
-}
-
 /// An emulated host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Host {
@@ -58,10 +48,7 @@ pub(crate) enum Host {
     /// QEMU with AMD's SVM, one processor, and a clock on which a nanosecond is an executed instruction: for measuring.
     Counted,
     /// Bochs with Intel's VMX.
-    Vmx {
-        /// What its kernel takes a second for.
-        pace: Pace,
-    },
+    Vmx,
 }
 
 impl Host {
@@ -80,10 +67,7 @@ impl Host {
                 format!("svm-{tsc}{paging}")
             }
             Self::Counted => "svm-counted".to_owned(),
-            Self::Vmx { pace } => match pace {
-                Pace::Claimed => "vmx".to_owned(),
-                Pace::Real => "vmx-real".to_owned(),
-            },
+            Self::Vmx => "vmx".to_owned(),
         }
     }
 
@@ -96,25 +80,8 @@ impl Host {
             Self::Svm {
                 tsc: Tsc::Stable, ..
             }
-            | Self::Counted => "tsc",
-            // The TSC, before the kernel has measured it a second time.
-            Self::Vmx {
-                pace: Pace::Claimed,
-            } => "tsc-early",
-            Self::Vmx { pace: Pace::Real } => "tsc",
-        }
-    }
-
-    /// How many tenths of a second the host may wait for the kernel to take the TSC for good. Bochs's
-    /// processor claims 3.5 GHz and ticks 200 million times a second of a clock that is itself slow: the
-    /// second that the kernel waits for would take minutes, and changes nothing for KVM.
-    fn tries(self) -> u32 {
-        match self {
-            Self::Svm { .. } | Self::Counted => 100,
-            Self::Vmx {
-                pace: Pace::Claimed,
-            } => 0,
-            Self::Vmx { pace: Pace::Real } => 100,
+            | Self::Counted
+            | Self::Vmx => "tsc",
         }
     }
 
@@ -123,10 +90,7 @@ impl Host {
         Duration::from_secs(match self {
             Self::Svm { .. } => 5,
             Self::Counted => 20,
-            Self::Vmx {
-                pace: Pace::Claimed,
-            } => 90,
-            Self::Vmx { pace: Pace::Real } => 65,
+            Self::Vmx => 65,
         })
     }
 
@@ -134,7 +98,7 @@ impl Host {
     pub(crate) fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Svm { .. } | Self::Counted => svm::PACKAGES,
-            Self::Vmx { .. } => vmx::PACKAGES,
+            Self::Vmx => vmx::PACKAGES,
         }
     }
 
@@ -142,7 +106,7 @@ impl Host {
         match self {
             Self::Svm { paging, .. } => svm::loads(paging),
             Self::Counted => svm::loads(Paging::Nested),
-            Self::Vmx { .. } => vmx::loads(),
+            Self::Vmx => vmx::loads(),
         }
     }
 
@@ -155,10 +119,7 @@ impl Host {
                 tsc: Tsc::Stable, ..
             }
             | Self::Counted => svm::OPTIONS_STABLE,
-            Self::Vmx {
-                pace: Pace::Claimed,
-            } => vmx::OPTIONS,
-            Self::Vmx { pace: Pace::Real } => vmx::OPTIONS_REAL,
+            Self::Vmx => vmx::OPTIONS,
         };
         // Without a rate the kernel sets the port to 9600 baud, which Bochs takes seriously.
         let all = ["console=ttyS0,115200 quiet panic=-1", own, &more.join(" ")].join(" ");
@@ -170,19 +131,19 @@ impl Host {
     /// at once: any line is a sign of life.
     fn silence(self) -> Option<Duration> {
         match self {
-            Self::Svm { .. } => Some(Duration::from_secs(60)),
+            Self::Svm { .. } => Some(Duration::from_secs(30)),
             Self::Counted => Some(Duration::from_secs(150)),
-            Self::Vmx { .. } => None,
+            Self::Vmx => None,
         }
     }
 
     /// How long a host may take for `job`, in real time. A step's own limit is on the host's clock, which
-    /// on vmx is some hundred times slower, and some ten times where it counts instructions.
+    /// is some ten times slower on vmx and where it counts instructions, and slower still on vmx beside other hosts.
     fn limit(self, job: &Job) -> Duration {
         let steps: Duration = job.steps.iter().map(|step| step.limit).sum();
         match self {
             Self::Svm { .. } => Duration::from_secs(120) + steps * 2,
-            Self::Counted | Self::Vmx { .. } => Duration::from_secs(900) + steps * 20,
+            Self::Counted | Self::Vmx => Duration::from_secs(900) + steps * 20,
         }
     }
 }
@@ -250,13 +211,7 @@ impl Run<'_> {
         let initrd = folder.path().join("initramfs");
         fs::write(
             &initrd,
-            initramfs(
-                self.stock,
-                &self.host.loads(),
-                self.job,
-                &word,
-                self.host.tries(),
-            )?,
+            initramfs(self.stock, &self.host.loads(), self.job, &word)?,
         )
         .context("cannot write the initramfs")?;
 
@@ -336,7 +291,7 @@ impl Run<'_> {
                 let console = running.child().stdout.take().context("no console")?;
                 Ok((running, Box::new(console)))
             }
-            Host::Vmx { .. } => {
+            Host::Vmx => {
                 vmx::prepare(folder, &self.stock.image, initrd, &options)?;
                 let (read, write) = fifo(&folder.join("serial"))?;
                 let mut command = vmx::command(folder);
@@ -395,7 +350,10 @@ fn read_lines(console: Box<dyn Read + Send>, lines: &mpsc::SyncSender<Vec<u8>>) 
     }
 }
 
-/// The last lines of a log.
+/// As much of a line of a log is shown: a time report is one line.
+const SHOWN: usize = 300;
+
+/// The last lines of a log, the ends of long ones left off.
 pub(crate) fn tail(log: &Path, lines: usize) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -405,5 +363,9 @@ pub(crate) fn tail(log: &Path, lines: usize) -> String {
         .collect();
     all[all.len().saturating_sub(lines)..]
         .iter()
-        .fold(String::new(), |text, line| text + "    " + line + "\n")
+        .fold(String::new(), |text, line| {
+            let shown: String = line.chars().take(SHOWN).collect();
+            let cut = if shown.len() < line.len() { " ..." } else { "" };
+            text + "    " + &shown + cut + "\n"
+        })
 }

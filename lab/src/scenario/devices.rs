@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::guest::linux::{self, COMMAND_LINE, Report};
 use crate::guest::program;
+use crate::host::Host;
 use crate::host::image::{Files, Source};
-use crate::host::{Host, Pace};
 use crate::kernels::Kernel;
 use crate::scenario::{LAUNCHER, Outcome, Place, Scenario, file, sum_of_metrics};
 use crate::workshop::Workshop;
@@ -36,7 +36,7 @@ const SCRIPT: &str = include_str!("devices.sh");
 
 /// The scenarios.
 pub(super) fn all() -> Vec<Scenario> {
-    let host = Host::Vmx { pace: Pace::Real };
+    let host = Host::Vmx;
     let launch = format!(
         "./{LAUNCHER} --no-api --config-file devices.json --metrics-path metrics-devices </dev/null"
     );
@@ -45,7 +45,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "devices", script)
             .files(files)
             .check(check)
-            .seconds(100, 40),
+            .seconds(140, 40),
     ]
 }
 

@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | `svm-hpet` | refused | refused | a guest boots, and the report says that it is degraded |
 //! | `svm-tsc` | refused | refused: KVM does nothing for it | refused |
-//! | `vmx-real` | kept by the hardware | kept by the hardware | |
+//! | `vmx` | kept by the hardware | kept by the hardware | |
 
 mod scaled;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::guest::linux::Report;
 use crate::host::image::{Files, Source};
-use crate::host::{Host, Pace, Paging, Tsc};
+use crate::host::{Host, Paging, Tsc};
 use crate::kernels::Kernel;
 use crate::scenario::{Outcome, Place, Scenario, file, keeping};
 use crate::workshop::Workshop;
@@ -34,19 +34,15 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(svm(Tsc::Unstable), "rate", script(DEGRADED))
             .files(amd64)
             .check(check_unstable)
-            .seconds(15, 120),
+            .seconds(15, 90),
         Scenario::new(svm(Tsc::Stable), "rate", script(UNSEEN))
             .files(amd64)
             .check(check_stable)
             .seconds(5, 60),
-        Scenario::new(
-            Place::Emulated(Host::Vmx { pace: Pace::Real }),
-            "rate",
-            keeping::script(SCALED),
-        )
-        .files(|workshop| keeping::with_witness(workshop, Kernel::Amd64))
-        .check(scaled::check)
-        .seconds(280, 60),
+        Scenario::new(Place::Emulated(Host::Vmx), "rate", keeping::script(SCALED))
+            .files(|workshop| keeping::with_witness(workshop, Kernel::Amd64))
+            .check(scaled::check)
+            .seconds(400, 60),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! The scenarios of one emulated host, in one boot of it.
+//! The scenarios of an emulated host, those of one boot of it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::linux;
 use crate::host::image::{Job, Source, Step};
 use crate::host::protocol::Event;
 use crate::host::{Host, Lost, Run};
@@ -23,24 +22,38 @@ const RESTARTS: u32 = 10;
 /// The processors of each emulated host.
 const PROCESSORS: &str = "2";
 
-/// Boots `host` and has it run `scenarios`; verdicts go to `tally` as they come. When the host itself fails, so do
+/// Scenarios that run in one boot of a host.
+pub(super) struct Batch {
+    pub(super) host: Host,
+    /// Which boot of this host it is: they may run side by side, and have logs of their own.
+    pub(super) number: usize,
+    pub(super) scenarios: Vec<Scenario>,
+}
+
+impl Batch {
+    /// The name of the boot's logs.
+    fn label(&self) -> String {
+        match self.number {
+            0 => self.host.name(),
+            number => format!("{}-{}", self.host.name(), number + 1),
+        }
+    }
+}
+
+/// Boots the host and has it run the scenarios; verdicts go to `tally` as they come. When the host itself fails, so do
 /// the scenarios that have none yet.
 ///
 /// QEMU loses a host or a guest in it now and then (lab/README.md, "Traps"), which says nothing about any scenario:
 /// the host is booted again for what is left, [`RESTARTS`] times at most, and the tally tells of each. Every
 /// other failure is one.
-pub(super) fn run(
-    workshop: &Workshop,
-    host: Host,
-    scenarios: &[Scenario],
-    tally: &Tally,
-) -> Result<()> {
-    let mut left: Vec<&Scenario> = scenarios.iter().collect();
+pub(super) fn run(workshop: &Workshop, batch: &Batch, tally: &Tally) -> Result<()> {
+    let (host, label) = (batch.host, batch.label());
+    let mut left: Vec<&Scenario> = batch.scenarios.iter().collect();
     let mut restarts = 0;
     loop {
         let may_restart = restarts < RESTARTS && matches!(host, Host::Svm { .. });
         let start = Instant::now();
-        let booted = boot(workshop, host, &left, may_restart, tally)?;
+        let booted = boot(workshop, host, &label, &left, may_restart, tally)?;
         let lost = match &booted.failure {
             None if booted.lost_guests.is_empty() => return Ok(()),
             None => true,
@@ -60,7 +73,7 @@ pub(super) fn run(
                     host.name()
                 );
                 tally.restarted(host.name());
-                keep(&log(workshop, host)?, restarts)?;
+                keep(&log(workshop, &label)?, restarts)?;
             }
             for (_, verdict) in &booted.lost_guests {
                 tally.restarted(verdict.name.clone());
@@ -109,22 +122,11 @@ struct Booted {
     failure: Option<anyhow::Error>,
 }
 
-/// What the launcher says of a guest that fell over. In its first second a Linux guest has written nothing by then.
-const FALLEN: [&str; 2] = ["the guest triple-faulted", "KVM internal error"];
-
-/// Whether a failure looks like that of a guest that its emulator has lost: one that did not come to its end, in time
-/// or at all.
-fn looks_lost(outcome: &Outcome) -> bool {
-    let (output, log) = (outcome.stdout_text(), outcome.stderr_text());
-    outcome.status.is_none()
-        || FALLEN.iter().any(|words| log.contains(words))
-        || (output.contains("Linux version") && !output.contains(linux::END))
-}
-
 /// One boot of `host`. Guests that the emulator may have lost are kept apart if they may be tried again.
 fn boot(
     workshop: &Workshop,
     host: Host,
+    label: &str,
     scenarios: &[&Scenario],
     may_restart: bool,
     tally: &Tally,
@@ -137,11 +139,12 @@ fn boot(
         host,
         options: &[],
         job: &job,
-        log: log(workshop, host)?,
+        log: log(workshop, label)?,
     };
     let mut progress = Progress {
         workshop,
         host,
+        label,
         waiting: BTreeMap::new(),
         may_restart,
         lost_guests: Vec::new(),
@@ -174,9 +177,9 @@ fn boot(
 }
 
 /// Where the console's output goes.
-fn log(workshop: &Workshop, host: Host) -> Result<PathBuf> {
+fn log(workshop: &Workshop, label: &str) -> Result<PathBuf> {
     let folder = workshop.paths.folder("logs")?;
-    Ok(folder.join(format!("host-{}.log", host.name())))
+    Ok(folder.join(format!("host-{label}.log")))
 }
 
 /// One step for each scenario; files of the same name must be the same.
@@ -211,6 +214,7 @@ fn job(workshop: &Workshop, scenarios: &[&Scenario]) -> Result<Job> {
 struct Progress<'a> {
     workshop: &'a Workshop,
     host: Host,
+    label: &'a str,
     waiting: BTreeMap<&'a str, &'a Scenario>,
     may_restart: bool,
     lost_guests: Vec<(String, Verdict)>,
@@ -245,7 +249,7 @@ impl Progress<'_> {
                     }
                 } else {
                     // The host's own, after the last step.
-                    let file = format!("{step}-{}.{name}", self.host.name());
+                    let file = format!("{step}-{}.{name}", self.label);
                     let log = self.workshop.paths.folder("logs")?.join(file);
                     std::fs::write(&log, contents)
                         .with_context(|| format!("cannot write {}", log.display()))?;
@@ -260,7 +264,7 @@ impl Progress<'_> {
                 outcome.status = status;
                 let verdict = verdict(&self.workshop.paths, scenario, start.elapsed(), &outcome)?;
                 match &verdict.end {
-                    End::Failed { reason, .. } if self.may_restart && looks_lost(&outcome) => {
+                    End::Failed { reason, .. } if self.may_restart && outcome.looks_lost() => {
                         eprintln!(
                             "lab: {} may have lost its guest, and is tried again later: {reason}",
                             verdict.name

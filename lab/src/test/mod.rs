@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::paths::Paths;
 use crate::scenario::{self, Outcome, Place, Scenario};
 use crate::workshop::Workshop;
 use cargo_tests::Suite;
+use emulated::Batch;
 use tally::{End, Skip, Tally, Verdict};
 
 /// Emulators and test builds that run at the same time.
@@ -73,7 +74,7 @@ impl Where {
         match place {
             Place::Native => Self::Native,
             Place::Emulated(Host::Svm { .. } | Host::Counted) => Self::Svm,
-            Place::Emulated(Host::Vmx { .. }) => Self::Vmx,
+            Place::Emulated(Host::Vmx) => Self::Vmx,
         }
     }
 }
@@ -82,15 +83,15 @@ impl Where {
 enum Task {
     Cargo(Vec<Suite>),
     Native(Vec<Scenario>),
-    Emulated(Host, Vec<Scenario>),
+    Emulated(Batch),
 }
 
 /// What there is to do.
 struct Plan {
-    /// The svm hosts, one after the other and before everything else. Each keeps two processors busy, so that
-    /// company would save no time; and their emulator, kept from running for long, loses guests (see
-    /// lab/README.md, "Traps").
-    alone: Vec<(Host, Vec<Scenario>)>,
+    /// The svm hosts, one after the other and before what else wants a processor at once: their emulator, kept from
+    /// running for long, loses guests (see lab/README.md, "Traps"). What they leave of two processors, a Bochs host
+    /// takes, as it takes whatever nobody else wants.
+    first: Vec<Batch>,
     /// What runs side by side, the longest first, so that no worker is left alone with it at the end. A Bochs host keeps
     /// one processor busy.
     shared: VecDeque<Task>,
@@ -105,7 +106,7 @@ impl Task {
         match self {
             Self::Cargo(suites) => suites.iter().map(|suite| suite.cost()).sum(),
             Self::Native(scenarios) => of(scenarios),
-            Self::Emulated(host, scenarios) => host.start_cost() + of(scenarios),
+            Self::Emulated(batch) => batch.host.start_cost() + of(&batch.scenarios),
         }
     }
 }
@@ -116,12 +117,18 @@ impl Plan {
         native: Vec<Scenario>,
         emulated: BTreeMap<Host, Vec<Scenario>>,
     ) -> Self {
-        let (alone, beside): (Vec<_>, Vec<_>) = emulated
+        let (first, beside): (Vec<_>, Vec<_>) = emulated
             .into_iter()
             .partition(|(host, _)| matches!(host, Host::Svm { .. }));
+        let first = first.into_iter().map(|(host, scenarios)| Batch {
+            host,
+            number: 0,
+            scenarios,
+        });
         let mut shared: Vec<Task> = beside
             .into_iter()
-            .map(|(host, scenarios)| Task::Emulated(host, scenarios))
+            .flat_map(|(host, scenarios)| divide(host, scenarios))
+            .map(Task::Emulated)
             .collect();
         if !native.is_empty() {
             shared.push(Task::Native(native));
@@ -131,10 +138,50 @@ impl Plan {
         }
         shared.sort_by_key(|task| std::cmp::Reverse(task.cost()));
         Self {
-            alone,
+            first: first.collect(),
             shared: shared.into(),
         }
     }
+}
+
+/// Of a host that is shared, so much is for one worker: then it is booted once more for another one.
+const LONGEST: Duration = Duration::from_secs(800);
+
+/// The scenarios of a host in so many boots as they need: two where they take too long for one, and one for each that no
+/// other may follow. Within a boot their order stays.
+fn divide(host: Host, scenarios: Vec<Scenario>) -> Vec<Batch> {
+    if scenarios.is_empty() {
+        return Vec::new();
+    }
+    let all: Duration = scenarios.iter().map(|scenario| scenario.cost).sum();
+    let (lasts, mut others): (Vec<_>, Vec<_>) = scenarios
+        .into_iter()
+        .enumerate()
+        .partition(|(_, scenario)| scenario.last);
+    let by_cost = if all > LONGEST { 2 } else { 1 };
+    let count = by_cost.min(lasts.len() + others.len()).max(lasts.len());
+    let mut boots: Vec<(Duration, Vec<(usize, Scenario)>)> = Vec::new();
+    boots.resize_with(count, Default::default);
+    // The longest first, each to the boot that has least to do.
+    for (boot, (index, last)) in boots.iter_mut().zip(lasts) {
+        *boot = (last.cost, vec![(index, last)]);
+    }
+    others.sort_by_key(|(_, scenario)| std::cmp::Reverse(scenario.cost));
+    for (index, scenario) in others {
+        if let Some((cost, boot)) = boots.iter_mut().min_by_key(|(cost, _)| *cost) {
+            *cost += scenario.cost;
+            boot.push((index, scenario));
+        }
+    }
+    let in_order = |(number, (_, mut boot)): (usize, (Duration, Vec<(usize, Scenario)>))| {
+        boot.sort_by_key(|(index, scenario)| (scenario.last, *index));
+        Batch {
+            host,
+            number,
+            scenarios: boot.into_iter().map(|(_, scenario)| scenario).collect(),
+        }
+    };
+    boots.into_iter().enumerate().map(in_order).collect()
 }
 
 /// Runs everything that was asked for.
@@ -166,16 +213,16 @@ pub(crate) fn run(paths: Paths, common: &Common, arguments: &Arguments) -> Resul
     let tally = Tally::new(arguments.deny_skips || in_ci);
     let workshop = Workshop::new(paths, common);
     let plan = prepare(&workshop, suites, scenarios, arguments.skip_vmx, &tally)?;
-    for (host, scenarios) in &plan.alone {
-        emulated::run(&workshop, *host, scenarios, &tally)?;
-    }
-    work(&workshop, plan.shared, &tally)?;
+    work(&workshop, plan, &tally)?;
     let counts = tally.counts();
     eprintln!("lab: {:.0} s in all", start.elapsed().as_secs_f64());
     for host in tally.restarts() {
         println!(
             "RESTARTED       {host}: its emulator may have lost it (lab/README.md, \"Traps\")"
         );
+    }
+    for failure in tally.failures() {
+        println!("FAILED          {failure}");
     }
     println!("{counts}");
     Ok(if counts.failed == 0 {
@@ -207,11 +254,11 @@ fn prepare(
     let mut emulated: BTreeMap<Host, Vec<Scenario>> = BTreeMap::new();
     let mut contract = false;
     for scenario in scenarios {
-        let is_vmx = matches!(scenario.place, Place::Emulated(Host::Vmx { .. }));
+        let is_vmx = matches!(scenario.place, Place::Emulated(Host::Vmx));
         contract |= scenario.contract && !(skip_vmx && is_vmx);
         match scenario.place {
             Place::Native => native.push(scenario),
-            Place::Emulated(Host::Vmx { .. }) if skip_vmx => {
+            Place::Emulated(Host::Vmx) if skip_vmx => {
                 tally.add(&skipped(&scenario, "--skip-vmx".to_owned(), true));
             }
             Place::Emulated(host) => emulated.entry(host).or_default().push(scenario),
@@ -235,37 +282,91 @@ fn prepare(
     Ok(Plan::new(suites, native, emulated))
 }
 
-/// Has workers do the tasks, side by side.
-fn work(workshop: &Workshop, tasks: VecDeque<Task>, tally: &Tally) -> Result<()> {
-    let tasks = Mutex::new(tasks);
-    let next = || {
-        tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+/// What is left to do, for workers side by side.
+struct Queue {
+    state: Mutex<State>,
+    /// The svm hosts have ended.
+    changed: Condvar,
+}
+
+struct State {
+    tasks: VecDeque<Task>,
+    /// An svm host is running, or will be.
+    beside_svm: bool,
+}
+
+impl Queue {
+    /// The next task, once there is one that may run now.
+    fn next(&self) -> Option<Task> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let may_run = |task: &Task| !state.beside_svm || matches!(task, Task::Emulated(_));
+            if let Some(index) = state.tasks.iter().position(may_run) {
+                return state.tasks.remove(index);
+            }
+            if state.tasks.is_empty() {
+                return None;
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Tells the queue at its end, however that comes, that no svm host is left.
+struct SvmEnd<'a>(&'a Queue);
+
+impl Drop for SvmEnd<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.beside_svm = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Has workers do what is planned, side by side.
+fn work(workshop: &Workshop, plan: Plan, tally: &Tally) -> Result<()> {
+    let queue = Queue {
+        state: Mutex::new(State {
+            tasks: plan.shared,
+            beside_svm: !plan.first.is_empty(),
+        }),
+        changed: Condvar::new(),
     };
-    thread::scope(|scope| {
-        let worker = || -> Result<()> {
-            while let Some(task) = next() {
-                match task {
-                    Task::Cargo(suites) => {
-                        for suite in suites {
-                            tally.add(&suite.run(&workshop.paths)?);
-                        }
-                    }
-                    Task::Native(scenarios) => {
-                        for scenario in &scenarios {
-                            tally.add(&run_native(workshop, scenario)?);
-                        }
-                    }
-                    Task::Emulated(host, scenarios) => {
-                        emulated::run(workshop, host, &scenarios, tally)?;
+    let worker = |first: &[Batch]| -> Result<()> {
+        if !first.is_empty() {
+            let _end = SvmEnd(&queue);
+            first
+                .iter()
+                .try_for_each(|batch| emulated::run(workshop, batch, tally))?;
+        }
+        while let Some(task) = queue.next() {
+            match task {
+                Task::Cargo(suites) => {
+                    for suite in suites {
+                        tally.add(&suite.run(&workshop.paths)?);
                     }
                 }
+                Task::Native(scenarios) => {
+                    for scenario in &scenarios {
+                        tally.add(&run_native(workshop, scenario)?);
+                    }
+                }
+                Task::Emulated(batch) => emulated::run(workshop, &batch, tally)?,
             }
-            Ok(())
-        };
-        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(worker)).collect();
+        }
+        Ok(())
+    };
+    let worker = &worker;
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|number| {
+                let first = if number == 0 { &plan.first[..] } else { &[] };
+                scope.spawn(move || worker(first))
+            })
+            .collect();
         workers.into_iter().try_for_each(|worker| {
             worker
                 .join()
@@ -350,17 +451,18 @@ mod tests {
         let hosts = emulated.len();
         let plan = Plan::new(Suite::ALL.to_vec(), native, emulated);
         let is_svm = |host: &Host| Where::of(Place::Emulated(*host)) == Where::Svm;
-        assert!(plan.alone.iter().all(|(host, _)| is_svm(host)));
-        let beside: Vec<Host> = plan
+        assert!(plan.first.iter().all(|batch| is_svm(&batch.host)));
+        let beside: Vec<(Host, usize)> = plan
             .shared
             .iter()
             .filter_map(|task| match task {
-                Task::Emulated(host, _) => Some(*host),
+                Task::Emulated(batch) => Some((batch.host, batch.number)),
                 Task::Cargo(_) | Task::Native(_) => None,
             })
             .collect();
-        assert!(!beside.iter().any(is_svm), "{beside:?}");
-        assert_eq!(plan.alone.len() + beside.len(), hosts);
+        assert!(!beside.iter().any(|(host, _)| is_svm(host)), "{beside:?}");
+        let hosts_beside = beside.iter().filter(|(_, number)| *number == 0).count();
+        assert_eq!(plan.first.len() + hosts_beside, hosts);
         let costs: Vec<u64> = plan
             .shared
             .iter()
@@ -370,5 +472,72 @@ mod tests {
         // With no gap: half of all, and at most a fifth more for what cannot be divided.
         let half = costs.iter().sum::<u64>() / 2;
         assert!(span(&costs, WORKERS) <= half + half / 5, "{costs:?}");
+    }
+
+    #[test]
+    fn queue_gives_a_bochs_host_beside_svm_and_the_rest_at_its_end() {
+        let batch = Batch {
+            host: Host::Vmx,
+            number: 0,
+            scenarios: Vec::new(),
+        };
+        let queue = Queue {
+            state: Mutex::new(State {
+                tasks: [
+                    Task::Cargo(Vec::new()),
+                    Task::Emulated(batch),
+                    Task::Native(Vec::new()),
+                ]
+                .into(),
+                beside_svm: true,
+            }),
+            changed: Condvar::new(),
+        };
+        let svm = SvmEnd(&queue);
+        assert!(matches!(queue.next(), Some(Task::Emulated(_))));
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| queue.next());
+            drop(svm);
+            let next = waiting.join().expect("no panic");
+            assert!(matches!(next, Some(Task::Cargo(_))));
+        });
+        assert!(matches!(queue.next(), Some(Task::Native(_))));
+        assert!(queue.next().is_none());
+    }
+
+    #[test]
+    fn long_host_is_divided_and_a_short_one_is_not() {
+        let host = Host::Vmx;
+        let boots = |costs: &[u64], lasts: &[usize]| -> Vec<String> {
+            let scenario = |(index, cost): (usize, &u64)| {
+                let scenario = Scenario::new(Place::Emulated(host), index.to_string(), "");
+                let scenario = scenario.seconds(*cost, 1);
+                if lasts.contains(&index) {
+                    scenario.last_of_its_boot()
+                } else {
+                    scenario
+                }
+            };
+            let scenarios = costs.iter().enumerate().map(scenario).collect();
+            let name = |batch: Batch| -> String {
+                (batch.scenarios.into_iter())
+                    .map(|scenario| scenario.name)
+                    .collect()
+            };
+            let boots = divide(host, scenarios);
+            let numbers: Vec<_> = boots.iter().map(|batch| batch.number).collect();
+            assert!(numbers.into_iter().eq(0..boots.len()));
+            boots.into_iter().map(name).collect()
+        };
+        assert!(boots(&[], &[]).is_empty());
+        assert_eq!(boots(&[400, 400], &[]), ["01"]);
+        assert_eq!(boots(&[100, 400, 300, 401], &[]), ["03", "12"]);
+        assert_eq!(boots(&[1_300], &[]), ["0"]);
+        assert_eq!(boots(&[100, 100, 1_300], &[]), ["2", "01"]);
+        // Whom nobody may follow has a boot, however short, and is its last.
+        assert_eq!(boots(&[10, 10, 10], &[0]), ["120"]);
+        assert_eq!(boots(&[10, 30, 10], &[0, 1]), ["20", "1"]);
+        assert_eq!(boots(&[10, 10, 10], &[0, 1, 2]), ["0", "1", "2"]);
+        assert_eq!(boots(&[900, 300, 300, 300], &[1]), ["231", "0"]);
     }
 }

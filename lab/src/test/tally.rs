@@ -93,6 +93,7 @@ pub(crate) struct Tally {
     deny_skips: bool,
     counts: Mutex<Counts>,
     restarts: Mutex<Vec<String>>,
+    failures: Mutex<Vec<String>>,
 }
 
 impl Tally {
@@ -102,6 +103,7 @@ impl Tally {
             deny_skips,
             counts: Mutex::default(),
             restarts: Mutex::default(),
+            failures: Mutex::default(),
         }
     }
 
@@ -123,6 +125,20 @@ impl Tally {
         let mut total = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         *total = total.plus(counts);
         print!("{text}");
+        if counts.failed > 0 {
+            let reason = match &verdict.end {
+                End::Failed { reason, .. } => reason.as_str(),
+                _ => "",
+            };
+            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            failures.push(format!("{} {reason}", verdict.name));
+        }
+    }
+
+    /// What failed, and why where that is one thing. The verdicts with their logs may be far above.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.clone()
     }
 
     /// The counts so far.
@@ -266,6 +282,24 @@ mod tests {
         assert_eq!(denied, counts(7, 1, 2));
         let told = "FAIL            a/b: skipped, which is not allowed here: no z3\n";
         assert_eq!(text, format!("{first}{told}{last}"));
+    }
+
+    #[test]
+    fn failures_are_told_once_more_and_nothing_else() {
+        let tally = Tally::new(true);
+        let broken = End::Failed {
+            reason: "broken".into(),
+            logs: Vec::new(),
+        };
+        for end in [End::Passed, broken, End::Skipped(skip("no KVM", false))] {
+            tally.add(&Verdict {
+                name: "a/b".into(),
+                elapsed: Duration::ZERO,
+                end,
+            });
+        }
+        assert_eq!(tally.failures(), ["a/b broken"]);
+        assert_eq!(tally.counts(), counts(1, 1, 1));
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use hypervisor::tsc_control::{OffsetEffect, RateEffect};
 use tsc::assess::{Spread, Verdict, skew_nanos_outward};
-use tsc::measure::DeviationBounds;
 use tsc::{CpuId, Khz, TscOffset, nanos_exact_floor};
 
 use super::effects::{OffsetTrial, RateOutcome, RateTrial};
@@ -112,7 +111,7 @@ fn rate(page: &mut Page, report: &Report) {
         let deviation = claim
             .deviation(report.rate.as_ref().ok().copied())
             .map_or_else(String::new, |deviation| {
-                format!("; measured {} from that", ppb(deviation))
+                format!("; measured {deviation} from that")
             });
         page.line(claim.source, format!("{}{deviation}", claim.khz));
     }
@@ -341,7 +340,7 @@ fn rate_outcome(trial: &RateTrial) -> String {
             error,
         } => (*reads_back, *effect, *error),
     };
-    let off = error.map_or_else(|| "an unknown error".to_owned(), ppb);
+    let off = error.map_or_else(|| "an unknown error".to_owned(), |error| error.to_string());
     let claim = if reads_back {
         "accepted and read back"
     } else {
@@ -350,23 +349,20 @@ fn rate_outcome(trial: &RateTrial) -> String {
     match effect {
         RateEffect::InForce(_) => format!("scaled: {off} from what was asked"),
         RateEffect::Unscaled(deviation) if trial.near => format!(
-            "silently not scaled: {claim}; the guest ticks {} from the host's rate",
-            ppb(deviation)
+            "silently not scaled: {claim}; the guest ticks {deviation} from the host's rate"
         ),
-        RateEffect::Unscaled(deviation) => format!(
-            "IGNORED: {claim}, but the guest ticks {} from the host's rate",
-            ppb(deviation)
-        ),
+        RateEffect::Unscaled(deviation) => {
+            format!("IGNORED: {claim}, but the guest ticks {deviation} from the host's rate")
+        }
         RateEffect::CaughtUp(_) => {
             format!("not scaled: KVM pushes the guest forward at entries ({off} across them)")
         }
         RateEffect::AcrossEntries(_) => {
             format!("kept across entries ({off}); within one it could not be measured")
         }
-        RateEffect::Neither(deviation) => format!(
-            "{claim}, but the guest keeps neither rate: {} from the host's",
-            ppb(deviation)
-        ),
+        RateEffect::Neither(deviation) => {
+            format!("{claim}, but the guest keeps neither rate: {deviation} from the host's")
+        }
         RateEffect::Undecided(_) => "undecided: the readings are too coarse".to_owned(),
     }
 }
@@ -410,14 +406,6 @@ fn requirements(page: &mut Page, report: &Report, required: &[Requirement]) {
 
 const fn yes_no(yes: bool) -> &'static str {
     if yes { "yes" } else { "no" }
-}
-
-fn ppb(deviation: DeviationBounds) -> String {
-    format!(
-        "{} to {} ppb",
-        deviation.at_least.get(),
-        deviation.at_most.get()
-    )
 }
 
 /// Hertz as megahertz, to the hertz.

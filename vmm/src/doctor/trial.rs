@@ -72,9 +72,12 @@ fn pace(
         RateEffect::CaughtUp(_) => Pace::Pushed,
         RateEffect::Unscaled(_) => Pace::Unscaled,
         RateEffect::Undecided(_) => Pace::Unclear,
-        // By pushes after a clock that is not the TSC, and so not on one line with it.
+        // By pushes after a clock that is not the TSC, and so not on one line with it. A KVM that says that
+        // it scales is not taken to push without that having been seen.
         RateEffect::Neither(_) => match error {
-            Some(error) if is_nearer_to(asked, claims, error) => Pace::Pushed,
+            Some(error) if !claims.support.scaling && is_nearer_to(asked, claims, error) => {
+                Pace::Pushed
+            }
             _ => Pace::Unscaled,
         },
     }
@@ -102,5 +105,40 @@ impl<F: hypervisor::model::ModelForm> RateTrials for OnModel<F> {
 
     fn try_rate(&self, claims: &RateClaims, asked: Khz) -> Result<Trial, String> {
         try_rate(&self.0, claims, asked).map_err(|error| error.chain())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hypervisor::tsc_control::{OffsetInterface, TscSupport, Vendor};
+    use tsc::Ppb;
+
+    use super::*;
+
+    #[test]
+    fn rate_near_the_one_asked_for_is_pushed_to_only_where_hardware_does_not_scale() {
+        let khz = |khz| Khz::new(khz).expect("a rate");
+        // 2 kHz too much of 340,000.
+        let error = DeviationBounds {
+            at_least: Ppb::new(5_800_000),
+            at_most: Ppb::new(5_900_000),
+        };
+        let seen = |scaling| {
+            let claims = RateClaims {
+                support: TscSupport {
+                    vendor: Vendor::Intel,
+                    scaling,
+                    default_rate: true,
+                    offset: OffsetInterface::Attribute,
+                    ratio: true,
+                },
+                host: khz(200_000),
+                tolerance: Ppm::KVM_TOLERANCE,
+            };
+            let effect = RateEffect::Neither(error);
+            pace(effect, Some(error), &claims, khz(340_000))
+        };
+        assert_eq!(seen(false), Pace::Pushed);
+        assert_eq!(seen(true), Pace::Unscaled);
     }
 }

@@ -214,8 +214,9 @@ fn rate_on_a_host_that_only_claims_to_scale_is_refused() {
         rate_writes: Obedience::IgnoredAndReadBack,
         ..Faults::LINUX
     });
-    for rate in [1_000_000, 3_400_000] {
-        refused_for(&deaf, allowed(rate), 1, &["ran at another rate"]);
+    for (rate, off) in [(1_000_000, " to 1000"), (3_400_000, ", -4117")] {
+        let parts = ["ran at another rate, ", off, " ppb off it"];
+        refused_for(&deaf, allowed(rate), 1, &parts);
     }
     let pushing = host(Faults {
         catch_up_instead_of_scaling: true,

@@ -55,6 +55,11 @@ pub(crate) enum Event {
     },
     /// It was to be so, and could not.
     RestartFailed { cause: RestartCause, reason: String },
+    /// vCPUs that may run on CPUs that are apart are taken forward no more: what they meet there is left as it is.
+    LeftApart {
+        /// How far they were taken forward by then.
+        forward_ticks: u64,
+    },
 }
 
 impl fmt::Display for Event {
@@ -118,6 +123,11 @@ impl fmt::Display for Event {
             Self::RestartFailed { cause, reason } => write!(
                 f,
                 "the vCPUs could not go on from a later reading, because of a {cause}: {reason}"
+            ),
+            Self::LeftApart { forward_ticks } => write!(
+                f,
+                "the vCPUs may run on CPUs that are apart, and were taken forward by {forward_ticks} ticks already: what \
+                 they meet from now on is left as it is"
             ),
         }
     }

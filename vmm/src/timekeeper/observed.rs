@@ -221,7 +221,7 @@ impl Observed {
         add(&self.failed_looks);
     }
 
-    pub(super) fn was_contradicted(&self) {
+    pub(crate) fn was_contradicted(&self) {
         add(&self.contradicted_looks);
     }
 

@@ -463,13 +463,8 @@ impl<T: Halt> Watching<T> {
         let may = self.carried.may_go_on(self.watch.vcpus.len());
         let left_apart = !may && self.carried.by() > Ticks::ZERO;
         if left_apart && !self.left_apart {
-            self.add(Event::RestartFailed {
-                cause: RestartCause::Skew,
-                reason: format!(
-                    "they may run on CPUs that are apart, and were taken forward by {} already: what they meet \
-                     from now on is left as it is",
-                    self.carried.by()
-                ),
+            self.add(Event::LeftApart {
+                forward_ticks: self.carried.by().get(),
             });
         }
         self.left_apart = left_apart;

@@ -1,7 +1,7 @@
 # A guest whose vCPUs' threads are moved between two CPUs, a hundred times a second for thirty seconds.
 ln -sf "kernel-$arch" kernel
 ln -sf "initrd-witness-$arch" initrd
-start "quiet witness=45" --tsc-domain off
+start "quiet witness=90" --tsc-domain off
 sums 1; mark first
 threads=
 for task in /proc/"$launcher"/task/*; do
@@ -13,4 +13,5 @@ done
 told=$(grep -c '^w sum' serial)
 sums $((told + 1)); mark last
 echo "told $told" >&2
+enough
 finish

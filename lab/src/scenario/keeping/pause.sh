@@ -1,8 +1,8 @@
-# Three stops of ten seconds: frozen, advanced, and one that nobody planned; with $CGROUP a shorter one after them, in
-# which the launcher's cgroup is frozen. Between them the witness looks, for some $SUMS seconds.
+# Stops of ten seconds: frozen, advanced, and without $PLANNED one that nobody planned; with $CGROUP a shorter one after
+# them, in which the launcher's cgroup is frozen. Between them the witness looks, for some $SUMS seconds.
 # The guest's page passes on what the kernel says of its clock, whom nobody keeps here.
 ./witness keep
-start "witness=$SECONDS_IN_ALL $OPTIONS"
+start "witness=90 $OPTIONS"
 looked=$SUMS
 sums $looked
 ctl put /time '{"policy": "freeze"}'
@@ -15,11 +15,13 @@ ctl put /time '{"policy": "advance"}'
 mark advance-before; ctl pause; mark advance-begun
 sleep 10
 mark advance-ending; ctl resume; mark advance-after
-looked=$((looked + SUMS - 1))
-sums $looked
-mark SIGSTOP-before; kill -STOP $launcher; mark SIGSTOP-begun
-sleep 10
-mark SIGSTOP-ending; kill -CONT $launcher; mark SIGSTOP-after
+if [ -z "$PLANNED" ]; then
+    looked=$((looked + SUMS - 1))
+    sums $looked
+    mark SIGSTOP-before; kill -STOP $launcher; mark SIGSTOP-begun
+    sleep 10
+    mark SIGSTOP-ending; kill -CONT $launcher; mark SIGSTOP-after
+fi
 if [ -n "$CGROUP" ]; then
     looked=$((looked + SUMS - 1))
     sums $looked
@@ -34,4 +36,7 @@ if [ -n "$CGROUP" ]; then
     sleep 6
     mark cgroup-ending; echo 0 >"$CGROUP/guest/cgroup.freeze"; mark cgroup-after
 fi
+# Its page tells of the last stop after the launcher's next beat.
+sums $((looked + SUMS))
+enough
 finish

@@ -12,7 +12,7 @@ use crate::scenario::Outcome;
 
 /// What a guest's clocks may be off the policy by, by all that was read of them. As the users want it: databases
 /// hold their leases by less than this. Seen of guests that keep time by the kvmclock, and are compared with their host
-/// at one instant: 1 us for the clock on `svm-tsc` and 0.4 us on `vmx-real`. The TSC is known to half a kHz, on `vmx-real`
+/// at one instant: 1 us for the clock on `svm-tsc` and 0.4 us on `vmx`. The TSC is known to half a kHz, on `vmx`
 /// at 200 MHz to 2.5 ppm: 31 us in the twelve seconds between two looks, and no more than 43 us with the looks' width.
 const ERROR_NS: i128 = 50_000;
 /// The same of a guest that asks its host between two readings on a host that is slow to answer. On `svm-tsc` they are
@@ -21,7 +21,7 @@ const ERROR_OF_SLOW_READINGS_NS: i128 = 100_000;
 /// What a frozen guest's clocks may move by.
 const FROZEN_NS: i128 = 1_000_000;
 /// How late a sleeper may wake on a host that has other work, too: 43 ms were seen on `svm-tsc` by itself and 439 ms
-/// beside another emulated host, and 20 ms on `vmx-real`. A timer that a stop has lost, or that fires by another clock
+/// beside another emulated host, and 20 ms on `vmx`. A timer that a stop has lost, or that fires by another clock
 /// than it should, is late by the stop's length.
 const LATE_NS: i128 = 1_000_000_000;
 /// The shortest time between two times that somebody sleeps until: see `period` in `lab/guests/witness.c`.
@@ -53,6 +53,14 @@ impl Terms {
     pub(super) const fn with_a_frozen_cgroup(self) -> Self {
         Self {
             unplanned: &[SIGSTOP, FROZEN_CGROUP],
+            ..self
+        }
+    }
+
+    /// And nothing that nobody planned.
+    pub(super) const fn without_unplanned(self) -> Self {
+        Self {
+            unplanned: &[],
             ..self
         }
     }

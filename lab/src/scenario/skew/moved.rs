@@ -13,9 +13,9 @@ use crate::scenario::Outcome;
 
 /// The script's skews, in ticks at 200 MHz: 100 us and 3 s.
 const SMALL: u64 = 20_000;
-const LARGE: u64 = 600_000_000;
+pub(super) const LARGE: u64 = 600_000_000;
 /// What passes between two vCPUs' readings, so that one is seen less behind another than it is.
-const UNSEEN: u64 = 10_000;
+pub(super) const UNSEEN: u64 = 10_000;
 /// Of so many readings one may be behind the other vCPU's, once KVM compensates: that is for a moment after a move. Of
 /// vCPUs that are left apart every fourth was.
 const READINGS_TO_A_STEP: u64 = 50;
@@ -24,9 +24,9 @@ const MEASURED_TICKS: u64 = 200;
 const VCPUS: usize = 2;
 /// A guest tells a sum once a second of its own clock, and the script may have waited for the other guest meanwhile, and
 /// looks ten times a second.
-const NOTICED_NS: u64 = 1_250_000_000;
+pub(super) const NOTICED_NS: u64 = 1_250_000_000;
 /// 3 s, by which the host's own clock leaps or stands still when the skew of seconds begins and ends.
-const LARGE_NS: u64 = 3_000_000_000;
+pub(super) const LARGE_NS: u64 = 3_000_000_000;
 /// The phases of the script.
 const PHASES: [(&str, &str); 15] = [
     ("ahead", "kept"),
@@ -50,19 +50,16 @@ const OFF: [&str; 2] = ["far", "back"];
 
 /// What a guest said, and when.
 #[derive(Debug)]
-struct Phase<'a> {
-    name: &'a str,
+pub(super) struct Phase<'a> {
+    pub(super) name: &'a str,
     guest: &'a str,
-    sum: Sum,
-    host_ns: u64,
+    pub(super) sum: Sum,
+    pub(super) host_ns: u64,
 }
 
 pub(super) fn check(outcome: &Outcome) -> Result<()> {
     let stderr = outcome.stderr_text();
-    let phases = stderr
-        .lines()
-        .filter_map(|line| line.strip_prefix("phase "));
-    let phases: Vec<_> = phases.map(phase).collect::<Result<_>>()?;
+    let phases = told(&stderr)?;
     let names: Vec<_> = phases
         .iter()
         .map(|phase| (phase.name, phase.guest))
@@ -111,6 +108,14 @@ fn report(stderr: &str, word: &str) -> Result<Value> {
         .find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
         .with_context(|| format!("there is no time report after {word:?}"))?;
     serde_json::from_str(report).context("the time report is no JSON")
+}
+
+/// The phases that the script told of.
+pub(super) fn told(stderr: &str) -> Result<Vec<Phase<'_>>> {
+    let lines = stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("phase "));
+    lines.map(phase).collect()
 }
 
 fn phase(line: &str) -> Result<Phase<'_>> {

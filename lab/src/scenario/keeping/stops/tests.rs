@@ -11,7 +11,7 @@ const fn lost(clock: (i128, i128), tsc: (i128, i128)) -> Lost {
     }
 }
 
-/// What was seen of pauses under `advance`: by the kvmclock and by the TSC on `svm-tsc`, and by the TSC on `vmx-real`.
+/// What was seen of pauses under `advance`: by the kvmclock and by the TSC on `svm-tsc`, and by the TSC on `vmx`.
 const BY_KVMCLOCK: Lost = lost((1_038, 1_038), (-5_307, 7_543));
 const BY_TSC: Lost = lost((-49_385, 36_051), (-47_480, 46_702));
 const BY_TSC_ON_VMX: Lost = lost((-7_650, 7_650), (-39_728, 39_729));

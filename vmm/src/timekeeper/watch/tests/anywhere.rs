@@ -108,8 +108,8 @@ fn guest_whose_threads_go_to_and_fro_is_taken_no_further_than_by_the_skew_for_ea
                 watching.second(true);
             }
             let events = watching.events();
-            let failed = |event: &&Event| matches!(event, Event::RestartFailed { .. });
-            assert_eq!(events.iter().filter(failed).count(), 1, "{events:?}");
+            let left = |event: &&Event| matches!(event, Event::LeftApart { .. });
+            assert_eq!(events.iter().filter(left).count(), 1, "{events:?}");
             assert_eq!(threads.confined.take(), None);
             let ahead = (ahead() - before).unsigned_abs();
             // For each of two vCPUs, and that of the CPU that it is on.
