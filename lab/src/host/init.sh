@@ -51,12 +51,19 @@ while read -r name limit output; do
     fi
     step=$!
     # Signs of life, so that a host that has stopped is told from a step that takes its time. None among the
-    # lines of files, and none where the step itself speaks on the console.
+    # lines of files, and none where the step itself speaks on the console. A step that outlives its end below (a
+    # processor may stand still, and with it who sleeps there) is looked at from here; then there are no signs more.
     beat=
     if [ "$output" != live ]; then
         while :; do
             sleep 5
             mark beat
+            limit=$((limit - 5))
+            if [ "$limit" -lt -30 ]; then
+                dmesg | tail -n 10
+                autopsy "$step"
+                break
+            fi
         done &
         beat=$!
     fi

@@ -137,6 +137,15 @@ impl Host {
         }
     }
 
+    /// How long a step with this limit may be without its end, in real time, which is what the host's clock tells; then
+    /// the host does not end what it should.
+    fn step_limit(self, limit: Duration) -> Option<Duration> {
+        match self {
+            Self::Svm { .. } => Some(limit + Duration::from_secs(120)),
+            Self::Counted | Self::Vmx => None,
+        }
+    }
+
     /// How long a host may take for `job`, in real time. A step's own limit is on the host's clock, which
     /// is some ten times slower on vmx and where it counts instructions, and slower still on vmx beside other hosts.
     fn limit(self, job: &Job) -> Duration {
@@ -154,6 +163,14 @@ pub(crate) enum Lost {
     /// It spins, or waits for ever.
     #[error("it gave no sign of life for {} s", .0.as_secs())]
     Silent(Duration),
+    /// It does not end a step that is late: one of its processors may stand still.
+    #[error("its step {step} had no end after {} s", .after.as_secs())]
+    Stuck {
+        /// The step.
+        step: String,
+        /// The real time since its beginning.
+        after: Duration,
+    },
     /// Its kernel fell over, which ends the emulator.
     #[error("it ended before its job ({0})")]
     Fell(String),
@@ -185,11 +202,25 @@ pub(crate) struct Cost {
     pub(crate) total: Duration,
 }
 
+/// The step that a host is at.
+struct Current {
+    step: String,
+    begin: Instant,
+    /// In real time.
+    limit: Duration,
+}
+
+impl Current {
+    fn is_over(&self) -> bool {
+        self.begin.elapsed() > self.limit
+    }
+}
+
 impl Run<'_> {
     /// Runs the host to the end of its job and gives each event, marks and output, to `observe`.
     pub(crate) fn run(&self, observe: &mut dyn FnMut(Event)) -> Result<Cost> {
         self.console(observe).with_context(|| {
-            let tail = tail(&self.log, 25);
+            let tail = tail(&self.log, 40);
             format!(
                 "the host {} failed; its log {} ends:\n{tail}",
                 self.host.name(),
@@ -224,8 +255,15 @@ impl Run<'_> {
         let mut receiver = Receiver::new(&word);
         let (mut ready, mut done) = (None, false);
         let mut heard = start;
+        let mut current: Option<Current> = None;
         while !done {
             let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(current) = current.as_ref().filter(|current| current.is_over()) {
+                bail!(Lost::Stuck {
+                    step: current.step.clone(),
+                    after: current.begin.elapsed()
+                });
+            }
             // A kernel whose processors are stuck may go on to say so: only the job's marks are signs of life.
             let silence = self.host.silence();
             let patience = silence.map_or(left, |silence| silence.saturating_sub(heard.elapsed()));
@@ -255,6 +293,8 @@ impl Run<'_> {
             receiver.line(&line, &mut |event| {
                 match &event {
                     Event::Ready(_) => ready = Some(start.elapsed()),
+                    Event::Begin { step } => current = self.begun(step),
+                    Event::Exit { .. } => current = None,
                     Event::Done => done = true,
                     _ => {}
                 }
@@ -268,6 +308,16 @@ impl Run<'_> {
         let _ = reader.join();
         let ready = ready.context("it ran its steps without being ready")?;
         Ok(Cost { ready, total })
+    }
+
+    /// A step that begins now.
+    fn begun(&self, name: &str) -> Option<Current> {
+        let step = self.job.steps.iter().find(|step| step.name == name)?;
+        Some(Current {
+            step: step.name.clone(),
+            begin: Instant::now(),
+            limit: self.host.step_limit(step.limit)?,
+        })
     }
 
     /// Starts the emulator; returns it and its console.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,6 +18,10 @@ use crate::workshop::Workshop;
 
 /// How often a host is booted again. It has a dozen guests; four boots were lost in one run, none in others.
 const RESTARTS: u32 = 10;
+
+/// How often a scenario may lose its guest, or its host while it runs: one with which that happens again and again has a
+/// fault of its own, and the other ones are not to wait for it.
+const LOSSES: u32 = 4;
 
 /// The processors of each emulated host.
 const PROCESSORS: &str = "2";
@@ -44,12 +48,13 @@ impl Batch {
 /// the scenarios that have none yet.
 ///
 /// QEMU loses a host or a guest in it now and then (lab/README.md, "Traps"), which says nothing about any scenario:
-/// the host is booted again for what is left, [`RESTARTS`] times at most, and the tally tells of each. Every
-/// other failure is one.
+/// the host is booted again for what is left, [`RESTARTS`] times at most and [`LOSSES`] for a scenario, and the tally tells
+/// of each. Every other failure is one.
 pub(super) fn run(workshop: &Workshop, batch: &Batch, tally: &Tally) -> Result<()> {
     let (host, label) = (batch.host, batch.label());
     let mut left: Vec<&Scenario> = batch.scenarios.iter().collect();
     let mut restarts = 0;
+    let mut losses = Losses::default();
     loop {
         let may_restart = restarts < RESTARTS && matches!(host, Host::Svm { .. });
         let start = Instant::now();
@@ -68,6 +73,15 @@ pub(super) fn run(workshop: &Workshop, batch: &Batch, tally: &Tally) -> Result<(
             };
             left.retain(|scenario| again(&scenario.name));
             if let Some(error) = &booted.failure {
+                let current = left
+                    .iter()
+                    .position(|left| booted.waiting.contains(&left.name));
+                if let Some(index) = current
+                    && losses.are_too_many(&left[index].name)
+                {
+                    let scenario = left.remove(index);
+                    tally.add(&failed(scenario, start.elapsed(), format!("{error:#}")));
+                }
                 eprintln!(
                     "lab: the emulator lost the host {}, which is started again: {error:#}",
                     host.name()
@@ -75,11 +89,19 @@ pub(super) fn run(workshop: &Workshop, batch: &Batch, tally: &Tally) -> Result<(
                 tally.restarted(host.name());
                 keep(&log(workshop, &label)?, restarts)?;
             }
-            for (_, verdict) in &booted.lost_guests {
+            for (name, verdict) in &booted.lost_guests {
+                if losses.are_too_many(name) {
+                    left.retain(|scenario| scenario.name != *name);
+                    tally.add(verdict);
+                    continue;
+                }
                 tally.restarted(verdict.name.clone());
                 if let End::Failed { logs, .. } = &verdict.end {
                     logs.iter().try_for_each(|log| keep(log, restarts))?;
                 }
+            }
+            if left.is_empty() {
+                return Ok(());
             }
             continue;
         }
@@ -91,17 +113,36 @@ pub(super) fn run(workshop: &Workshop, batch: &Batch, tally: &Tally) -> Result<(
             .iter()
             .filter(|left| booted.waiting.contains(&left.name))
         {
-            let end = End::Failed {
-                reason: reason.clone().unwrap_or_default(),
-                logs: Vec::new(),
-            };
-            tally.add(&Verdict {
-                name: scenario.full_name(),
-                elapsed: start.elapsed(),
-                end,
-            });
+            let reason = reason.clone().unwrap_or_default();
+            tally.add(&failed(scenario, start.elapsed(), reason));
         }
         return Ok(());
+    }
+}
+
+/// The verdict of a scenario that its host did not come to the end of.
+fn failed(scenario: &Scenario, elapsed: Duration, reason: String) -> Verdict {
+    let end = End::Failed {
+        reason,
+        logs: Vec::new(),
+    };
+    Verdict {
+        name: scenario.full_name(),
+        elapsed,
+        end,
+    }
+}
+
+/// How often each scenario has been met by the emulator's faults.
+#[derive(Default)]
+struct Losses(BTreeMap<String, u32>);
+
+impl Losses {
+    /// Counts one more; tells whether that is all that the scenario has.
+    fn are_too_many(&mut self, scenario: &str) -> bool {
+        let count = self.0.entry(scenario.to_owned()).or_default();
+        *count += 1;
+        *count == LOSSES
     }
 }
 
@@ -296,5 +337,24 @@ impl Progress<'_> {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_of_one_scenario_end_and_those_of_others_do_not() {
+        let mut losses = Losses::default();
+        let mut told = || ["a", "b"].map(|name| losses.are_too_many(name));
+        for _ in 1..LOSSES {
+            assert_eq!(told(), [false, false]);
+        }
+        assert_eq!(told(), [true, true]);
+        let mut one = Losses::default();
+        assert!((1..LOSSES).all(|_| !one.are_too_many("a")));
+        assert!(!one.are_too_many("b"));
+        assert!(one.are_too_many("a"));
     }
 }
