@@ -73,21 +73,23 @@ pub(super) fn run(workshop: &Workshop, batch: &Batch, tally: &Tally) -> Result<(
             };
             left.retain(|scenario| again(&scenario.name));
             if let Some(error) = &booted.failure {
+                keep(&log(workshop, &label)?, restarts)?;
                 let current = left
                     .iter()
                     .position(|left| booted.waiting.contains(&left.name));
-                if let Some(index) = current
-                    && losses.are_too_many(&left[index].name)
-                {
-                    let scenario = left.remove(index);
-                    tally.add(&failed(scenario, start.elapsed(), format!("{error:#}")));
+                match current {
+                    Some(index) if losses.are_too_many(&left[index].name) => {
+                        let scenario = left.remove(index);
+                        tally.add(&failed(scenario, start.elapsed(), format!("{error:#}")));
+                    }
+                    _ => {
+                        eprintln!(
+                            "lab: the emulator lost the host {}, which is started again: {error:#}",
+                            host.name()
+                        );
+                        tally.restarted(host.name());
+                    }
                 }
-                eprintln!(
-                    "lab: the emulator lost the host {}, which is started again: {error:#}",
-                    host.name()
-                );
-                tally.restarted(host.name());
-                keep(&log(workshop, &label)?, restarts)?;
             }
             for (name, verdict) in &booted.lost_guests {
                 if losses.are_too_many(name) {
