@@ -453,6 +453,12 @@ fn disk_and_policy_are_changed_and_the_guest_paused_under_the_filters() {
     // Nothing is asked of the answer: a throw-away guest has been run for it.
     vm.send("PUT", "/time", &json!({"policy": "freeze"}));
     vm.state("Paused");
+    // The device, which stands still, has the other one until it goes on; who changes his mind can have it back.
+    let third = vm.path("third");
+    std::fs::write(&third, [2; 8192]).expect("room");
+    for path in [&third, &other, &third] {
+        vm.done("PATCH", "/drives/disk", &change(path));
+    }
     vm.state("Resumed");
     vm.act("FlushMetrics");
     vm.signal(Signal::TERM);

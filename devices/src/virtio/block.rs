@@ -133,8 +133,10 @@ pub struct Block {
 /// What of it can be changed.
 #[derive(Debug, Default)]
 pub struct Update {
-    /// Another image.
+    /// Another image,
     pub image: Option<Image>,
+    /// and a double of the one that the disk has until it takes that over: whoever changes his mind has its lock.
+    pub former: Option<Image>,
     /// Another limit on bytes, or none.
     pub bandwidth: Option<Option<Bucket>>,
     /// Another limit on requests, or none.
@@ -270,7 +272,9 @@ impl Block {
             Job::Zero(zeros) => {
                 let Zeros { place, len, .. } = *zeros;
                 let zeroed = image.zero(place, len, zeros.must_be_zero, zeros.how);
-                zeroed.map(|()| 0)
+                let through = self.write_through && zeros.must_be_zero;
+                let kept = zeroed.and_then(|()| if through { image.flush() } else { Ok(()) });
+                kept.map(|()| 0)
             }
         };
         self.answer(job.operation(), job.bytes(), done)

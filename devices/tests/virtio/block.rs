@@ -54,6 +54,8 @@ struct Disk {
     driver: Driver<Block>,
     told: Told,
     counts: Arc<Counts>,
+    /// What whoever changes the image later keeps of it.
+    kept: Image,
 }
 
 impl Disk {
@@ -71,6 +73,7 @@ impl Disk {
         let file = image_file();
         let image = Image::open(file.path(), access).unwrap();
         let image = image.for_ring(file.path()).unwrap();
+        let kept = image.double().unwrap();
         let memory = memory();
         let ring = carrier(&image, &memory);
         let told = Told::default();
@@ -94,6 +97,7 @@ impl Disk {
             driver,
             told,
             counts,
+            kept,
         }
     }
 
@@ -451,8 +455,29 @@ fn image_can_be_changed_and_tells_its_new_size() {
         assert_eq!(disk.counts.change_failures.get(), 0);
         assert_eq!(disk.driver.read(INTERRUPT_STATUS) & 2, 2);
         assert_eq!(disk.request(IN, 99, &[(DATA, 512, true)]), (OK, 513));
-        // The first is free again.
+        // The first is free again, when nobody keeps it.
+        drop(disk.kept);
         Image::open(disk.file.path(), Access::ReadWrite).unwrap();
+    });
+}
+
+#[test]
+fn image_in_use_stays_where_it_is_while_its_size_is_looked_at() {
+    rings::each(|carrier| {
+        let mut disk = Disk::usual(carrier);
+        assert_eq!(disk.request(IN, 0, &[(DATA, 512, true)]), (OK, 513));
+        // The next request goes on from there.
+        disk.kept.again(disk.file.path()).unwrap();
+        assert_eq!(disk.request(IN, 1, &[(DATA, 512, true)]), (OK, 513));
+        assert_eq!(disk.driver.load::<u8>(DATA), 1);
+        disk.kept.double().unwrap();
+        for at in (0..512).step_by(8) {
+            disk.driver.store(DATA + at, 0x0707_0707_0707_0707_u64);
+        }
+        assert_eq!(disk.request(OUT, 2, &[(DATA, 512, false)]), (OK, 1));
+        assert_eq!(disk.on_disk(2), [7; 512]);
+        let length = disk.file.as_file().metadata().unwrap().len();
+        assert_eq!(length, SECTORS * SECTOR);
     });
 }
 

@@ -24,6 +24,20 @@ pub(super) fn same_id(field: &str, in_body: &str, in_path: &str) -> Result<(), F
     )))
 }
 
+/// Refuses an identifier that no log and no thread's name can show; a path of the API has stricter rules.
+///
+/// # Errors
+/// The name.
+pub(super) fn plain_id(field: &str, id: &str) -> Result<(), Fault> {
+    if !id.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let shown: String = id.chars().take(64).collect();
+    Err(Fault::new(format!(
+        "{field}: {shown:?} has control characters; give letters, digits and underscores"
+    )))
+}
+
 /// A bucket of a rate limiter. One of size 0 or with a refill time of 0 is none, as Firecracker has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -162,6 +176,7 @@ impl Drive {
     /// # Errors
     /// The field at fault.
     pub fn check(mut self) -> Result<Self, Fault> {
+        plain_id("drive_id", &self.drive_id)?;
         match (&self.path_on_host, &self.socket) {
             (Some(_), None) => {}
             (None, Some(_)) => {
@@ -313,6 +328,11 @@ mod tests {
             let message = drive(&fields).expect_err(&fields).to_string();
             assert!(message.contains(part), "{fields}: {message}");
         }
+        // In a configuration file a name is any text; this one no thread can have.
+        let text = r#"{"drive_id":"a\u0000","is_root_device":false,"path_on_host":"f"}"#;
+        let unnamed: Drive = serde_json::from_str(text).expect("well-formed");
+        let message = unnamed.check().expect_err("no name").to_string();
+        assert!(message.contains(r#"drive_id: "a\0""#), "{message}");
     }
 
     #[test]

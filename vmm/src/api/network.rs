@@ -5,7 +5,7 @@ use std::fmt;
 use devices::virtio::net::{Identity, MacAddress};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::drive::{RateLimiter, same_id};
+use super::drive::{RateLimiter, plain_id, same_id};
 use super::request::Fault;
 /// The longest name of an interface: `IFNAMSIZ` with its end (include/uapi/linux/if.h).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -94,6 +94,7 @@ impl NetworkInterface {
     /// # Errors
     /// The field at fault.
     pub fn check(self) -> Result<Self, Fault> {
+        plain_id("iface_id", &self.iface_id)?;
         if !is_name(&self.host_dev_name) {
             return Err(Fault::new(format!(
                 "host_dev_name: an interface's name has 1 to {} bytes without \"/\" and spaces",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use devices::virtio::block::Access;
 use serde::{Deserialize, Serialize};
 
-use super::drive::{RateLimiter, same_id};
+use super::drive::{RateLimiter, plain_id, same_id};
 use super::request::Fault;
 
 /// `PUT /pmem/{id}`.
@@ -34,6 +34,7 @@ impl Pmem {
     /// # Errors
     /// The field at fault.
     pub fn check(self) -> Result<Self, Fault> {
+        plain_id("id", &self.id)?;
         self.rate_limiter.unwrap_or_default().buckets()?;
         Ok(self)
     }

@@ -19,7 +19,7 @@ use arch::memory::MemorySize;
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::balloon::{self, Command};
-use devices::virtio::block::{Block, Image, ImageError, Serial};
+use devices::virtio::block::{self, Block, Image, ImageError, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
@@ -266,7 +266,9 @@ impl Virtio {
         let mut places = places.iter().copied().zip(pages);
         for (drive, image) in peripherals.drives().iter().zip(backends.images) {
             let Some(place) = places.next() else { break };
-            let kept = image.again(&drive.path())?;
+            let kept = image
+                .double()
+                .map_err(host("duplicate a disk image's descriptor"))?;
             let ring = drive.is_async().then(|| {
                 let ring = Uring::new(image.as_fd(), memory.clone());
                 ring.map_err(no_ring(drive))
@@ -508,15 +510,18 @@ impl Virtio {
         let disk = self.disks.iter_mut().find(|disk| disk.id == patch.drive_id);
         let disk = disk.ok_or_else(|| no_drive(&patch.drive_id))?;
         let (bandwidth, operations) = patch.rate_limiter.unwrap_or_default().buckets()?;
-        let image = patch.path_on_host.as_deref();
-        let image = image.map(|path| disk.other_image(path)).transpose()?;
-        disk.engine.change(|update| {
-            update.image = image.or(update.image.take());
-            update.bandwidth = bandwidth.or(update.bandwidth.take());
-            update.operations = operations.or(update.operations.take());
-        });
+        let mut changed = Ok(());
+        if let Some(path) = patch.path_on_host.as_deref() {
+            changed = disk.change_image(path);
+        }
+        if changed.is_ok() {
+            disk.engine.change(|update| {
+                update.bandwidth = bandwidth.or(update.bandwidth.take());
+                update.operations = operations.or(update.operations.take());
+            });
+        }
         press(&disk.kick);
-        Ok(())
+        changed
     }
 
     /// Changes a persistent memory while it is in use. The device takes it over with its next request.
@@ -607,23 +612,61 @@ pub(crate) fn no_drive(id: &str) -> Fault {
 }
 
 impl Disk {
-    /// The image at `path` for the device; its double is kept.
-    fn other_image(&mut self, path: &Path) -> Result<Image, Fault> {
-        let fault = |error| Fault::new(one_line(&error));
-        // The lock is ours already where it is the same image.
-        let image = if self.image.is_at(path) {
-            self.image.again(path)
-        } else {
-            let other = Image::open(path, self.image.access());
-            if self.image.is_for_ring() {
-                other.and_then(|other| other.for_ring(path))
-            } else {
-                other
+    /// Has the device take the image at `path`; its double is kept.
+    ///
+    /// # Errors
+    /// There is no such image; then nothing changes.
+    fn change_image(&mut self, path: &Path) -> Result<(), Fault> {
+        // What the device still has, if it has not taken over what it was told before.
+        let mut former = None;
+        self.engine.change(|update| former = update.former.take());
+        let other = self.other_image(path, former.as_ref());
+        let (image, before) = match other {
+            Ok((image, double)) => (
+                Some(image),
+                Some(std::mem::replace(&mut self.image, double)),
+            ),
+            Err(fault) => {
+                (self.engine).change(|update| {
+                    update.former = former.filter(|_| update.image.is_some());
+                });
+                return Err(fault);
             }
-        }
-        .map_err(fault)?;
-        self.image = image.again(path).map_err(fault)?;
-        Ok(image)
+        };
+        self.engine.change(|update| {
+            let before = if update.image.is_some() {
+                former
+            } else {
+                before
+            };
+            *update = block::Update {
+                image,
+                former: before,
+                ..std::mem::take(update)
+            };
+        });
+        Ok(())
+    }
+
+    /// The image at `path`, and a double of it. The lock is ours already where the device has the image, or is to have
+    /// it.
+    fn other_image(&self, path: &Path, former: Option<&Image>) -> Result<(Image, Image), Fault> {
+        let ours = [Some(&self.image), former];
+        let image = match ours.into_iter().flatten().find(|image| image.is_at(path)) {
+            Some(image) => image.again(path),
+            None => {
+                let other = Image::open(path, self.image.access());
+                if self.image.is_for_ring() {
+                    other.and_then(|other| other.for_ring(path))
+                } else {
+                    other
+                }
+            }
+        };
+        let image = image.map_err(|error| Fault::new(one_line(&error)))?;
+        let double = (image.double())
+            .map_err(|error| Fault::new(format!("cannot duplicate a descriptor: {error}")))?;
+        Ok((image, double))
     }
 }
 

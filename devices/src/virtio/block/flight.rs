@@ -18,9 +18,19 @@ const LONGEST: usize = QUEUE_SIZE as usize;
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Read,
-    Write { through: bool },
-    Zero { must_be_zero: bool, how: Zeroing },
-    WriteZeros,
+    Write {
+        through: bool,
+    },
+    Zero {
+        must_be_zero: bool,
+        how: Zeroing,
+        through: bool,
+    },
+    WriteZeros {
+        through: bool,
+    },
+    /// Of zeros that were written.
+    FlushZeros,
     Flush,
 }
 
@@ -127,6 +137,7 @@ impl Flight {
                 let work = Work::Zero {
                     must_be_zero: zeros.must_be_zero,
                     how: zeros.how,
+                    through: through && zeros.must_be_zero,
                 };
                 (work, zeros.place.0, zeros.len, None)
             }
@@ -202,8 +213,8 @@ impl Flight {
                 through,
             },
             Work::Zero { how, .. } => Transfer::Zero { at, len, how },
-            Work::WriteZeros => Transfer::WriteZeros { at, len },
-            Work::Flush => Transfer::Flush,
+            Work::WriteZeros { .. } => Transfer::WriteZeros { at, len },
+            Work::FlushZeros | Work::Flush => Transfer::Flush,
         };
         self.ring.push(name, transfer);
     }
@@ -220,7 +231,7 @@ impl Slot {
         match self.work {
             Work::Read => Operation::Read,
             Work::Write { .. } => Operation::Write,
-            Work::Zero { .. } | Work::WriteZeros => Operation::Zero,
+            Work::Zero { .. } | Work::WriteZeros { .. } | Work::FlushZeros => Operation::Zero,
             Work::Flush => Operation::Flush,
         }
     }
@@ -233,22 +244,40 @@ impl Slot {
             Err(error) => return self.refused(error).transpose(),
         };
         match self.work {
-            Work::Zero { .. } | Work::Flush => Some(Ok(0)),
-            Work::Read | Work::Write { .. } | Work::WriteZeros => {
+            Work::Zero { through, .. } => self.zeroed(through),
+            Work::FlushZeros | Work::Flush => Some(Ok(0)),
+            Work::Read | Work::Write { .. } | Work::WriteZeros { .. } => {
                 // A host that tells of more than was asked for cannot be.
                 self.done += count.min(self.len - self.done);
                 if self.done < self.len {
                     return (count == 0).then(|| Err(self.no_more()));
                 }
-                let read = matches!(self.work, Work::Read);
-                Some(Ok(if read { self.len } else { 0 }))
+                match self.work {
+                    Work::Read => Some(Ok(self.len)),
+                    Work::WriteZeros { through } => self.zeroed(through),
+                    _ => Some(Ok(0)),
+                }
             }
         }
     }
 
+    /// Zeros are there; `through`, they are to be on the disk, too.
+    fn zeroed(&mut self, through: bool) -> Option<io::Result<u64>> {
+        if through {
+            self.work = Work::FlushZeros;
+            return None;
+        }
+        Some(Ok(0))
+    }
+
     /// What follows when the host refuses.
     fn refused(&mut self, error: io::Error) -> io::Result<Option<u64>> {
-        let Work::Zero { must_be_zero, .. } = self.work else {
+        let Work::Zero {
+            must_be_zero,
+            through,
+            ..
+        } = self.work
+        else {
             return Err(error);
         };
         if error.kind() != io::ErrorKind::Unsupported {
@@ -256,7 +285,7 @@ impl Slot {
         }
         // A discard is advice; other zeros are written.
         if must_be_zero {
-            self.work = Work::WriteZeros;
+            self.work = Work::WriteZeros { through };
             return Ok(None);
         }
         Ok(Some(0))

@@ -140,21 +140,40 @@ impl Image {
         self.twin.is_some()
     }
 
-    /// Opens the image anew, with the size that it has now, without giving up the lock.
+    /// The image with the size that it has now, without giving up the lock.
     ///
     /// # Errors
     /// What is in the way.
     pub fn again(&self, path: &Path) -> Result<Self, ImageError> {
-        let failed = |source| ImageError::Open {
+        // Opened once more for the size alone: a double has its position in common with the one that is in use.
+        let now = Self::with_lock(open(path, self.access)?, self.access, path)?;
+        if now.identity != self.identity {
+            let path = path.to_owned();
+            return Err(ImageError::Replaced { path });
+        }
+        let double = self.double().map_err(|source| ImageError::Open {
             path: path.to_owned(),
             source,
-        };
-        let file = self.file.try_clone().map_err(failed)?;
-        let twin = self.twin.as_ref().map(File::try_clone).transpose();
-        let again = Self::with_lock(file, self.access, path)?;
+        })?;
         Ok(Self {
-            twin: twin.map_err(failed)?,
-            ..again
+            sectors: now.sectors,
+            ..double
+        })
+    }
+
+    /// The same with the same lock. Of the two one is to be read and written at a time: the host has one position for
+    /// both.
+    ///
+    /// # Errors
+    /// The process may have no more descriptors.
+    pub fn double(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            twin: self.twin.as_ref().map(File::try_clone).transpose()?,
+            access: self.access,
+            sectors: self.sectors,
+            position: None,
+            identity: self.identity,
         })
     }
 
