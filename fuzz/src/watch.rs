@@ -182,6 +182,8 @@ struct Guest {
     /// As of the last look, and as of where the line begins.
     last: (u64, i128, u64),
     anchor: i128,
+    /// What it was off there, unless nobody can say.
+    owed: Option<i128>,
     watch: ClockWatch,
     history: History<STRETCHES>,
     proven: Vec<(Nanos, NanosDelta)>,
@@ -207,6 +209,7 @@ impl Guest {
             offset: input.home,
             last: (now, 0, input.home),
             anchor: 0,
+            owed: Some(0),
             watch: ClockWatch::begin(
                 TickRate::new(rate),
                 Ppm::new(u32::try_from(tolerance).unwrap_or(0)).unwrap_or(Ppm::KVM_TOLERANCE),
@@ -271,6 +274,9 @@ impl Guest {
             Step::BeginAnew => {
                 self.now += 1 << 17;
                 self.watch.begin_anew(self.look_now(0, 0, 0));
+                // As far off as at the look before.
+                let owed = self.last.1 - self.anchor;
+                self.owed = self.owed.filter(|_| self.honest).map(|off| off + owed);
                 self.honest = true;
                 self.last = (self.now, self.moved, self.offset);
                 self.anchor = self.moved;
@@ -319,14 +325,22 @@ impl Guest {
         let offset = self.offset.wrapping_sub(self.last.2).cast_signed();
         let told = finding.offset_moved.map_or(0, TscDelta::get);
         assert_eq!(told, offset);
-        let ErrorBounds { at_least, at_most } = finding.error;
-        assert!(at_least <= at_most, "{finding:?}");
+        let since = self.moved - self.anchor;
+        self.check_error(finding.since_taken, Some(since));
+        self.check_error(finding.error, self.owed.map(|owed| owed + since));
+    }
+
+    /// The bounds hold what the clock is off by, as far as that is known.
+    fn check_error(&self, found: ErrorBounds, off: Option<i128>) {
+        let ErrorBounds { at_least, at_most } = found;
+        assert!(at_least <= at_most, "{found:?}");
         // The line is of the nominal rate: of a clock at another one only the order is asserted.
-        if self.gain == 0 {
-            let nanos = (self.moved - self.anchor) * MILLION / i128::from(self.rate.get());
+        if let Some(off) = off.filter(|_| self.gain == 0) {
+            let nanos = off * MILLION / i128::from(self.rate.get());
             let (least, most) = (i128::from(at_least.get()), i128::from(at_most.get()));
-            assert!(least <= nanos + 1, "{finding:?} {nanos}");
-            assert!(most >= nanos - 1, "{finding:?} {nanos}");
+            // Each of what it was off by at a beginning is rounded by itself.
+            assert!(least <= nanos + 2, "{found:?} {nanos}");
+            assert!(most >= nanos - 2, "{found:?} {nanos}");
         }
     }
 }

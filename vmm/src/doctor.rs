@@ -23,7 +23,7 @@
 //! | `cpus.failed_pairs[]` | `a`, `b`, `error` |
 //! | `kvm` | `tsc_rate_khz`, `capabilities[]` of `name`, `present`, `purpose` |
 //! | `effects` | `host_rate_khz`, `offset`, `rates[]` |
-//! | `effects.offset` | `asked`, `read_back` (register values), `effect`, `after_a_move` (null with one CPU), each with `name` (`in-force`, `ignored`, `moved-by-kernel`, `other`, `unsteady`, `undecided`), `error_at_least_ticks`, `error_at_most_ticks` |
+//! | `effects.offset` | `asked`, `read_back` (register values), `effect`, `after_a_move` (null where no other CPU is proven to agree with the first one), each with `name` (`in-force`, `ignored`, `moved-by-kernel`, `other`, `unsteady`, `undecided`), `error_at_least_ticks`, `error_at_most_ticks` |
 //! | `effects.rates[]` | `name`, `within_tolerance`, `asked_khz`, `effect` (`in-force`, `ignored`, `caught-up`, `across-entries-only`, `neither`, `undecided`, `refused`, `failed`), `reason`, `read_back`, `from_host_at_least_ppb`, `from_host_at_most_ppb`, `error_at_least_ppb`, `error_at_most_ppb` (against the rate asked for) |
 //! | `facts` | `offset`, `scaling`, `catch_up` (of faster guests, at entries) (`in-force`, `no-effect`, `overridden`, `unknown`), `single_domain` |
 //! | `verdicts[]` | `policy`, `verdict` (`kept`, `limited`, `refused`), `reason` |
@@ -49,7 +49,7 @@ use std::time::Instant;
 use clap::Args;
 use hypervisor::kvm::Kvm;
 use tsc::skew::SkewBounds;
-use tsc::{CpuId, Nanos, Ppm};
+use tsc::{CpuId, Nanos, Ppm, Ticks};
 
 use crate::assessment::{cpus, exchange, platform, rate, skew};
 use crate::error::one_line;
@@ -239,10 +239,65 @@ fn on_the_first<T: Send>(
     let Some(&home) = allowed.first() else {
         return Err("the kernel allows this process no CPU".to_owned());
     };
-    let fixture = HostFixture {
+    let mut fixture = HostFixture {
         kvm,
         home,
         other: allowed.get(1).copied(),
+        abroad: None,
     };
-    thread::scope(|scope| cpus::joined(scope.spawn(|| measure(&fixture))))
+    thread::scope(|scope| {
+        cpus::joined(scope.spawn(move || {
+            if let Some(bound) = effects::ticks_of(&fixture, DOMAIN_BOUND) {
+                fixture.abroad = one_that_agrees(home, allowed, bound, skew_between);
+            }
+            measure(&fixture)
+        }))
+    })
+}
+
+/// So many CPUs are asked for one that agrees with the first.
+const CANDIDATES: usize = 8;
+
+/// A CPU that a vCPU of `home` may visit: the skew is proven to be within `bound`, and may be none. A vCPU that came to
+/// one whose TSC is behind would have the kernel give up the TSC of the whole host (`kvm_arch_vcpu_load` in
+/// arch/x86/kvm/x86.c): too much for an examination.
+fn one_that_agrees(
+    home: CpuId,
+    allowed: &[CpuId],
+    bound: Ticks,
+    skew: impl Fn(CpuId, CpuId) -> Option<SkewBounds>,
+) -> Option<CpuId> {
+    let others = allowed.iter().copied().filter(|cpu| *cpu != home);
+    let agrees = |cpu: &CpuId| skew(home, *cpu).is_some_and(|bounds| bounds.agrees(bound));
+    others.take(CANDIDATES).find(agrees)
+}
+
+#[cfg(test)]
+mod tests {
+    use tsc::TscDelta;
+
+    use super::*;
+
+    #[test]
+    fn probe_visits_only_a_cpu_that_agrees_with_its_home() {
+        let skew = |_, cpu: CpuId| {
+            let exactly = |ticks| Some(SkewBounds::exactly(TscDelta::new(ticks)));
+            match cpu.get() {
+                1 => exactly(200_000),
+                2 => exactly(-200_000),
+                // As close as can be, and proven to be elsewhere.
+                3 => exactly(500),
+                4 => None,
+                _ => SkewBounds::new(TscDelta::new(-200), TscDelta::new(300)).ok(),
+            }
+        };
+        let chosen = |allowed: &[u32]| {
+            let allowed: Vec<_> = allowed.iter().copied().map(CpuId::new).collect();
+            let home = *allowed.first().expect("one");
+            one_that_agrees(home, &allowed, Ticks::new(2_000), skew).map(CpuId::get)
+        };
+        assert_eq!(chosen(&[0]), None);
+        assert_eq!(chosen(&[0, 1, 2, 4]), None);
+        assert_eq!(chosen(&[0, 1, 2, 4, 5, 6]), Some(5));
+    }
 }

@@ -28,7 +28,7 @@ use arch::layout;
 use arch::memory::{ADDRESS_END, MemorySize};
 use hypervisor::guest_clock::{DeadlineTimer, PauseNotice, VmClock};
 use hypervisor::host::{self as host_cpu, Rdtscp, read_tsc};
-use hypervisor::tsc_control::TscOffsetControl;
+use hypervisor::tsc_control::{OffsetInterface, TscOffsetControl};
 use hypervisor::{Hypervisor, InterruptControllers, IoctlError, Kick, MsrError, Vcpu, Vm};
 use tsc::plan::TimePolicy;
 use tsc::{CpuId, Khz, VcpuId};
@@ -389,7 +389,8 @@ where
         events: &mut EventLoop,
     ) -> Result<Running<H>, MachineError> {
         let rates = Rates::new(host_cpu::vendor(), self.rate, self.host_rate);
-        let watched = rates.filter(|_| self.watcher == Watcher::Timekeeper);
+        let tells_offsets = self.tells_offsets();
+        let watched = rates.filter(|_| self.watcher == Watcher::Timekeeper && tells_offsets);
         // Before a vCPU runs: afterwards KVM or the guest may have moved it.
         let home = watched.and_then(|_| self.home());
         let page = self.time_page(watched, home)?;
@@ -485,7 +486,8 @@ where
             running.watch = Some(running.watch(rates, home, bell)?);
         } else {
             running.unwatched = match self.watcher {
-                Watcher::Timekeeper => Some(Unwatched::ByHost),
+                Watcher::Timekeeper if tells_offsets => Some(Unwatched::ByHost),
+                Watcher::Timekeeper => Some(Unwatched::ByKernel),
                 Watcher::Guest => None,
                 Watcher::Nobody => Some(Unwatched::ForTests),
             };
@@ -497,6 +499,13 @@ where
         // Last: a thread that it starts would be held to both.
         running.shared.filters.enter(Role::Vmm)?;
         Ok(running)
+    }
+
+    /// Whether KVM tells the offset of a vCPU's TSC: what is computed of two readings is another number each time, and
+    /// would be taken for moves.
+    fn tells_offsets(&self) -> bool {
+        let first = self.vcpus.first();
+        first.is_some_and(|vcpu| vcpu.tsc_support().offset == OffsetInterface::Attribute)
     }
 
     /// The CPU that this thread is on, and the offset that the vCPUs have been created with.
@@ -641,6 +650,10 @@ impl<K: Kick + Send + Sync> Halt for Crew<K> {
     fn strays(&self, cpus: &[CpuId]) -> bool {
         self.shared.threads.strays(&cpus.iter().copied().collect())
     }
+
+    fn stay(&self) -> Option<Stay> {
+        Stay::beside(&self.shared.threads)
+    }
 }
 
 impl<H: Hypervisor> Running<H>
@@ -650,6 +663,7 @@ where
     /// Brings all vCPUs to a halt between two instructions, and returns when they are and their clocks are
     /// noted.
     pub(crate) fn pause(&mut self, policy: TimePolicy) {
+        let _stay = self.placement.stay_beside(&self.shared.threads);
         // Held until all wait: the watch stops them, too.
         let mut timekeeper = self.timekeeper();
         let began = host_clock::boottime();
@@ -667,6 +681,7 @@ where
     /// # Errors
     /// Why the clocks cannot be so; the vCPUs still wait.
     pub(crate) fn resume(&mut self, policy: TimePolicy) -> Result<(), ResumeError> {
+        let _stay = self.placement.stay_beside(&self.shared.threads);
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
         // Held until they go on: the watch stops them, too.
@@ -699,6 +714,7 @@ where
         Kept {
             master_clock,
             marks: timekeeper.marks(),
+            marks_left_out: timekeeper.marks_left_out(),
             history: timekeeper.history(),
             error: timekeeper::guests_error(&self.observed),
             stops: timekeeper.stops(),
@@ -781,7 +797,7 @@ impl<H: Hypervisor> Drop for Running<H> {
         if let Some(Outcome::Failure(_)) = self.shared.ending.outcome() {
             self.virtio.tell_files_cut_short();
         }
-        self.stay = self.placement.stay_for_the_end(&self.shared.threads);
+        self.stay = self.placement.stay_beside(&self.shared.threads);
     }
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct TimeReport {
     cap_ns: Option<u64>,
     /// What is held against the host's TSC since the start, the first of each kind against each CPU or pair.
     marks: Vec<MarkReport>,
+    /// How often there was no room for another.
+    marks_left_out: u64,
     /// How far its clock was off its line, over its whole life: in stretches, which grow as it lives on.
     error_history: Vec<StretchReport>,
     /// What became of the clocks at the latest pauses, the last one last.
@@ -180,6 +182,7 @@ const TIMEKEEPER: &str = "timekeeper";
 pub(crate) struct Kept {
     pub(crate) master_clock: Option<bool>,
     pub(crate) marks: Vec<MarkReport>,
+    pub(crate) marks_left_out: u64,
     pub(crate) history: Vec<StretchReport>,
     pub(crate) error: Option<ErrorReport>,
     pub(crate) stops: Vec<StopReport>,
@@ -274,6 +277,7 @@ impl TimeReport {
             policy,
             cap_ns: policy.cap().map(Nanos::get),
             marks: kept.marks,
+            marks_left_out: kept.marks_left_out,
             error_history: kept.history,
             stops: kept.stops,
             events: kept.events,

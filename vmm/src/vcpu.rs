@@ -24,7 +24,7 @@ use crate::outcome::Outcome;
 use crate::placement::Threads;
 use crate::seccomp::{Filters, Role};
 use crate::signals;
-use crate::timekeeper::{Answer, ExitWatch, HostSenses, LastBeat, Order, VcpuTime};
+use crate::timekeeper::{Answer, ExitWatch, HostSenses, LastBeat, Order, StopsSeen, VcpuTime};
 
 /// The machine's two address spaces for devices.
 #[derive(Debug)]
@@ -176,6 +176,7 @@ fn run<V>(
 {
     let ending = &shared.ending;
     let mut time = VcpuTime::begin(id, watch, vcpu);
+    let mut stops = StopsSeen::default();
     while !ending.is_ending() {
         let mut sighting = None;
         let glance = || sighting = time.watch().glance();
@@ -196,8 +197,8 @@ fn run<V>(
                 let stopped = shared.gate.pass(ending, carry_out);
                 time.leave(vcpu);
                 // A process that was stopped, too: nobody beats the time, and the vCPU leaves the guest
-                // to be stopped.
-                if stopped || shared.beat.is_missing() {
+                // to be stopped, or does when the watch has noticed.
+                if stops.is_another(&shared.beat) || stopped {
                     notify_pause(id, vcpu);
                 }
                 time.wait_for_start();

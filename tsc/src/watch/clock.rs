@@ -38,6 +38,24 @@ pub struct ErrorBounds {
 }
 
 impl ErrorBounds {
+    /// A clock that is on its line.
+    pub const NONE: Self = Self {
+        at_least: NanosDelta::new(0),
+        at_most: NanosDelta::new(0),
+    };
+
+    /// This error on top of an earlier one.
+    #[must_use]
+    fn after(self, earlier: Self) -> Self {
+        let sum = |one: NanosDelta, other: NanosDelta| {
+            NanosDelta::new(one.get().saturating_add(other.get()))
+        };
+        Self {
+            at_least: sum(self.at_least, earlier.at_least),
+            at_most: sum(self.at_most, earlier.at_most),
+        }
+    }
+
     /// The error that is proven: the bound nearest to none, or none when the bounds include it.
     #[must_use]
     pub fn proven(self) -> NanosDelta {
@@ -65,8 +83,11 @@ impl ErrorBounds {
 pub struct Finding {
     /// What the guest's clock did since the look before.
     pub departure: Option<Departure>,
-    /// How far it is off its line, which goes through where the watch began or began anew.
+    /// How far it is off its line, which goes through where the watch began, and through where the clock was set on
+    /// purpose since.
     pub error: ErrorBounds,
+    /// How far it is off the line that it goes on from since it was taken forward.
+    pub since_taken: ErrorBounds,
     /// By how much somebody else moved the offset since the look before.
     pub offset_moved: Option<TscDelta>,
 }
@@ -81,8 +102,13 @@ pub struct ClockWatch {
     /// The tolerance, and one kilohertz, as shares of the time that passed.
     tolerance: Option<Factor>,
     quantum: Option<Factor>,
+    origin: Look,
+    /// The error there.
+    carried: ErrorBounds,
     anchor: Look,
     last: Look,
+    /// The error then.
+    error: ErrorBounds,
 }
 
 /// The ticks that passed between two looks: on the guest's clock, and by the host's.
@@ -101,18 +127,32 @@ impl ClockWatch {
             rate,
             tolerance: Factor::floor(u64::from(tolerance.get()), 1_000_000),
             quantum: Factor::floor(1, u64::from(rate.khz().get())),
+            origin: first,
+            carried: ErrorBounds::NONE,
             anchor: first,
             last: first,
+            error: ErrorBounds::NONE,
         }
     }
 
-    /// Begins anew, after the clock was set on purpose: its line goes through `look` from now on.
+    /// Begins anew, after the clock was set on purpose, to something else than the host's time that passed: its line goes
+    /// from `look` on as far off as it was at the look before.
     pub const fn begin_anew(&mut self, look: Look) {
+        self.origin = look;
+        self.carried = self.error;
         self.anchor = look;
         self.last = look;
     }
 
-    /// What the line says for `now`, less than two ticks low.
+    /// Goes on at `look`, after the clock was taken forward: that is no departure, and stays an error, which is returned.
+    pub fn go_on(&mut self, look: Look) -> ErrorBounds {
+        self.anchor = look;
+        self.last = look;
+        self.error = self.off(&self.origin, &look).after(self.carried);
+        self.error
+    }
+
+    /// What the line since the clock was taken forward says for `now`, less than two ticks low.
     #[must_use]
     pub fn target_floor(&self, now: Nanos) -> Option<GuestTsc> {
         let passed = now.saturating_sub(self.anchor.at);
@@ -141,16 +181,18 @@ impl ClockWatch {
             departure: leapt
                 .map(Departure::Leapt)
                 .or(lagged.map(Departure::Lagged)),
-            error: self.error(&look),
+            error: self.off(&self.origin, &look).after(self.carried),
+            since_taken: self.off(&self.anchor, &look),
             offset_moved: (moved.get() != 0).then_some(moved),
         };
         self.last = look;
+        self.error = finding.error;
         finding
     }
 
-    /// How far `look` is off the line.
-    fn error(&self, look: &Look) -> ErrorBounds {
-        let whole = self.passed(&self.anchor, look);
+    /// How far `look` is off the line through `from`.
+    fn off(&self, from: &Look, look: &Look) -> ErrorBounds {
+        let whole = self.passed(from, look);
         let quantum = Self::share(self.quantum, whole.due_at_most);
         let nanos = |counted: TscDelta, due: Ticks, quantum: i128| {
             let ticks = i128::from(counted.get())
@@ -252,11 +294,22 @@ mod tests {
         let error = after.error;
         assert!((2_999_900..=3_000_000).contains(&error.at_least.get()));
         assert!((3_000_000..=3_000_100).contains(&error.at_most.get()));
-        watch.begin_anew(look(5_000_000, 6_000_000));
+        // Taken forward by another 3 ms, it is 6 ms off, and nothing since.
+        let error = watch.go_on(look(5_000_000, 12_000_000));
+        assert!((5_999_900..=6_000_000).contains(&error.at_least.get()));
+        let taken = watch.look(look(6_000_000, 12_000_000));
         assert_eq!(
-            watch.look(look(6_000_000, 6_000_000)).error.proven().get(),
-            0
+            (taken.departure, taken.since_taken.proven().get()),
+            (None, 0)
         );
+        let error = taken.error;
+        assert!((5_999_900..=6_000_000).contains(&error.at_least.get()));
+        // Set on purpose, to whatever: no nearer to its line than it was.
+        watch.begin_anew(look(7_000_000, -1_000));
+        let set = watch.look(look(8_000_000, -1_000));
+        assert_eq!((set.departure, set.since_taken.proven().get()), (None, 0));
+        assert!((5_999_800..=6_000_000).contains(&set.error.at_least.get()));
+        assert!((6_000_000..=6_000_200).contains(&set.error.at_most.get()));
     }
 
     #[test]

@@ -8,13 +8,13 @@
 
 use hypervisor::contract::{Fixture, Probe, ProbeError};
 use hypervisor::tsc_control::{
-    OffsetBounds, OffsetEffect, RateEffect, ReadBack, TscControlError, TscOffsetControl,
-    VendorRatio,
+    OffsetBounds, OffsetEffect, OffsetInterface, RateEffect, ReadBack, TscControlError,
+    TscOffsetControl, VendorRatio,
 };
 use tsc::assess::Effect;
 use tsc::measure::{self, DeviationBounds, GuestSample};
 use tsc::plan::within_tolerance;
-use tsc::{HostTsc, Khz, Nanos, Ppb, Ppm, TscDelta, TscOffset, VcpuId};
+use tsc::{HostTsc, Khz, Nanos, Ppb, Ppm, Ticks, TscDelta, TscOffset, VcpuId, ticks_exact_floor};
 
 use super::progress::Progress;
 use crate::error::one_line;
@@ -37,6 +37,10 @@ const CLOSE: Ppb = Ppb::new(50_000);
 /// influence on a clock explains.
 const MOVE: TscDelta = TscDelta::new(-(1 << 40));
 
+/// What is said of a kernel that takes an offset as a reading of the guest's TSC alone.
+const NO_OFFSETS: &str = "its kernel neither tells a vCPU's TSC offset nor takes one (KVM_VCPU_TSC_OFFSET, which Linux has \
+    since 5.16)";
+
 /// What became of an offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OffsetTrial {
@@ -44,7 +48,7 @@ pub(super) struct OffsetTrial {
     pub(super) written: ReadBack<TscOffset>,
     /// By measurement.
     pub(super) effect: OffsetEffect,
-    /// By measurement, after the vCPU had been on another CPU; `None` where there is no other.
+    /// By measurement, after the vCPU had been on another CPU; `None` where no other is known to agree.
     pub(super) after_move: Option<OffsetEffect>,
 }
 
@@ -229,9 +233,20 @@ fn rates(host: Khz, tolerance: Ppm) -> Vec<(&'static str, bool, Khz)> {
     .collect()
 }
 
+/// `time` in ticks of the host's TSC, by the rate that KVM claims for it.
+pub(super) fn ticks_of<F: Fixture>(fixture: &F, time: Nanos) -> Option<Ticks> {
+    let mut probe = fixture.build(1, None).ok()?;
+    let khz = probe.control(VCPU).ok()?.rate().ok()?.claim();
+    ticks_exact_floor(time, khz)
+}
+
 pub(super) fn try_offset<F: Fixture>(fixture: &F) -> Result<OffsetTrial, ProbeError> {
     let mut probe = fixture.build(1, None)?;
-    let ratio = VendorRatio::one(probe.control(VCPU)?.tsc_support().vendor);
+    let support = probe.control(VCPU)?.tsc_support();
+    if support.offset == OffsetInterface::Msr {
+        return Err(ProbeError::new(NO_OFFSETS));
+    }
+    let ratio = VendorRatio::one(support.vendor);
     let before = probe.readings(VCPU, READINGS)?;
     let former = OffsetBounds::proven_by(ratio, &before).ok_or_else(|| {
         ProbeError::new("no offset explains a fresh guest's readings: the host's TSC is not steady")

@@ -39,8 +39,10 @@ pub(super) struct HostFixture<'a> {
     pub(super) kvm: &'a Kvm,
     /// Where vCPUs run.
     pub(super) home: CpuId,
-    /// Where else they can be sent, and who asks them while they run.
+    /// Who asks them while they run: another CPU.
     pub(super) other: Option<CpuId>,
+    /// Where else they can be sent: a CPU whose TSC agrees with that of `home`.
+    pub(super) abroad: Option<CpuId>,
 }
 
 impl Fixture for HostFixture<'_> {
@@ -79,6 +81,7 @@ impl Fixture for HostFixture<'_> {
             memory,
             home: self.home,
             other: self.other,
+            abroad: self.abroad,
             requests: 0,
             _vm: vm,
         })
@@ -97,6 +100,7 @@ pub(super) struct HostProbe {
     memory: GuestMemoryMmap,
     home: CpuId,
     other: Option<CpuId>,
+    abroad: Option<CpuId>,
     requests: u32,
     /// Dropped last: a VM outlives its vCPUs.
     _vm: KvmVm,
@@ -297,10 +301,10 @@ impl Probe for HostProbe {
     }
 
     fn visit_another_cpu(&mut self, vcpu: VcpuId) -> Result<bool, ProbeError> {
-        let Some(other) = self.other else {
+        let Some(abroad) = self.abroad else {
             return Ok(false);
         };
-        bind(other)?;
+        bind(abroad)?;
         let there = self.readings(vcpu, 4);
         bind(self.home)?;
         there.map(|_| true)

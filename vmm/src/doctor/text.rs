@@ -283,10 +283,13 @@ fn offset(page: &mut Page, trial: &OffsetTrial, khz: Khz) {
     let effect = offset_effect(trial.effect, asked, khz);
     page.line("TSC offset", effect);
     page.line("", format!("asked for {asked}, {reads_back}"));
-    if let Some(effect) = trial.after_move {
-        let effect = offset_effect(effect, asked, khz);
-        page.line("  on another CPU", effect);
-    }
+    let abroad = match trial.after_move {
+        Some(effect) => offset_effect(effect, asked, khz),
+        None => {
+            "not tried: no other CPU's TSC is proven to agree with that of the first".to_owned()
+        }
+    };
+    page.line("  on another CPU", abroad);
 }
 
 fn offset_effect(effect: OffsetEffect, asked: TscOffset, khz: Khz) -> String {

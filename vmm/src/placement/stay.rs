@@ -1,9 +1,10 @@
-//! The thread that makes a VM and destroys it, kept where the VM is.
+//! The thread that makes a VM, sets its clocks or destroys it, kept where the VM is.
 
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
-use super::threads::{AffinityError, cpu_set, place};
+use super::threads::{AffinityError, Threads, cpu_set, place};
 use crate::config::CpuList;
+use crate::error::one_line;
 
 /// Keeps a thread on some CPUs. Dropped, the thread runs where it did before.
 #[derive(Debug)]
@@ -13,6 +14,18 @@ pub(crate) struct Stay {
 }
 
 impl Stay {
+    /// Keeps this thread on the CPUs of `threads`, where these are kept on some.
+    pub(crate) fn beside(threads: &Threads) -> Option<Self> {
+        let stay = Self::on(&threads.cpus()?);
+        if let Err(error) = &stay {
+            tracing::debug!(
+                "a thread is elsewhere than its microVM: {}",
+                one_line(error)
+            );
+        }
+        stay.ok()
+    }
+
     /// Keeps this thread on `cpus`.
     pub(super) fn on(cpus: &CpuList) -> Result<Self, AffinityError> {
         let thread = gettid();

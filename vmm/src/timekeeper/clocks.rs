@@ -16,6 +16,9 @@ const KVMCLOCK_CLOSE: Nanos = Nanos::new(1_000);
 /// each time, so that the next setting can make up for it.
 const KVMCLOCK_TRIES: u32 = 3;
 
+/// A clock may be corrected by one part in so many (`MAXFREQ` in include/linux/timex.h: 500 ppm).
+const RATE_OFF: u64 = 2_000;
+
 /// The clocks of the host and of the VM as a whole.
 pub(crate) struct Clocks<'a, C> {
     pub(crate) vm: &'a C,
@@ -74,10 +77,7 @@ pub(super) fn set_back(
 ) -> bool {
     let back = ask(Order::Clock(ClockOrder::SetBack));
     let Begun { pair, kvmclock } = begun;
-    let kvmclock = !kvmclock
-        || (clocks.vm)
-            .set_clock(setting(pair.reading.clock, pair))
-            .is_ok();
+    let kvmclock = !kvmclock || is_as_it_was(pair, clocks);
     // A KVM that moves offsets takes the guest forward from the reading that is set, which is what counts.
     let is_back = |answer: &Answer| {
         matches!(
@@ -86,6 +86,37 @@ pub(super) fn set_back(
         )
     };
     kvmclock && back.iter().all(is_back)
+}
+
+/// Sets the kvmclock to what it was at `pair`, with what has passed since, and reads it back: whether it is there.
+fn is_as_it_was(pair: &Pair, clocks: &Clocks<'_, impl VmClock>) -> bool {
+    let due = |boottime: Nanos| {
+        let passed = boottime.saturating_sub(pair.boottime);
+        pair.reading.clock.saturating_add(passed)
+    };
+    for _ in 0..KVMCLOCK_TRIES {
+        let setting = match setting(pair.reading.clock, pair) {
+            ClockSetting::Now(_) => ClockSetting::Now(due((clocks.boottime)())),
+            at => at,
+        };
+        let Some(after) = (clocks.vm.set_clock(setting).ok()).and_then(|()| clocks.pair().ok())
+        else {
+            continue;
+        };
+        let passed = after.boottime.saturating_sub(pair.boottime);
+        // The one of the two clocks may be disciplined meanwhile, and the other not.
+        let drift = Nanos::new(passed.get() / RATE_OFF);
+        let reading = pair.error.saturating_add(after.error);
+        let most = KVMCLOCK_OFF.saturating_add(drift).saturating_add(reading);
+        if due(after.boottime)
+            .get()
+            .abs_diff(after.reading.clock.get())
+            <= most.get()
+        {
+            return true;
+        }
+    }
+    false
 }
 
 /// Sets all vCPUs' TSCs, then the kvmclock for the same instant, and reads it back. `is_set` once the latter is.

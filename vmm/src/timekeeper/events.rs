@@ -68,8 +68,8 @@ impl fmt::Display for Event {
             Self::UnplannedStop {
                 at_least_ns,
                 at_most_ns,
+                host_slept_ns,
                 by_signal,
-                ..
             } => {
                 let how = if *by_signal {
                     "stopped by a signal"
@@ -78,8 +78,18 @@ impl fmt::Display for Event {
                 };
                 write!(
                     f,
-                    "the process was {how} for {at_least_ns} to {at_most_ns} ns; the clocks went on"
-                )
+                    "the process was {how} for {at_least_ns} to {at_most_ns} ns"
+                )?;
+                match host_slept_ns {
+                    0 => write!(f, "; the clocks went on"),
+                    // KVM has the TSC go on from where it was when that of the host began anew (`kvm_arch_hardware_enable`
+                    // in arch/x86/kvm/x86.c).
+                    slept => write!(
+                        f,
+                        ", of which the host slept {slept} ns: the kvmclock and, where the host's TSC did not count \
+                         meanwhile, the guest's did not go on by these"
+                    ),
+                }
             }
             Self::Skew {
                 cpu,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use hypervisor::host::{Rdtscp, read_tsc};
 use hypervisor::tsc_control::{TscOffsetControl, VendorRatio};
 use tsc::watch::{ClockWatch, Exits, Look, Sighting};
-use tsc::{CpuId, HostTsc, Nanos, Ppm, TickRate, TscOffset, ticks_exact_floor};
+use tsc::{CpuId, HostTsc, Nanos, NanosDelta, Ppm, TickRate, TscOffset, ticks_exact_floor};
 
 use super::Rates;
 use super::observed::{Bell, Observed, Rung, Step};
@@ -117,8 +117,9 @@ impl<S: Senses> ExitWatch<S> {
         }
     }
 
-    /// Before the first entry, and after the clock was set on purpose: its line begins here.
-    pub(crate) fn begin(&mut self, vcpu: &impl TscOffsetControl) {
+    /// Before the first entry, and after the clock was set on purpose: its line begins here. After it was `taken` forward
+    /// the line is the same, and what the clock is off it stays told.
+    pub(crate) fn begin(&mut self, vcpu: &impl TscOffsetControl, taken: bool) {
         let Some(rates) = self.rates else { return };
         if let Some((tsc, cpu)) = self.senses.counter() {
             let stride = ticks_exact_floor(LOOK_EVERY, rates.host.khz);
@@ -129,7 +130,12 @@ impl<S: Senses> ExitWatch<S> {
             Ok(look) => {
                 let rate = TickRate::new(rates.guest);
                 let tolerance = Ppm::new(TOLERANCE).unwrap_or(Ppm::KVM_TOLERANCE);
-                self.clock = Some(ClockWatch::begin(rate, tolerance, look));
+                self.observed.leads_by(NanosDelta::new(0));
+                match &mut self.clock {
+                    Some(clock) if taken => self.observed.is_off_by(clock.go_on(look)),
+                    Some(clock) => clock.begin_anew(look),
+                    clock => *clock = Some(ClockWatch::begin(rate, tolerance, look)),
+                }
                 self.observed.looked(look.at, look.offset);
             }
             Err(_) => self.observed.could_not_look(),
@@ -185,6 +191,7 @@ impl<S: Senses> ExitWatch<S> {
         let finding = clock.look(look);
         self.observed.looked(look.at, look.offset);
         self.observed.is_off_by(finding.error);
+        self.observed.leads_by(finding.since_taken.at_least);
         if let Some(departure) = finding.departure {
             self.observed.departed(departure);
             if finding.offset_moved.is_none() {

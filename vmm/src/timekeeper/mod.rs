@@ -65,7 +65,7 @@ pub(crate) use page::{RealTime, TimePage, explains};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
 use vcpu::{LONGEST_LEAD, Noted, Start, with_plan};
-pub(crate) use watch::{Halt, Host, LastBeat, Unwatched, Watch, WatchThread};
+pub(crate) use watch::{Halt, Host, LastBeat, StopsSeen, Unwatched, Watch, WatchThread};
 
 /// So many pauses are remembered; older ones are only counted.
 const REMEMBERED: usize = 64;
@@ -282,6 +282,11 @@ impl Timekeeper {
     /// What is held against the host.
     pub(crate) fn marks(&self) -> Vec<MarkReport> {
         self.marks.report(self.rates.map(|rates| rates.host.khz))
+    }
+
+    /// How often something is held against the host that is not told.
+    pub(crate) fn marks_left_out(&self) -> u64 {
+        self.marks.left_out()
     }
 
     /// `ticks` of the guest's TSC in nanoseconds.

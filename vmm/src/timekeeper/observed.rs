@@ -37,6 +37,8 @@ pub(crate) struct Observed {
     error_at_least: AtomicI64,
     error_at_most: AtomicI64,
     largest_error: AtomicI64,
+    /// How far the clock is ahead at least of where it was taken to last.
+    lead: AtomicI64,
     /// A counter that was found behind: between which CPUs, and by how much. The vCPU's thread fills the
     /// slot while it is empty, and the watch empties it.
     step_cpus: AtomicU64,
@@ -288,9 +290,13 @@ impl Observed {
         self.offset_moves.load(Ordering::Relaxed)
     }
 
-    /// By how much the guest's clock is ahead of its line at least.
+    /// By how much the guest's clock is ahead of where it was taken to last, or of its line, at least.
     pub(super) fn lead_at_least(&self) -> NanosDelta {
-        NanosDelta::new(self.error_at_least.load(Ordering::Relaxed))
+        NanosDelta::new(self.lead.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn leads_by(&self, at_least: NanosDelta) {
+        self.lead.store(at_least.get(), Ordering::Relaxed);
     }
 
     /// What is added up over a guest's vCPUs for the metrics: the field's name and its value here.
@@ -459,6 +465,7 @@ mod tests {
             (report.error_at_least_ns, report.error_at_most_ns),
             (20, 30)
         );
+        observed.leads_by(NanosDelta::new(20));
         assert_eq!(observed.lead_at_least(), NanosDelta::new(20));
     }
 }

@@ -139,6 +139,8 @@ pub(super) struct ModelClock<'a, F: ModelForm> {
     ahead: Cell<u64>,
     trouble: Cell<Trouble>,
     settings: Cell<usize>,
+    /// The kernel knows of instants.
+    instants: Cell<bool>,
 }
 
 impl<'a, F: ModelForm> ModelClock<'a, F> {
@@ -148,6 +150,7 @@ impl<'a, F: ModelForm> ModelClock<'a, F> {
             ahead: Cell::new(77),
             trouble: Cell::default(),
             settings: Cell::new(0),
+            instants: Cell::new(true),
         }
     }
 }
@@ -171,15 +174,19 @@ impl<F: ModelForm> VmClock for ModelClock<'_, F> {
             clock: Nanos::new(now.wrapping_add(self.ahead.get())),
             tsc_stable: self.vm.master_clock(),
             host_tsc: Some(self.vm.host(|host| host.tsc(HERE))),
-            real_time: Some(Nanos::new(EPOCH + now)),
+            real_time: (self.instants.get()).then(|| Nanos::new(EPOCH + now)),
         })
     }
 
     fn set_clock(&self, setting: ClockSetting) -> Result<(), IoctlError> {
         self.vm.pass(CALL);
         self.settings.set(self.settings.get() + 1);
-        let ClockSetting::AtRealTime { clock, real_time } = setting else {
-            panic!("the kernel knows of instants");
+        let (clock, then) = match setting {
+            ClockSetting::AtRealTime { clock, real_time } => (clock, real_time.get() - EPOCH),
+            ClockSetting::Now(clock) => {
+                assert!(!self.instants.get(), "the kernel knows of instants");
+                (clock, self.vm.host(|host| host.now().get()))
+            }
         };
         match self.trouble.get() {
             Trouble::ClockRefused => Err(IoctlError {
@@ -188,7 +195,6 @@ impl<F: ModelForm> VmClock for ModelClock<'_, F> {
             }),
             Trouble::ClockIgnored => Ok(()),
             _ => {
-                let then = real_time.get() - EPOCH;
                 let sloppy = self.trouble.get() == Trouble::ClockSloppy;
                 let slop = if sloppy { SLOP } else { 0 };
                 self.ahead.set(clock.get().wrapping_sub(then) + slop);
@@ -702,6 +708,49 @@ fn clocks_that_cannot_be_set_back_keep_the_guest_paused() {
                 assert!(report.error_ns < Some(1_000_000), "{report:?}");
             }
         }
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+/// A kernel without instants sets it at once: to what it has come to by then.
+#[test]
+fn kvmclock_is_set_back_with_the_time_that_has_passed() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        machine.clock.instants.set(false);
+        machine.pause(TimePolicy::Freeze);
+        vm.pass(PAUSE);
+        let ahead = machine.clock.ahead.get();
+        machine.vcpus.borrow_mut()[0].0.refuse_timer = true;
+        machine.resume(TimePolicy::Freeze).expect_err("a fault");
+        assert!(machine.clock.settings.get() > 1, "it was set, and back");
+        let off = machine.clock.ahead.get().abs_diff(ahead);
+        assert!(off <= 3 * CALL.get(), "{off}");
+        machine.vcpus.borrow_mut()[0].0.refuse_timer = false;
+        machine.resume(TimePolicy::ADVANCE).expect("it is back");
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
+#[test]
+fn guest_that_is_stopped_before_it_goes_on_goes_on_from_there() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        let (tsc, clock) = (machine.guest_tscs(), machine.kvmclock());
+        machine.pause(TimePolicy::Freeze);
+        vm.pass(PAUSE);
+        let freeze = TimePolicy::Freeze;
+        // No vCPU gets a CPU meanwhile.
+        machine.with_keeper(|keeper, clocks, ask| {
+            keeper.go_on(freeze, clocks, ask).expect("an obedient host");
+            keeper.stop(freeze, Nanos::ZERO, clocks, ask);
+        });
+        vm.pass(PAUSE);
+        machine.resume(freeze).expect("an obedient host");
+        for (now, before) in machine.guest_tscs().iter().zip(&tsc) {
+            assert!(now > before, "{} ticks back", before - now);
+        }
+        assert!(machine.kvmclock() > clock);
     }
     on_both!(test, host(Faults::LINUX));
 }

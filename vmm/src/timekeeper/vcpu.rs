@@ -182,19 +182,21 @@ pub(crate) struct VcpuTime<S> {
     id: VcpuId,
     clock: VcpuClock,
     watch: ExitWatch<S>,
-    /// The clock was set while the vCPU waited.
+    /// The clock was set while the vCPU waited: for a resumption, or taken forward.
     was_set: bool,
+    was_taken: bool,
 }
 
 impl<S: Senses> VcpuTime<S> {
     /// Before the first entry.
     pub(crate) fn begin(id: VcpuId, mut watch: ExitWatch<S>, vcpu: &impl TscOffsetControl) -> Self {
-        watch.begin(vcpu);
+        watch.begin(vcpu, false);
         Self {
             id,
             clock: VcpuClock::default(),
             watch,
             was_set: false,
+            was_taken: false,
         }
     }
 
@@ -247,8 +249,11 @@ impl<S: Senses> VcpuTime<S> {
 
     /// The vCPU goes on.
     pub(crate) fn leave(&mut self, vcpu: &impl TscOffsetControl) {
+        let taken = std::mem::take(&mut self.was_taken);
         if std::mem::take(&mut self.was_set) {
-            self.watch.begin(vcpu);
+            self.watch.begin(vcpu, false);
+        } else if taken {
+            self.watch.begin(vcpu, true);
         } else {
             self.watch.look(vcpu);
         }
@@ -265,7 +270,7 @@ impl<S: Senses> VcpuTime<S> {
         if place.cpu != cpu {
             return Err(TimeError::Moved(place.cpu));
         }
-        self.was_set = true;
+        self.was_taken = true;
         let seen = match set(vcpu, offset, self.watch.ratio(), || self.watch.tsc()) {
             Ok(_) => {
                 self.watch.was_set_to(offset);
@@ -323,7 +328,13 @@ impl VcpuClock {
         match order {
             ClockOrder::Note { hold_timer } => {
                 self.noted = None;
-                self.start = None;
+                // One that was to go on, and was stopped again before it did: its clocks show what they are to from
+                // there on, and nothing before it.
+                if let Some(start) = self.start {
+                    self.wait_for_start(&host_tsc);
+                    let left = self.left.filter(|left| start.is_before(*left));
+                    self.left = Some(left.unwrap_or(start));
+                }
                 let noted = Noted {
                     offset: vcpu.offset()?.claim(),
                     deadline: vcpu.deadline()?,

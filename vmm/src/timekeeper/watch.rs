@@ -19,6 +19,7 @@
 //! An offset that moved on a host whose counters agree was moved by the guest, who may.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -37,6 +38,7 @@ use crate::code::Quiet;
 use crate::doctor;
 use crate::error::one_line;
 use crate::host_clock;
+use crate::placement::Stay;
 use crate::seccomp::{Filters, Role};
 use crate::signals;
 use crate::vcpu::Ending;
@@ -83,6 +85,12 @@ pub(crate) enum Unwatched {
          is for tests"
     )]
     ForTests,
+    /// Its kernel is too old.
+    #[error(
+        "the guest's time is not watched: this host's kernel does not tell a vCPU's TSC offset \
+         (KVM_VCPU_TSC_OFFSET, which Linux has since 5.16)"
+    )]
+    ByKernel,
     /// It cannot be.
     #[error(
         "the guest's time is not watched: this host tells neither its TSC's rate nor whose TSC is read"
@@ -107,6 +115,8 @@ pub(crate) trait Halt {
     fn confine(&self, cpus: &[CpuId]) -> Result<(), String>;
     /// Whether a vCPU's thread may run elsewhere than on these CPUs: somebody else moved it.
     fn strays(&self, cpus: &[CpuId]) -> bool;
+    /// Keeps this thread, which is about to read their TSC, where the vCPUs' threads are kept.
+    fn stay(&self) -> Option<Stay>;
 }
 
 /// What one guest's watch goes by.
@@ -232,18 +242,40 @@ impl Drop for WatchThread {
 
 /// When the watch beat last, for vCPU threads that find themselves stopped and started.
 #[derive(Debug, Default)]
-pub(crate) struct LastBeat(std::sync::atomic::AtomicU64);
+pub(crate) struct LastBeat {
+    at: AtomicU64,
+    /// So often a beat was missing.
+    stops: AtomicU32,
+}
 
 impl LastBeat {
     fn set(&self, now: Nanos) {
-        self.0
-            .store(now.get(), std::sync::atomic::Ordering::Relaxed);
+        self.at.store(now.get(), Ordering::Relaxed);
+    }
+
+    /// One was missing, as the watch has found.
+    fn was_missing(&self) {
+        self.stops.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether one is missing: nobody ran, or hardly.
-    pub(crate) fn is_missing(&self) -> bool {
-        let last = self.0.load(std::sync::atomic::Ordering::Relaxed);
+    fn is_missing(&self) -> bool {
+        let last = self.at.load(Ordering::Relaxed);
         last != 0 && Beats::is_missing(PERIOD, SLACK, Nanos::new(last), host_clock::boottime())
+    }
+}
+
+/// One vCPU's view of the beats.
+#[derive(Debug, Default)]
+pub(crate) struct StopsSeen(u32);
+
+impl StopsSeen {
+    /// Whether nobody ran since this was asked last, or does not yet: whoever wakes first, the vCPU or the watch, which
+    /// beats at once.
+    pub(crate) fn is_another(&mut self, beat: &LastBeat) -> bool {
+        let stops = beat.stops.load(Ordering::Relaxed);
+        let is_new = std::mem::replace(&mut self.0, stops) != stops;
+        is_new || beat.is_missing()
     }
 }
 
@@ -277,12 +309,12 @@ fn run<T: Halt>(
             return;
         }
         let now = beat_now();
-        watching.tell(beats.beat(now));
+        watching.tell(beats.beat(now), last);
         last.set(now.boottime);
         watching.beat(host_clock::monotonic_raw(), rung == Rung::ByVcpu);
         // Where vCPUs are moved, CPUs are measured again, for which the vCPUs themselves may leave little time.
         let now = beat_now();
-        watching.tell(beats.worked(now));
+        watching.tell(beats.worked(now), last);
         if watching.disturbed {
             watching.show_time();
         }
@@ -323,6 +355,7 @@ impl<T: Halt> Watching<T> {
     fn show_time(&mut self) {
         let apart = self.runs_apart();
         let home = self.watch.home.offset;
+        let _stay = self.watch.halt.stay();
         let keeper = self.watch.keeper.clone();
         let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
         // Not before: whoever has the lock may be setting the clocks.
@@ -354,9 +387,12 @@ impl<T: Halt> Watching<T> {
         keeper.events.add(host_clock::boottime(), event);
     }
 
-    fn tell(&mut self, stop: Option<Stop>) {
+    fn tell(&mut self, stop: Option<Stop>, last: &LastBeat) {
         if let Some(stop) = stop {
             self.disturbed = true;
+            // Each is to tell its guest, whatever it was at when it was stopped.
+            last.was_missing();
+            (0..self.watch.vcpus.len()).for_each(|vcpu| self.watch.halt.nudge(vcpu));
             self.add(Event::UnplannedStop {
                 at_least_ns: stop.at_least.get(),
                 at_most_ns: stop.at_most.get(),
@@ -378,6 +414,8 @@ impl<T: Halt> Watching<T> {
     fn beat(&mut self, now: Nanos, rung: bool) {
         let mut wanted = false;
         let mut offset_moves = 0_u64;
+        // Those that wait are looked at when they go on.
+        let is_stopped = self.keeper().is_stopped();
         for (index, vcpu) in self.watch.vcpus.iter().enumerate() {
             wanted |= vcpu.take_attention();
             offset_moves = offset_moves.wrapping_add(vcpu.offset_moves());
@@ -388,11 +426,11 @@ impl<T: Halt> Watching<T> {
                     Cause::BackwardsStep { from, to, by }
                 });
             }
-            if now.saturating_sub(vcpu.looked_at()) >= LOOK_EVERY {
+            if !is_stopped && now.saturating_sub(vcpu.looked_at()) >= LOOK_EVERY {
                 self.watch.halt.nudge(index);
             }
         }
-        wanted |= self.unfinished.is_due() && !self.keeper().is_stopped();
+        wanted |= self.unfinished.is_due() && !is_stopped;
         if wanted {
             self.look_into_it(now, rung);
         }
@@ -452,8 +490,12 @@ impl<T: Halt> Watching<T> {
             .any(|vcpu| vcpu.offset_moves() > 0 && vcpu.lead_at_least() > LEAD_LEFT_ALONE);
         if self.condemned && leads {
             self.restart(RestartCause::Lead);
-        } else if !self.condemned && (self.confined.is_some() || self.may_be_carried()) {
-            self.restart(RestartCause::Skew);
+        } else if !self.condemned {
+            let may = self.confined.is_some() || self.may_be_carried();
+            // Among CPUs that agree threads move all the time: nobody is stopped for that.
+            if may && (apart || rung || self.unfinished.is) {
+                self.restart(RestartCause::Skew);
+            }
         }
     }
 

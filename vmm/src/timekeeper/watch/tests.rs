@@ -79,6 +79,8 @@ struct Threads<'a, F: ModelForm> {
     strays_to: RefCell<Vec<CpuId>>,
     /// They are not let go on.
     lingers: Cell<bool>,
+    /// How often they were stopped.
+    stops: Cell<usize>,
 }
 
 impl<F: ModelForm> Threads<'_, F> {
@@ -119,7 +121,9 @@ impl<F: ModelForm> Threads<'_, F> {
 
 // The tests have one thread.
 impl<F: ModelForm> Halt for &Threads<'_, F> {
-    fn close(&self) {}
+    fn close(&self) {
+        self.stops.set(self.stops.get() + 1);
+    }
 
     fn ask(&self, order: Order) -> Vec<Answer> {
         if matches!(order, Order::GoOn(_))
@@ -170,6 +174,11 @@ impl<F: ModelForm> Halt for &Threads<'_, F> {
             .iter()
             .any(|thread| !cpus.contains(&thread.cpu.get()))
     }
+
+    fn stay(&self) -> Option<Stay> {
+        // It reads the model's TSC.
+        None
+    }
 }
 
 /// Two vCPUs on CPU 0 of a host, and their watch.
@@ -210,6 +219,7 @@ fn watched<F: ModelForm>(
         confined: RefCell::default(),
         strays_to: RefCell::default(),
         lingers: Cell::default(),
+        stops: Cell::default(),
     };
     let mut watching = Watching::new(Watch {
         halt: &threads,
@@ -405,6 +415,18 @@ fn proven_skew_confines_the_threads_and_all_go_on_together() {
             );
             let read = threads.read();
             assert!(read[0].abs_diff(read[1]) < 1_000_000, "{read:?}");
+            // They stay ahead of the host's time by what they were taken forward by, and that is told.
+            watching.second(false);
+            threads.run(1, MILLISECOND, 0);
+            watching.second(false);
+            let error = error_bounds(&watching.watch.vcpus)
+                .expect("looked at")
+                .proven();
+            let ahead = THREE_SECONDS / 2;
+            assert!(
+                (ahead - 10_000_000..=ahead).contains(&error.get()),
+                "{error:?}"
+            );
         });
     }
     on_both!(test, apart(THREE_SECONDS));
@@ -417,6 +439,26 @@ fn proven_skew_confines_the_threads_and_all_go_on_together() {
         test,
         silent.clone().with_skew(ONE, TscDelta::new(THREE_SECONDS))
     );
+}
+
+#[test]
+fn stop_is_told_to_each_vcpu_once_whoever_wakes_first() {
+    let beat = LastBeat::default();
+    let mut vcpus = [StopsSeen::default(), StopsSeen::default()];
+    let mut told = |beat: &LastBeat| {
+        let [first, second] = &mut vcpus;
+        [first.is_another(beat), second.is_another(beat)]
+    };
+    beat.set(host_clock::boottime());
+    assert_eq!(told(&beat), [false, false]);
+    // The vCPUs wake first,
+    beat.set(Nanos::new(1));
+    assert_eq!(told(&beat), [true, true]);
+    // and the watch does.
+    beat.was_missing();
+    beat.set(host_clock::boottime());
+    assert_eq!(told(&beat), [true, true]);
+    assert_eq!(told(&beat), [false, false]);
 }
 
 #[test]
@@ -440,8 +482,14 @@ fn threads_that_somebody_moved_are_confined_again_and_not_at_every_beat() {
             assert_eq!(confinements(watching), 1);
             assert_eq!(threads.threads.borrow()[1].cpu.get(), ZERO);
             // Left alone, they stay, and nothing more is done.
-            (0..40).for_each(|_| second(watching));
+            let stops = threads.stops.get();
+            for _ in 0..40 {
+                // As after a move to a CPU that agrees, which is no reason to stop anybody.
+                watching.watch.vcpus[0].want_attention();
+                second(watching);
+            }
             assert_eq!(confinements(watching), 1);
+            assert_eq!(threads.stops.get(), stops);
             threads.go_to(0, ONE);
             second(watching);
             assert_eq!(confinements(watching), 2);

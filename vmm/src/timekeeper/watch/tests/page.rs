@@ -226,8 +226,8 @@ fn disturbances_are_told_by_the_marker() {
                 host_slept: Nanos::ZERO,
                 by_signal: true,
             };
-            watching.tell(None);
-            watching.tell(Some(stop));
+            watching.tell(None, &LastBeat::default());
+            watching.tell(Some(stop), &LastBeat::default());
             let page = reader.beat(watching);
             assert_eq!(page.disruption_marker, before.disruption_marker + 1);
             assert_eq!(page.status, ClockStatus::Synchronized);
