@@ -6,7 +6,8 @@
  *                                      "served: COUNT"
  *   sockets call PLACE COUNT           has COUNT connections at once, and sends over each what tells it from the
  *                                      others, twice, and over some of them more than either side keeps; then ends
- *                                      what it sends, sees the other side do the same, and says "called: COUNT"
+ *                                      what it sends, sees the other side do the same, and says "called: COUNT";
+ *                                      over vsock, how long the longest call waited, too: "longest call ms: 7"
  *   sockets bear SLOW GOOD             calls two ports of the host, of which nobody reads at the first: says "stalled:
  *                                      BYTES" when it takes no more; then waits for its end, and says with which errors
  *                                      (0 for none) that came, and what is sent or called after: "ended: 0", "sent
@@ -21,7 +22,7 @@
 
 enum {
 	SYS_nanosleep = 35, SYS_sendto = 44, SYS_shutdown = 48, SYS_setsockopt = 54, SYS_epoll_wait = 232,
-	SYS_epoll_ctl = 233, SYS_epoll_create1 = 291, SYS_prlimit64 = 302
+	SYS_clock_gettime = 228, SYS_epoll_ctl = 233, SYS_epoll_create1 = 291, SYS_prlimit64 = 302
 };
 
 enum { AF_UNIX = 1, AF_VSOCK = 40, SOCK_STREAM = 1, SHUT_WR = 1, SO_VM_SOCKETS_CONNECT_TIMEOUT = 6 };
@@ -166,19 +167,36 @@ static int ask(long socket, const char *port)
 	return 1;
 }
 
+/* CLOCK_MONOTONIC, in milliseconds. */
+static u64 milliseconds(void)
+{
+	long time[2];
+	must("clock_gettime", call(SYS_clock_gettime, 1, time, 0, 0));
+	return (u64)time[0] * 1000 + (u64)time[1] / 1000000;
+}
+
+static u64 longest_call;
+
 static long connected(const struct address *address, const char *port)
 {
 	struct {
 		long seconds, nanoseconds;
 	} moment = { 0, 20000000 };
-	/* struct timeval. Unasked, the kernel waits for 2 s, for which an emulated host may stand still. */
+	/*
+	 * struct timeval. Unasked, the kernel waits for 2 s, for which an emulated host may stand still: how long it was
+	 * is told instead.
+	 */
 	long patience[2] = { 60, 0 };
 	for (;;) {
 		long socket = must("socket", call(SYS_socket, address->family, SOCK_STREAM, 0, 0));
 		if (address->family == AF_VSOCK)
 			must("setsockopt", call5(SYS_setsockopt, socket, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT,
 						 (long)patience, sizeof patience));
+		u64 begun = milliseconds();
 		must("connect", call(SYS_connect, socket, address, size_of(address), 0));
+		u64 passed = milliseconds() - begun;
+		if (passed > longest_call)
+			longest_call = passed;
 		if (!port || ask(socket, port))
 			return socket;
 		call(SYS_close, socket, 0, 0, 0);
@@ -231,6 +249,8 @@ static void call_all(struct address address, const char *port, u64 count)
 			fail("trouble: no end: ", came);
 		call(SYS_close, sockets[i], 0, 0, 0);
 	}
+	if (!port)
+		say_line("longest call ms: ", longest_call);
 	say_line("called: ", count);
 }
 

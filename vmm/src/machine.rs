@@ -667,6 +667,7 @@ where
         // Held until all wait: the watch stops them, too.
         let mut timekeeper = self.timekeeper();
         let began = host_clock::boottime();
+        timekeeper.went_on(timekeeper::last_entry(&self.observed));
         self.shared.gate.close(|| self.kick());
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
@@ -710,7 +711,8 @@ where
     /// What became of the guest's clocks.
     pub(crate) fn kept(&self) -> Kept {
         let master_clock = timekeeper::master_clock(&*self.vm);
-        let timekeeper = self.timekeeper();
+        let mut timekeeper = self.timekeeper();
+        timekeeper.went_on(timekeeper::last_entry(&self.observed));
         Kept {
             master_clock,
             marks: timekeeper.marks(),

@@ -17,6 +17,9 @@ const MODULES: &[&str] = &["virtio_mmio", "vmw_vsock_virtio_transport"];
 /// So many connections are open at once, first of the guest, then of the host.
 const COUNT: u64 = 1_000;
 
+/// For how long a kernel waits for an answer to a call that is not told otherwise.
+const LONGEST_MS: u64 = 2_000;
+
 /// The host's side.
 const SCRIPT: &str = concat!(include_str!("launcher.sh"), include_str!("sockets.sh"));
 
@@ -83,6 +86,11 @@ fn check(outcome: &Outcome) -> Result<()> {
     ] {
         ensure!(found == COUNT.to_string(), "{way} {found}, not {COUNT}");
     }
+    let longest: u64 = report.value("longest call ms")?.parse()?;
+    ensure!(
+        longest < LONGEST_MS,
+        "a call of the guest waited for {longest} ms"
+    );
     check_slow(&report)?;
     let log = outcome.stderr_text();
     let told: Vec<_> = log.lines().filter(|line| line.contains("vsock")).collect();

@@ -21,6 +21,9 @@ kill -9 "$slow"
 status=0
 wait "$launcher" || status=$?
 cat console
+# An emulator that stands still is one that loses its guest.
+longest=$(sed -n 's/^longest call ms: //p' console | tr -d '\r')
+[ "${longest:-0}" -lt 2000 ] || echo "lab: late: a call of the guest's waited for $longest ms" >&2
 # Without all of the guest's calls it would wait for ever.
 grep -q '^called: ' console || kill "$server"
 grep -q '^steps: ' console || kill "$good"

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use hypervisor::host::{Rdtscp, read_tsc};
 use hypervisor::tsc_control::{TscOffsetControl, VendorRatio};
 use tsc::watch::{ClockWatch, Exits, Look, Sighting};
-use tsc::{CpuId, HostTsc, Nanos, NanosDelta, Ppm, TickRate, TscOffset, ticks_exact_floor};
+use tsc::{CpuId, HostTsc, Nanos, NanosDelta, Ppm, TickRate, Ticks, TscOffset, ticks_exact_floor};
 
 use super::Rates;
 use super::observed::{Bell, Observed, Rung, Step};
@@ -226,6 +226,11 @@ impl<S: Senses> ExitWatch<S> {
     /// The offset was set on purpose, while the vCPU waits: who shows the guest its time is to know before it goes on.
     pub(super) fn was_set_to(&self, offset: TscOffset) {
         self.observed.set_to(offset);
+    }
+
+    /// The guest is entered so long after a resumption's time for it.
+    pub(super) fn entered_late(&self, late: Ticks) {
+        self.observed.entered_late(late);
     }
 
     /// What the host's TSC is multiplied by: 1 where it is not known, which then has no use.

@@ -60,7 +60,9 @@ pub(crate) use exits::{ExitWatch, HostSenses};
 pub(crate) use figures::figures;
 pub(crate) use history::{ErrorHistory, StretchReport};
 pub(crate) use marks::{MarkReport, Marks};
-pub(crate) use observed::{Bell, ErrorReport, Observed, VcpuReport, error_bounds, guests_error};
+pub(crate) use observed::{
+    Bell, ErrorReport, Observed, VcpuReport, error_bounds, guests_error, last_entry,
+};
 pub(crate) use page::{RealTime, TimePage, explains};
 pub(crate) use restart::Home;
 pub(crate) use vcpu::{Answer, ClockOrder, Done, HostPlan, Order, TimeError, VcpuTime};
@@ -141,6 +143,9 @@ pub(crate) struct StopReport {
     /// How far its clocks can be from that, by what was read back; null where nothing was written, since
     /// the clocks went on by themselves.
     error_ns: Option<u64>,
+    /// What of that is that the guest went on later than planned.
+    #[serde(skip)]
+    late: Nanos,
     /// The kvmclock against the plan, as read back.
     kvmclock_error_ns: Option<i64>,
     /// Over how many ticks of the host's TSC the guest's was read back.
@@ -305,6 +310,18 @@ impl Timekeeper {
         self.stops.iter().cloned().collect()
     }
 
+    /// The last vCPU to go on from the latest pause did so this long after the time for it, as far as they have.
+    pub(crate) fn went_on(&mut self, late: Ticks) {
+        let rates = self.rates.filter(|_| !self.is_stopped());
+        let late = rates.and_then(|rates| nanos_exact_floor(late, rates.host.khz));
+        if let (Some(late), Some(stop)) = (late, self.stops.back_mut())
+            && let Some(error) = &mut stop.error_ns
+        {
+            *error = error.saturating_add(late.saturating_sub(stop.late).get());
+            stop.late = stop.late.max(late);
+        }
+    }
+
     /// All vCPUs have just come to wait, since `began`, and `ask` has each of them carry out an order.
     pub(crate) fn stop(
         &mut self,
@@ -440,6 +457,7 @@ impl Timekeeper {
             advanced_ns: elapsed,
             withheld_ns: 0,
             error_ns: None,
+            late: Nanos::ZERO,
             kvmclock_error_ns: None,
             tsc_bracket_ticks: None,
             spread_ticks: None,
@@ -513,6 +531,7 @@ impl Timekeeper {
             advanced_ns: adjustments.advanced.get(),
             withheld_ns: adjustments.withheld.get(),
             error_ns: Some(pairing.get().max(read_back).saturating_add(late.get())),
+            late,
             kvmclock_error_ns: kvmclock_error,
             tsc_bracket_ticks: bracket,
             spread_ticks: Some(before.spread.get()),

@@ -39,6 +39,8 @@ pub(crate) struct Observed {
     largest_error: AtomicI64,
     /// How far the clock is ahead at least of where it was taken to last.
     lead: AtomicI64,
+    /// How long after the time for it the vCPU went on from the latest pause.
+    entered_late: AtomicU64,
     /// A counter that was found behind: between which CPUs, and by how much. The vCPU's thread fills the
     /// slot while it is empty, and the watch empties it.
     step_cpus: AtomicU64,
@@ -81,6 +83,12 @@ pub(super) fn one_offset(vcpus: &[Arc<Observed>], home: TscOffset) -> Option<Tsc
     let mut offsets = vcpus.iter().filter(looked_at).map(|vcpu| vcpu.offset());
     let first = offsets.next().unwrap_or(home);
     offsets.all(|offset| offset == first).then_some(first)
+}
+
+/// How long after the time for it the last of these vCPUs went on from the latest pause, as far as they have.
+pub(crate) fn last_entry(vcpus: &[Arc<Observed>]) -> Ticks {
+    let late = (vcpus.iter()).map(|vcpu| vcpu.entered_late.load(Ordering::Relaxed));
+    Ticks::new(late.max().unwrap_or(0))
 }
 
 /// The error of a guest with these vCPUs; nothing before they were looked at.
@@ -293,6 +301,10 @@ impl Observed {
     /// By how much the guest's clock is ahead of where it was taken to last, or of its line, at least.
     pub(super) fn lead_at_least(&self) -> NanosDelta {
         NanosDelta::new(self.lead.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn entered_late(&self, late: Ticks) {
+        self.entered_late.store(late.get(), Ordering::Relaxed);
     }
 
     pub(super) fn leads_by(&self, at_least: NanosDelta) {

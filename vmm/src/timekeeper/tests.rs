@@ -523,6 +523,35 @@ fn freeze_that_takes_longer_than_planned_tells_by_how_much() {
     on_both!(test, host(Faults::LINUX));
 }
 
+/// The vCPUs get a CPU later than was planned, of which the keeper learns afterwards.
+#[test]
+fn stop_tells_by_how_much_its_guest_went_on_late() {
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        let mut machine = Machine::new(vm);
+        let error = |machine: &Machine<'_, F>, index: usize| machine.keeper.stops()[index].error_ns;
+        for _ in 0..2 {
+            machine.pause(TimePolicy::Freeze);
+            vm.pass(PAUSE);
+            machine
+                .resume(TimePolicy::Freeze)
+                .expect("an obedient host");
+            machine.keeper.went_on(Ticks::ZERO);
+        }
+        assert_eq!(error(&machine, 1), Some(0));
+        for _ in 0..2 {
+            // 8 ms, at 2 ticks in a nanosecond.
+            machine.keeper.went_on(Ticks::new(16_000_000));
+            assert_eq!(error(&machine, 1), Some(8_000_000));
+        }
+        assert_eq!(error(&machine, 0), Some(0), "that of the latest alone");
+        // Of the pause before, which is over.
+        machine.pause(TimePolicy::Freeze);
+        machine.keeper.went_on(Ticks::new(32_000_000));
+        assert_eq!(error(&machine, 1), Some(8_000_000));
+    }
+    on_both!(test, host(Faults::LINUX));
+}
+
 #[test]
 fn advance_writes_nothing() {
     fn test<F: ModelForm>(vm: &ModelVm<F>) {

@@ -10,7 +10,7 @@ use hypervisor::tsc_control::{
 };
 use tsc::measure::{GuestSample, HostSample};
 use tsc::plan::{Deadline, Plan};
-use tsc::{CpuId, GuestTsc, HostTsc, Nanos, Svm, TscDelta, TscOffset, VcpuId, Vmx};
+use tsc::{CpuId, GuestTsc, HostTsc, Nanos, Svm, Ticks, TscDelta, TscOffset, VcpuId, Vmx};
 
 use super::exits::{ExitWatch, Place, Senses};
 
@@ -216,6 +216,9 @@ impl<S: Senses> VcpuTime<S> {
             Order::Clock(order) => {
                 let sets = matches!(order, ClockOrder::Set(_) | ClockOrder::SetBack);
                 self.was_set |= sets;
+                if matches!(order, ClockOrder::Rearm(Some(_))) {
+                    self.watch.entered_late(Ticks::ZERO);
+                }
                 let noted = self.clock.carry_out(vcpu, *order, || self.watch.tsc());
                 if let (true, Ok(noted)) = (sets, &noted) {
                     self.watch.was_set_to(noted.offset);
@@ -244,7 +247,9 @@ impl<S: Senses> VcpuTime<S> {
 
     /// Returns when the guest may be entered again: a resumption may have a time for it.
     pub(crate) fn wait_for_start(&mut self) {
-        self.clock.wait_for_start(|| self.watch.tsc());
+        if let Some(late) = self.clock.wait_for_start(|| self.watch.tsc()) {
+            self.watch.entered_late(late);
+        }
     }
 
     /// The vCPU goes on.
@@ -303,14 +308,19 @@ impl VcpuClock {
         self.left = Some(host_tsc);
     }
 
-    /// Returns when the guest may be entered: a resumption has a time for that, which is near. It is not waited
-    /// for a TSC that has lost its way.
-    pub(crate) fn wait_for_start(&mut self, host_tsc: impl Fn() -> HostTsc) {
-        let Some(start) = self.start.take() else {
-            return;
-        };
+    /// Returns when the guest may be entered: a resumption has a time for that, which is near; and by how much that is
+    /// over. It is not waited for a TSC that has lost its way.
+    pub(crate) fn wait_for_start(&mut self, host_tsc: impl Fn() -> HostTsc) -> Option<Ticks> {
+        let start = self.start.take()?;
         let begin = Instant::now();
-        while host_tsc().is_before(start) && begin.elapsed() < LONGEST_LEAD {
+        loop {
+            let now = host_tsc();
+            if !now.is_before(start) {
+                return Some(now.wrapping_elapsed(start));
+            }
+            if begin.elapsed() >= LONGEST_LEAD {
+                return None;
+            }
             std::hint::spin_loop();
         }
     }
