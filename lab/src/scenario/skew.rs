@@ -2,7 +2,8 @@
 //!
 //! `skew-placed`: a guest that is placed by itself (`--tsc-domain auto`) on a host whose TSCs disagree. It stays on the
 //! CPU that it was made on, although a neighbour keeps that one busy, and however the skew changes: it meets no step
-//! back and no leap, and its offset stays what it was.
+//! back and no leap, and its offset stays what it was. Under `freeze` its clocks are read and set there, too, wherever the
+//! thread is that has it done; and to find out whether a guest follows its offset, no vCPU goes to the other CPU.
 //!
 //! At 3 s the host's own clock, which is made of both TSCs, leaps or stands still, and with it what the host does by its
 //! clock: once no vCPU was run for 3.2 s, of which the guest's TSC and clock told alike, with not one move
@@ -74,7 +75,7 @@ pub(super) fn all() -> Vec<Scenario> {
         Scenario::new(Place::Emulated(host), "skew-placed", placed)
             .files(files)
             .check(check_placed)
-            .seconds(340, 120),
+            .seconds(360, 150),
         // From then on the kernel does not trust the TSC.
         Scenario::new(Place::Emulated(host), "skew-moved", moved)
             .files(files)
@@ -102,6 +103,8 @@ const SKEWS: [i64; 6] = [100, -100, 20_000, -20_000, 600_000_000, -600_000_000];
 const LARGEST_GAP_TICKS: u64 = 40_000_000;
 /// As long as the host's own clock is none the worse for it.
 const LARGEST_FOR_THE_HOST: u64 = 20_000;
+/// The skew when it is paused under `freeze`.
+const FROZEN_AT: i64 = SKEWS[4];
 /// The skew when the guest was made, in nanoseconds.
 const AT_FIRST_NS: i64 = 100_000;
 
@@ -121,9 +124,23 @@ fn check_placed(outcome: &Outcome) -> Result<()> {
     for (skew, sum) in &phases {
         check_sum(*skew, sum).with_context(|| format!("at a skew of {skew} ticks"))?;
     }
+    let frozen = Sum::parse(only("frozen w sum ")?)?;
+    check_sum(FROZEN_AT, &frozen).context("after a freeze")?;
     let report = serde_json::from_str(only("report ")?).context("the time report is no JSON")?;
     check_report(&report, home)?;
+    check_freeze(&report)?;
     outcome.expect_status(0)
+}
+
+/// One pause, under which the clocks stood still, and went on together.
+fn check_freeze(report: &Value) -> Result<()> {
+    let stops = report["stops"].as_array().map(Vec::as_slice);
+    let Some([stop]) = stops else {
+        anyhow::bail!("the pauses: {stops:?}");
+    };
+    let is = |key: &str, wanted: Value| ensure_is(stop, &format!("/{key}"), &wanted);
+    is("policy", "freeze".into())?;
+    is("advanced_ns", 0.into())
 }
 
 fn phase(line: &str) -> Result<(i64, Sum)> {

@@ -16,7 +16,18 @@ taskset $((home + 1)) sh -c 'while :; do :; done' &
 neighbour=$!
 for ticks in 100 -100 20000 -20000; do after $ticks; done
 kill $neighbour
-for ticks in 600000000 -600000000; do after $ticks; done
+after 600000000
+# Whether a guest follows its offset is tried with another guest, and then the clocks are read and set by a thread that
+# somebody moves to the other CPU meanwhile, 3 s ahead.
+ctl put /time '{"policy": "freeze"}'
+taskset -p $((home + 1)) $launcher >/dev/null
+ctl pause
+taskset -p $((other + 1)) $launcher >/dev/null
+ctl resume
+sums $(($(grep -c '^w sum' serial) + 2))
+echo "frozen $(grep '^w sum' serial | tail -n 1)" >&2
+taskset -p 3 $launcher >/dev/null
+after -600000000
 kill $launcher
 wait $launcher
 ./unrest skew 0 0

@@ -11,9 +11,13 @@ const SUMS: [&str; 6] = [
     "3df5c76f9 30fab1 0 0 0 0 0 0 1eb770 999530 134 0 4600ff",
 ];
 
+/// And after a pause under `freeze`.
+const FROZEN: &str = "36a5c46db 23b7ee 0 0 0 0 0 0 13436cb 5f57210 147 0 5f343ff";
+
 const REPORT: &str = r#"{"host":{"clocksource":"tsc","skew":{"known_by":"measurement","domains":[[0],[1]],
     "largest":{"a":0,"b":1,"at_least_ns":99925,"at_most_ns":100075}}},"guest":{"master_clock":true},
     "placement":{"mode":"auto","cpus":[0],"vcpus":[[0],[0]]},
+    "stops":[{"policy":"freeze","advanced_ns":0}],
     "events":{"restarts":0,"kernel_compensations":0,"latest":[{"what":"unplanned_stop"},
     {"what":"skew","cpu":1,"home_cpu":0,"at_least_ticks":599999985,"at_most_ticks":600000015}]},
     "vcpus":[{"moves":0,"backwards_steps":0,"offset_moves":0,"offset":-2970427445},
@@ -25,7 +29,7 @@ fn good() -> String {
         .map(|(skew, sum)| format!("phase {skew} w sum {sum}\n"))
         .collect();
     let report = REPORT.replace('\n', "");
-    format!("home 0\n{phases}report {report}\n")
+    format!("home 0\n{phases}frozen w sum {FROZEN}\nreport {report}\n")
 }
 
 fn judged(stderr: &str) -> Result<()> {
@@ -48,6 +52,9 @@ fn check_placed_guest_passes_and_each_fault_fails() {
         (SUMS[0], behind, "skew of 100 ticks: the guest saw"),
         (SUMS[4], leapt, "skew of 600000000 ticks: the guest saw"),
         ("83b60c ", "23e6fb9f ", "leapt"),
+        (FROZEN, behind, "after a freeze: the guest saw"),
+        ("advanced_ns\":0", "advanced_ns\":7", "/advanced_ns"),
+        ("\"freeze\"", "\"advance\"", "/policy"),
         ("phase 20000", "phase 20001", "the phases"),
         ("phase 100 ", "fase 100 ", "the phases"),
         ("home 0", "home 1", "/placement/cpus"),
