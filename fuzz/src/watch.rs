@@ -326,16 +326,19 @@ impl Guest {
         let told = finding.offset_moved.map_or(0, TscDelta::get);
         assert_eq!(told, offset);
         let since = self.moved - self.anchor;
-        self.check_error(finding.since_taken, Some(since));
-        self.check_error(finding.error, self.owed.map(|owed| owed + since));
+        self.check_error(finding.since_taken, since);
+        // What nonsense has said is carried on.
+        if let Some(owed) = self.owed {
+            self.check_error(finding.error, owed + since);
+        }
     }
 
-    /// The bounds hold what the clock is off by, as far as that is known.
-    fn check_error(&self, found: ErrorBounds, off: Option<i128>) {
+    /// The bounds hold what the clock is off by.
+    fn check_error(&self, found: ErrorBounds, off: i128) {
         let ErrorBounds { at_least, at_most } = found;
         assert!(at_least <= at_most, "{found:?}");
         // The line is of the nominal rate: of a clock at another one only the order is asserted.
-        if let Some(off) = off.filter(|_| self.gain == 0) {
+        if self.gain == 0 {
             let nanos = off * MILLION / i128::from(self.rate.get());
             let (least, most) = (i128::from(at_least.get()), i128::from(at_most.get()));
             // Each of what it was off by at a beginning is rounded by itself.

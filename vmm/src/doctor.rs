@@ -297,7 +297,10 @@ mod tests {
             one_that_agrees(home, &allowed, Ticks::new(2_000), skew).map(CpuId::get)
         };
         assert_eq!(chosen(&[0]), None);
-        assert_eq!(chosen(&[0, 1, 2, 4]), None);
-        assert_eq!(chosen(&[0, 1, 2, 4, 5, 6]), Some(5));
+        assert_eq!(chosen(&[0, 1, 2, 3, 4]), None);
+        assert_eq!(chosen(&[0, 1, 2, 3, 4, 5, 6]), Some(5));
+        // Nobody is asked for ever.
+        assert_eq!(chosen(&[0, 1, 11, 1, 1, 1, 1, 1, 1, 5]), Some(11));
+        assert_eq!(chosen(&[0, 1, 1, 1, 1, 1, 1, 1, 1, 5]), None);
     }
 }

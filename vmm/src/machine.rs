@@ -667,8 +667,9 @@ where
         // Held until all wait: the watch stops them, too.
         let mut timekeeper = self.timekeeper();
         let began = host_clock::boottime();
-        timekeeper.went_on(timekeeper::last_entry(&self.observed));
         self.shared.gate.close(|| self.kick());
+        // Now that all have gone on from the pause before, however late.
+        timekeeper.went_on(timekeeper::last_entry(&self.observed));
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
         timekeeper.stop(policy, began, &clocks, |order| gate.ask(order));

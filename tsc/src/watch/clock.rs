@@ -136,7 +136,8 @@ impl ClockWatch {
     }
 
     /// Begins anew, after the clock was set on purpose, to something else than the host's time that passed: its line goes
-    /// from `look` on as far off as it was at the look before.
+    /// from `look` on as far off as it was at the look before. What a vCPU was taken forward by at that, to be together
+    /// with others, is not known here: the bounds that [`ErrorBounds::with`] makes of all of them hold it.
     pub const fn begin_anew(&mut self, look: Look) {
         self.origin = look;
         self.carried = self.error;

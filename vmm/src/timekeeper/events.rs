@@ -82,12 +82,13 @@ impl fmt::Display for Event {
                 )?;
                 match host_slept_ns {
                     0 => write!(f, "; the clocks went on"),
-                    // KVM has the TSC go on from where it was when that of the host began anew (`kvm_arch_hardware_enable`
-                    // in arch/x86/kvm/x86.c).
+                    // The kvmclock counts from the host's boot on (`get_kvmclock_base_ns` in arch/x86/kvm/x86.c); a
+                    // guest's TSC goes on from where it was where that of the host began anew
+                    // (`kvm_arch_hardware_enable`).
                     slept => write!(
                         f,
-                        ", of which the host slept {slept} ns: the kvmclock and, where the host's TSC did not count \
-                         meanwhile, the guest's did not go on by these"
+                        ", of which the host slept {slept} ns; the kvmclock went on, and the guest's TSC by what the \
+                         host slept only where the host's counted meanwhile"
                     ),
                 }
             }

@@ -492,8 +492,10 @@ impl<T: Halt> Watching<T> {
             self.restart(RestartCause::Lead);
         } else if !self.condemned {
             let may = self.confined.is_some() || self.may_be_carried();
+            // One that comes back from a CPU that is apart has the offset for that one still.
+            let differ = one_offset(&self.watch.vcpus, self.watch.home.offset).is_none();
             // Among CPUs that agree threads move all the time: nobody is stopped for that.
-            if may && (apart || rung || self.unfinished.is) {
+            if may && (apart || rung || differ || self.unfinished.is) {
                 self.restart(RestartCause::Skew);
             }
         }

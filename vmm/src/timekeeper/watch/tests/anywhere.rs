@@ -120,6 +120,37 @@ fn guest_whose_threads_go_to_and_fro_is_taken_no_further_than_by_the_skew_for_ea
 }
 
 #[test]
+fn vcpu_that_comes_back_after_a_while_is_together_with_the_other_again() {
+    // 100 us
+    const SMALL: i64 = 200_000;
+    fn test<F: ModelForm>(vm: &ModelVm<F>) {
+        watched(vm, false, |threads, watching| {
+            SKEW.set(SMALL);
+            let together = |watching: &Watching<&Threads<'_, F>>| {
+                one_offset(&watching.watch.vcpus, TscOffset::ZERO).is_some()
+            };
+            let go_to = |cpu| {
+                vm.pass(Nanos::new(MILLISECOND));
+                threads.go_to(0, cpu);
+                threads.run(2, MILLISECOND, MILLISECOND);
+            };
+            threads.run(10, MILLISECOND, MILLISECOND);
+            go_to(ONE);
+            watching.second(false);
+            assert!(!together(watching), "each has the offset for its CPU");
+            // Something else is looked into meanwhile.
+            threads.run(2, MILLISECOND, MILLISECOND);
+            watching.watch.vcpus[1].want_attention();
+            watching.second(false);
+            go_to(ZERO);
+            watching.second(false);
+            assert!(together(watching), "{:?}", watching.events());
+        });
+    }
+    on_both!(test, apart(SMALL));
+}
+
+#[test]
 fn skew_within_the_bound_is_told_with_its_sign_and_nobody_is_taken_forward() {
     // Half a microsecond, which passes before a vCPU is entered elsewhere.
     const NEAR: i64 = 1_000;
