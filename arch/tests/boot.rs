@@ -304,6 +304,22 @@ fn kernel_of_exactly_the_room_fits_and_one_byte_more_does_not() {
 }
 
 #[test]
+fn segments_that_lie_over_each_other_are_refused_and_neighbours_are_not() {
+    let mut elf = Elf::linux64();
+    let (begin, size) = (elf.segments[0].paddr, elf.segments[0].memsz);
+    let mut next = elf.segments[0].clone();
+    next.paddr = begin + size;
+    elf.segments.push(next);
+    load(&memory(64), &elf.build()).unwrap();
+    elf.segments[1].paddr -= 1;
+    let error = load(&memory(64), &elf.build()).unwrap_err();
+    let LoadError::OverlappingSegments { first, second } = error else {
+        panic!("{error}");
+    };
+    assert_eq!((first, second), (begin, begin + size - 1));
+}
+
+#[test]
 fn linux64_elf_is_entered_at_its_entry() {
     let memory = memory(64);
     let elf = Elf::linux64();

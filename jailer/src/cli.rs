@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -128,9 +129,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return explain(&error),
     };
     if cli.uid == 0 || cli.gid == 0 {
-        eprintln!(
+        complain(
             "jailer: warning: the program runs as root: without capabilities, but it owns what root owns; \
-             give each microVM a --uid and --gid of its own"
+             give each microVM a --uid and --gid of its own",
         );
     }
     match Jail::from(cli).start(times) {
@@ -146,8 +147,13 @@ pub fn command() -> clap::Command {
 }
 
 fn refuse(line: &str) -> ExitCode {
-    eprintln!("jailer: {line}");
+    complain(&format!("jailer: {line}"));
     ExitCode::from(1)
+}
+
+/// Prints a line on standard error. Whoever does not read it still has the status.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn explain(error: &clap::Error) -> ExitCode {

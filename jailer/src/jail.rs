@@ -20,7 +20,7 @@ use rustix::thread::UnshareFlags;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cgroup::{CgroupError, CgroupVersion, Cgroups, Plan};
-use crate::cli::one_line;
+use crate::cli::{complain, one_line};
 use crate::devices::{self, DeviceError};
 use crate::exec_file::{ExecFile, ExecFileError};
 use crate::folder::{Folder, FolderError, make_shared};
@@ -187,9 +187,9 @@ impl Jail {
         let root = namespaces::confine(&root)?;
         self.furnish(&root, &devices, &mut undo)?;
         for name in missing {
-            eprintln!(
+            complain(&format!(
                 "jailer: warning: this kernel has no device {name}: the jail has none either"
-            );
+            ));
         }
         let pid_file = self
             .new_pid_ns

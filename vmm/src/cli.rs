@@ -43,6 +43,7 @@ use crate::machine::{self, Additions, Console, Machine, MachineError, Payload, S
 use crate::outcome::Outcome;
 use crate::output;
 use crate::seccomp::{self as filters, FilterError};
+use crate::signals;
 use crate::simulate::{Simulate, SimulateError};
 use crate::time_report::TimeReport;
 use crate::time_report::file::{ReportPath, ReportPathError, Reporter};
@@ -419,6 +420,7 @@ pub fn command() -> clap::Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let started = Instant::now();
     allocator::use_one_arena();
+    signals::survive_file_size_limit();
     filters::tell_panics_in_one_line();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let compatible = arguments.first().is_some_and(|name| is_compatible(name));
@@ -430,13 +432,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // What is torn down on the way out of a panic ends the guest, if one runs.
     let executed = catch_unwind(|| execute(&cli, compatible, started));
     let Ok(executed) = executed else {
-        eprintln!("keeptime: this launcher failed (see above)");
+        output::complain("keeptime: this launcher failed (see above)");
         return ExitCode::from(Outcome::Failure(String::new()).status());
     };
     match executed {
         Ok(outcome) => {
             match &outcome {
-                Outcome::Failure(report) => eprintln!("keeptime: {report}"),
+                Outcome::Failure(report) => output::complain(&format!("keeptime: {report}")),
                 // The guest did not mean to, and its own log does not tell.
                 Outcome::TripleFault | Outcome::Halted => tracing::warn!("{outcome}"),
                 other => tracing::debug!("{other}"),
@@ -444,7 +446,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(outcome.status())
         }
         Err(error) => {
-            eprintln!("keeptime: {}", one_line(&error));
+            output::complain(&format!("keeptime: {}", one_line(&error)));
             ExitCode::from(1)
         }
     }
@@ -471,10 +473,8 @@ fn parse(arguments: &[OsString], compatible: bool) -> Result<Cli, ExitCode> {
                 ExitCode::SUCCESS
             }
             _ => {
-                eprintln!(
-                    "keeptime: {}; try --help",
-                    first_paragraph(&error.to_string())
-                );
+                let reason = first_paragraph(&error.to_string());
+                output::complain(&format!("keeptime: {reason}; try --help"));
                 ExitCode::from(1)
             }
         })

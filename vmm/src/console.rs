@@ -139,10 +139,11 @@ impl ConsoleInput {
         let room = PENDING.saturating_sub(self.pending.len());
         self.pending
             .extend_from_slice(&input[..input.len().min(room)]);
-        self.flush();
+        // First: a vCPU may hold the port for as long as it waits for the reader of its output.
         if escaped {
             self.ending.end(Outcome::Escape);
         }
+        self.flush();
         true
     }
 

@@ -36,8 +36,8 @@ use crate::error::one_line;
 use crate::guest_rate::GuestRate;
 use crate::logging::{Change, log};
 use crate::machine::{self, BalloonState, MachineError, Running};
-use crate::metrics::{Metrics, prometheus};
-use crate::mmds::Metadata;
+use crate::metrics::{Metrics, MetricsError, prometheus};
+use crate::mmds::{Metadata, MetadataError};
 use crate::time_report::{Kept, TimeReport};
 
 /// A running guest, as far as requests have to do with it.
@@ -276,8 +276,11 @@ impl Controller {
             }
             ApiRequest::Act(Action::FlushMetrics) => {
                 self.started()?;
-                let flushed = self.metrics.flush();
-                done(flushed.map_err(|error| Fault::new(one_line(&error))))
+                match self.metrics.flush() {
+                    // Of nothing that is wanted, as Firecracker has it.
+                    Err(MetricsError::NoFile) => done(Ok(())),
+                    flushed => done(flushed.map_err(|error| Fault::new(one_line(&error)))),
+                }
             }
             ApiRequest::PutBootSource(body) => done(self.put_boot_source(body)),
             ApiRequest::PutMachineConfig(body) => {
@@ -303,11 +306,11 @@ impl Controller {
             }
             ApiRequest::PutMmds(data) => {
                 let put = self.metadata.put(data);
-                done(put.map_err(|error| Fault::new(error.to_string())))
+                done(put.map_err(no_metadata))
             }
             ApiRequest::PatchMmds(patch) => {
                 let patched = self.metadata.patch(patch);
-                done(patched.map_err(|error| Fault::new(error.to_string())))
+                done(patched.map_err(no_metadata))
             }
             ApiRequest::PutMmdsConfig(body) => {
                 self.not_started()?;
@@ -687,6 +690,15 @@ impl Controller {
             config["metrics"] = json!({ "metrics_path": path.to_string_lossy() });
         }
         config
+    }
+}
+
+/// Why metadata are not taken.
+fn no_metadata(error: MetadataError) -> Fault {
+    let message = error.to_string();
+    match error {
+        MetadataError::TooLarge { .. } => Fault::too_large(message),
+        MetadataError::Nothing => Fault::new(message),
     }
 }
 

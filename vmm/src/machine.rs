@@ -10,7 +10,7 @@ mod sockets;
 mod tap;
 mod virtio;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -405,13 +405,20 @@ where
                     eprintln!("{}\r", console::HELP);
                 }
                 let interactive = raw.is_some();
-                events.add(Box::new(ConsoleInput::new(
-                    self.serial,
-                    self.serial_room,
-                    self.console_counters,
-                    self.shared.ending.clone(),
-                    interactive,
-                )));
+                if interactive || !std::io::stdin().is_terminal() {
+                    events.add(Box::new(ConsoleInput::new(
+                        self.serial,
+                        self.serial_room,
+                        self.console_counters,
+                        self.shared.ending.clone(),
+                        interactive,
+                    )));
+                } else {
+                    // Who reads it from there is stopped (SIGTTIN), and the guest with it.
+                    tracing::info!(
+                        "this process is in the background of its terminal: the guest's console gets no input"
+                    );
+                }
                 raw
             }
         };

@@ -29,6 +29,15 @@ pub(crate) enum MemoryError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The process may not have such a file.
+    #[error(
+        "guest memory of {mib} MiB is more than this process may have in a file (RLIMIT_FSIZE), and it is in one: raise \
+         that limit (the jailer's --resource-limit fsize=BYTES) or leave it out"
+    )]
+    Limit {
+        /// Its size in MiB.
+        mib: u64,
+    },
     /// The host refused the mapping.
     #[error("cannot map {mib} MiB of guest memory")]
     Map {
@@ -60,9 +69,12 @@ pub(crate) fn check_against_host(size: MemorySize) -> Result<(), MemoryError> {
 /// What the host refused.
 pub(crate) fn create(size: MemorySize) -> Result<GuestMemoryMmap, MemoryError> {
     let mib = size.mib();
-    let refused = |error: rustix::io::Errno| MemoryError::File {
-        mib,
-        source: error.into(),
+    let refused = |error: rustix::io::Errno| match error {
+        rustix::io::Errno::FBIG => MemoryError::Limit { mib },
+        error => MemoryError::File {
+            mib,
+            source: error.into(),
+        },
     };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memfd = memfd_create("guest-memory", flags).map_err(refused)?;

@@ -1,5 +1,9 @@
 //! Signals: those that ask the launcher to end reach the event loop; the one that kicks a vCPU thread
 //! only makes its system call return.
+#![expect(
+    unsafe_code,
+    reason = "what was inherited for a signal is asked for by a call that has no safe form"
+)]
 
 use std::io;
 use std::sync::OnceLock;
@@ -31,7 +35,10 @@ pub(crate) fn install() -> io::Result<&'static EventFd> {
         }
     };
     for signal in ENDING {
-        register_signal_handler(signal, on_ending_signal)?;
+        // Who started this in the background or by nohup(1) wants it to live on.
+        if signal == libc::SIGTERM || !is_ignored(signal) {
+            register_signal_handler(signal, on_ending_signal)?;
+        }
     }
     register_signal_handler(kick_signal(), on_kick)?;
     // It goes on with or without a handler; with one it is known.
@@ -40,6 +47,24 @@ pub(crate) fn install() -> io::Result<&'static EventFd> {
         Ok(()) | Err(signal::Error::SignalAlreadyBlocked(_)) => Ok(wake),
         Err(error) => Err(io::Error::other(error.to_string())),
     }
+}
+
+/// Whether the process was started with `signal` ignored.
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: only asks; the kernel writes a whole structure, for which there is room, where it succeeds, and one of zeros
+    // stays where it does not: the default.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Has a write beyond the limit on a file's size (`RLIMIT_FSIZE`) fail, as one on a full disk does, instead of ending the
+/// process.
+pub(crate) fn survive_file_size_limit() {
+    // SAFETY: no handler runs for a signal that is ignored.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Has the calling thread be the one that counts in [`continued`]; threads begun later inherit this.

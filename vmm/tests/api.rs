@@ -287,8 +287,64 @@ fn metadata_file_is_the_first_content_of_the_store() {
     assert_eq!(vm.get("/mmds"), json!({"a": {"b": 1}}));
     vm.done("PATCH", "/mmds", &json!({"a": null, "c": [2]}));
     assert_eq!(vm.get("/mmds"), json!({"c": [2]}));
-    let message = vm.refused("PUT", "/mmds", &json!({"a": "x".repeat(20)}));
-    assert!(message.contains("20 are the limit"), "{message}");
+    for method in ["PUT", "PATCH"] {
+        let (status, fault) = vm.send(method, "/mmds", &json!({"a": "x".repeat(20)}));
+        assert_eq!(status, 413);
+        let message = fault["fault_message"].as_str().expect("a text");
+        assert!(message.contains("20 are the limit"), "{message}");
+    }
+    assert_eq!(vm.get("/mmds"), json!({"c": [2]}));
+}
+
+/// Opening it for reading would wait for somebody who writes it.
+#[test]
+fn kernel_that_is_a_pipe_is_refused_at_once() {
+    let vm = Vm::start(&[]);
+    let pipe = vm.path("pipe");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).expect("a pipe");
+    let message = vm.refused("PUT", "/boot-source", &json!({"kernel_image_path": pipe}));
+    assert!(message.contains("device or pipe"), "{message}");
+}
+
+/// What a shell gives whom it starts in the background, and a limit on files that is smaller than the guest.
+#[test]
+fn limits_and_ignored_signals_of_whoever_starts_it_are_borne() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // UD2 without an IDT: a triple fault.
+    let kernel = support::elf(&[0x0f, 0x0b]);
+    let config = json!({
+        "boot-source": {"kernel_image_path": kernel.path()},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 64},
+    });
+    std::fs::write(folder.path().join("vm.json"), config.to_string()).expect("a file");
+    let run = |setting: &str, arguments: &str| {
+        let launcher = env!("CARGO_BIN_EXE_keeptime");
+        let script =
+            format!("{setting}; exec {launcher} --no-api --config-file vm.json {arguments}");
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(folder.path())
+            .output();
+        let output = output.expect("a shell");
+        (
+            output.status,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    // In blocks of 512 bytes: 1 MiB.
+    let (status, told) = run("ulimit -f 2048", "");
+    assert_eq!(status.code(), Some(1), "{status:?}: {told}");
+    assert!(
+        told.contains("RLIMIT_FSIZE") && told.contains("64 MiB"),
+        "{told}"
+    );
+    // A socket that is not used is no error, and a standard error that takes nothing changes no status.
+    let (open, _) = run(":", "--api-sock unused");
+    let (closed, _) = run(":", "--api-sock unused 2>/dev/full");
+    assert_eq!((open.code(), closed.code()), (Some(0), Some(0)));
+    let (refused, told) = run("ulimit -f 2048", "2>/dev/full");
+    assert_eq!((refused.code(), told.as_str()), (Some(1), ""));
 }
 
 #[test]

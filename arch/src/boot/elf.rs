@@ -342,6 +342,16 @@ impl Elf {
                 ram_end: ram_end.0,
             });
         }
+        // Segments over each other would have a small file copied again and again.
+        let mut places: Vec<_> = self.segments.iter().map(|s| (s.paddr, s.memsz)).collect();
+        places.sort_unstable();
+        for pair in places.windows(2) {
+            if let &[(first, size), (second, _)] = pair
+                && first + size > second
+            {
+                return Err(LoadError::OverlappingSegments { first, second });
+            }
+        }
         Ok(GuestAddress(end))
     }
 

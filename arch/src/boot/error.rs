@@ -148,6 +148,16 @@ pub enum LoadError {
         /// The entry.
         entry: u64,
     },
+    /// Two of the kernel's segments want the same memory.
+    #[error(
+        "the kernel's segments at {first:#x} and {second:#x} lie over each other; give a kernel as its build left it"
+    )]
+    OverlappingSegments {
+        /// Where the one begins.
+        first: u64,
+        /// Where the other one does.
+        second: u64,
+    },
     /// The kernel does not fit into RAM.
     #[error(
         "the kernel needs RAM up to address {end:#x}, but RAM below the MMIO hole ends at \

@@ -18,14 +18,36 @@ use super::vsock::Vsock;
 
 /// Why a request is refused: the `fault_message` that the client gets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Fault(String);
+#[error("{message}")]
+pub struct Fault {
+    message: String,
+    /// There is no room for what was sent.
+    too_large: bool,
+}
 
 impl Fault {
     /// With its message.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self {
+            message: message.into(),
+            too_large: false,
+        }
+    }
+
+    /// The same of a body that is larger than there is room for.
+    #[must_use]
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self {
+            too_large: true,
+            ..Self::new(message)
+        }
+    }
+
+    /// Whether it is for the body's size.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        self.too_large
     }
 }
 
@@ -129,7 +151,7 @@ impl Input<'_> {
             return Err(Fault::new("the body is an array, not an object"));
         }
         serde_json::from_slice(self.body)
-            .map_err(|error| Fault(format!("the body is not what this path takes: {error}")))
+            .map_err(|error| Fault::new(format!("the body is not what this path takes: {error}")))
     }
 
     /// A body, or what an empty one stands for.
@@ -396,10 +418,10 @@ impl Found<'_> {
         let name = route.method.name();
         match route.payload {
             Payload::None if !body.is_empty() => {
-                return Err(Fault(format!("a {name} request has no body")));
+                return Err(Fault::new(format!("a {name} request has no body")));
             }
             Payload::Required if body.is_empty() => {
-                return Err(Fault(format!("a {name} request needs a body")));
+                return Err(Fault::new(format!("a {name} request needs a body")));
             }
             _ => {}
         }
@@ -413,7 +435,7 @@ impl Found<'_> {
 /// What a request to nothing is told.
 pub(crate) fn unknown(method: Method, path: &str) -> Fault {
     let quoted: String = path.chars().take(64).collect();
-    Fault(format!("there is no {} {quoted:?}", method.name()))
+    Fault::new(format!("there is no {} {quoted:?}", method.name()))
 }
 
 /// Whether `path` is that of `pattern`, and what stands for its `{id}`. A slash at the end means
@@ -442,7 +464,7 @@ fn check_id(id: &str) -> Result<(), Fault> {
     if valid {
         Ok(())
     } else {
-        Err(Fault(format!(
+        Err(Fault::new(format!(
             "the identifier in the path is not 1 to {MAX_ID} letters, digits or underscores"
         )))
     }

@@ -13,6 +13,7 @@ use super::request::{self, Fault};
 use crate::code;
 use crate::error::one_line;
 use crate::metrics::{Metrics, Sample};
+use crate::outcome::Outcome;
 use crate::seccomp::{Filters, Role};
 use crate::vcpu::Ending;
 
@@ -55,12 +56,13 @@ impl ApiThread {
             .name("api".to_owned())
             .spawn(move || {
                 if let Err(error) = filters.enter(Role::Api) {
-                    return tracing::error!("{}", one_line(&error));
+                    // Nobody could control the guest, or configure one.
+                    return ending.end(Outcome::Failure(one_line(&error)));
                 }
                 ending.unless_it_panics("api", || {
                     let handler = |request: Request| handle(&request, &post, &metrics);
                     if let Err(error) = server.run(handler, &stopped) {
-                        tracing::error!("{}", one_line(&error));
+                        ending.end(Outcome::Failure(one_line(&error)));
                     }
                 });
             })?;
@@ -93,10 +95,7 @@ fn handle(request: &Request, post: &Post, metrics: &Metrics) -> Response {
             .unwrap_or_else(|| fault(&Fault::new("the microVM has ended"))),
         Err(error) => fault(&error),
     };
-    metrics.requests.count(
-        found.index,
-        answer.status == super::http::Status::BadRequest,
-    );
+    metrics.requests.count(found.index, answer.is_fault());
     tracing::debug!(
         "{} {}: {:?}",
         request.method.name(),
@@ -108,5 +107,10 @@ fn handle(request: &Request, post: &Post, metrics: &Metrics) -> Response {
 
 /// The answer to a request that is refused.
 pub(crate) fn fault(fault: &Fault) -> Response {
-    Response::fault(&fault.to_string())
+    let message = fault.to_string();
+    if fault.is_too_large() {
+        Response::too_large(&message)
+    } else {
+        Response::fault(&message)
+    }
 }

@@ -22,7 +22,7 @@ const MAX_ID: usize = 64;
 #[derive(Debug, Args)]
 pub(super) struct Flags {
     /// The API's Unix socket [default: /run/firecracker.socket]
-    #[arg(long, value_name = "SOCKET", conflicts_with = "no_api")]
+    #[arg(long, value_name = "SOCKET")]
     pub(super) api_sock: Option<PathBuf>,
     /// The microVM's name: 1 to 64 letters, digits and hyphens [default: anonymous-instance]
     #[arg(long, value_name = "ID")]

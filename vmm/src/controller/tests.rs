@@ -123,7 +123,7 @@ impl Fixture {
 
     fn refused(&mut self, method: Method, path: &str, body: &Value) -> String {
         let answer = self.send(method, path, body);
-        assert_eq!(answer.status, Status::BadRequest, "{path} {body}");
+        assert!(answer.is_fault(), "{path} {body}");
         let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
         body["fault_message"].as_str().expect("a text").to_owned()
     }
@@ -557,8 +557,8 @@ fn metrics_and_time_are_told() {
     vm.start();
     assert_eq!(vm.get("/time")["guest"]["tsc_khz_in_force"], 1_000_000);
     let flush = json!({"action_type": "FlushMetrics"});
-    let message = vm.refused(Method::Put, "/actions", &flush);
-    assert!(message.contains("--metrics-path"), "{message}");
+    // Nobody wants them.
+    vm.done(Method::Put, "/actions", &flush);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What a machine boots, from files or from the program itself, into guest memory.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Cursor;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use arch::boot::{self, BootSource, Image, LoadError, Loaded, Subject};
+use rustix::fs::OFlags;
 use vm_memory::GuestMemoryMmap;
 
 use super::MachineError;
@@ -33,7 +35,13 @@ pub(crate) fn check_files(config: &BootConfig) -> Result<(), MachineError> {
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, MachineError> {
-    let file = File::open(path).map_err(|source| MachineError::Open {
+    // Before it is known what it is: opening a pipe would wait for its other end.
+    let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblock)
+        .open(path);
+    let file = file.map_err(|source| MachineError::Open {
         what,
         path: path.to_owned(),
         source,

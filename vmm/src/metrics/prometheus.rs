@@ -28,8 +28,9 @@ pub(crate) fn text(samples: &[Sample]) -> String {
         if name != last {
             let _ = writeln!(text, "# TYPE {name} {kind}");
         }
-        // An id has letters, digits and "_" only.
-        let label = sample.id.as_ref().map(|id| format!("{{id=\"{id}\"}}"));
+        // In a configuration file an id may have any letter; none is a control character.
+        let escaped = |id: &str| id.replace('\\', "\\\\").replace('"', "\\\"");
+        let label = (sample.id.as_ref()).map(|id| format!("{{id=\"{}\"}}", escaped(id)));
         let label = label.unwrap_or_default();
         let _ = writeln!(text, "{name}{label} {}", sample.value);
         last = name;
@@ -48,7 +49,7 @@ mod tests {
             Sample::gauge("latencies_us", "pause_vm", 7),
             Sample::counter("keeptime_api", "evicted", 1),
             Sample::counter("net", "tx_count", 3).of("eth0"),
-            Sample::counter("net", "tx_count", 0).of("eth1"),
+            Sample::counter("net", "tx_count", 0).of(r#"e"t\h1"#),
         ]);
         let lines: Vec<_> = text.lines().skip(2).collect();
         assert_eq!(
@@ -62,7 +63,7 @@ mod tests {
                 "keeptime_api_evicted_total 1",
                 "# TYPE keeptime_net_tx_count_total counter",
                 "keeptime_net_tx_count_total{id=\"eth0\"} 3",
-                "keeptime_net_tx_count_total{id=\"eth1\"} 0",
+                r#"keeptime_net_tx_count_total{id="e\"t\\h1"} 0"#,
             ]
         );
     }

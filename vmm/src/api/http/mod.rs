@@ -97,6 +97,8 @@ pub enum Status {
     NoContent,
     /// 400, with a `fault_message`.
     BadRequest,
+    /// 413, with a `fault_message`.
+    PayloadTooLarge,
 }
 
 impl Status {
@@ -106,6 +108,7 @@ impl Status {
             Self::Ok => "200 OK",
             Self::NoContent => "204 No Content",
             Self::BadRequest => "400 Bad Request",
+            Self::PayloadTooLarge => "413 Payload Too Large",
         }
     }
 }
@@ -155,6 +158,21 @@ impl Response {
                 .to_string()
                 .into_bytes(),
         }
+    }
+
+    /// The same with 413: there is no room for the body.
+    #[must_use]
+    pub fn too_large(message: &str) -> Self {
+        Self {
+            status: Status::PayloadTooLarge,
+            ..Self::fault(message)
+        }
+    }
+
+    /// Whether the request was refused.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        matches!(self.status, Status::BadRequest | Status::PayloadTooLarge)
     }
 
     /// Appends the bytes to send.
