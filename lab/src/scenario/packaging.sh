@@ -16,7 +16,7 @@ done
 root=$PWD/root
 units=$root/usr/lib/systemd/system
 mkdir -p "$root/usr/bin" "$units" "$root/etc" "$root/run" "$root/var/lib" "$root/srv"
-cp keeptime jailer /usr/bin/timeout /usr/bin/tail "$root/usr/bin"
+cp keeptime jailer /usr/bin/setpriv /usr/bin/tail /usr/bin/timeout "$root/usr/bin"
 for unit in *.service; do
     echo "unit $unit"
     cp "$unit" "$units"
