@@ -456,6 +456,9 @@ impl Ppm {
     /// KVM's `tsc_tolerance_ppm` when nobody changed it (arch/x86/kvm/x86.c).
     pub const KVM_TOLERANCE: Self = Self(bounds::TSC_TOLERANCE_DEFAULT.max);
 
+    /// How far a clock's discipline corrects it at most, as Linux has it (`MAXFREQ` in include/linux/timex.h).
+    pub const DISCIPLINE: Self = Self(500);
+
     /// `ppm` parts in a million; `None` above [`bounds::PPM`].
     #[must_use]
     pub const fn new(ppm: u32) -> Option<Self> {
@@ -588,6 +591,7 @@ mod tests {
         assert_eq!(Ppm::new(bounds::PPM.max).map(Ppm::get), Some(1_000_000));
         assert_eq!(Ppm::new(bounds::PPM.max + 1), None);
         assert_eq!(Ppm::KVM_TOLERANCE.get(), 250);
+        assert_eq!(Ppm::new(Ppm::DISCIPLINE.get()), Some(Ppm::DISCIPLINE));
     }
 
     #[test]

@@ -52,6 +52,7 @@ use crate::memory::{self, MemoryError};
 use crate::metrics::{ConsoleCounters, Metrics, VcpuCounters};
 use crate::mmds::Metadata;
 use crate::outcome::Outcome;
+use crate::output;
 use crate::placement::{Measuring, Placement, PlacementError, Senses, Stay, Threads};
 use crate::seccomp::{FilterError, Filters, Role};
 use crate::terminal::RawMode;
@@ -402,7 +403,7 @@ where
                     source: error.into(),
                 })?;
                 if raw.is_some() {
-                    eprintln!("{}\r", console::HELP);
+                    output::complain(&format!("{}\r", console::HELP));
                 }
                 let interactive = raw.is_some();
                 if interactive || !std::io::stdin().is_terminal() {
@@ -670,7 +671,7 @@ where
     /// Brings all vCPUs to a halt between two instructions, and returns when they are and their clocks are
     /// noted.
     pub(crate) fn pause(&mut self, policy: TimePolicy) {
-        let _stay = self.placement.stay_beside(&self.shared.threads);
+        let _stay = Stay::beside(&self.shared.threads);
         // Held until all wait: the watch stops them, too.
         let mut timekeeper = self.timekeeper();
         let began = host_clock::boottime();
@@ -690,7 +691,7 @@ where
     /// # Errors
     /// Why the clocks cannot be so; the vCPUs still wait.
     pub(crate) fn resume(&mut self, policy: TimePolicy) -> Result<(), ResumeError> {
-        let _stay = self.placement.stay_beside(&self.shared.threads);
+        let _stay = Stay::beside(&self.shared.threads);
         let gate = &self.shared.gate;
         let clocks = host_clocks(&*self.vm);
         // Held until they go on: the watch stops them, too.
@@ -807,7 +808,7 @@ impl<H: Hypervisor> Drop for Running<H> {
         if let Some(Outcome::Failure(_)) = self.shared.ending.outcome() {
             self.virtio.tell_files_cut_short();
         }
-        self.stay = self.placement.stay_beside(&self.shared.threads);
+        self.stay = Stay::beside(&self.shared.threads);
     }
 }
 

@@ -307,9 +307,35 @@ fn kernel_that_is_a_pipe_is_refused_at_once() {
     assert!(message.contains("device or pipe"), "{message}");
 }
 
-/// What a shell gives whom it starts in the background, and a limit on files that is smaller than the guest.
+/// As a shell does to whom it starts in the background: a key for those in front of it ends nobody else.
 #[test]
-fn limits_and_ignored_signals_of_whoever_starts_it_are_borne() {
+fn signal_that_was_ignored_at_the_start_stays_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let launcher = env!("CARGO_BIN_EXE_keeptime");
+    let script = format!("trap '' INT QUIT HUP; exec {launcher} --api-sock socket");
+    let mut child = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("a shell");
+    let socket = folder.path().join("socket");
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        assert_eq!(child.try_wait().expect("our child"), None);
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    for signal in [Signal::INT, Signal::QUIT, Signal::HUP, Signal::TERM] {
+        rustix::process::kill_process(pid, signal).expect("it lives");
+    }
+    // The first that it took counts.
+    let status = child.wait().expect("our child");
+    assert_eq!(status.code(), Some(128 + libc::SIGTERM), "{status:?}");
+}
+
+/// A limit on files that is smaller than the guest, and a standard error that takes nothing.
+#[test]
+fn limit_and_standard_error_of_whoever_starts_it_are_borne() {
     let folder = tempfile::tempdir().expect("a folder");
     // UD2 without an IDT: a triple fault.
     let kernel = support::elf(&[0x0f, 0x0b]);

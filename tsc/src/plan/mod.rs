@@ -30,6 +30,31 @@ use crate::offset::Transform;
 use crate::rate::{nanos_exact_floor, ticks_exact_floor};
 use crate::ratio::{RatioError, RatioFormat};
 use crate::units::{GuestTsc, HostTsc, Khz, Nanos, NanosDelta, Ppb, Ppm, Ticks};
+use crate::wide::Factor;
+
+/// Whether a kvmclock that was `before` and is `now` has gone on by the time that `passed` on another clock, to within
+/// `error` and what discipline makes of either clock meanwhile.
+///
+/// ```
+/// # use tsc::{Nanos, plan::has_gone_on};
+/// let ns = Nanos::new;
+/// // 500 ppm of a second are 500 us.
+/// assert!(has_gone_on(ns(7), ns(1_000_500_007), ns(1_000_000_000), ns(0)));
+/// assert!(!has_gone_on(ns(7), ns(1_000_500_017), ns(1_000_000_000), ns(0)));
+/// assert!(has_gone_on(ns(7), ns(1_000_500_017), ns(1_000_000_000), ns(10)));
+/// // One that stood still.
+/// assert!(!has_gone_on(ns(7), ns(7), ns(1_000_000_000), ns(10)));
+/// ```
+#[must_use]
+pub fn has_gone_on(before: Nanos, now: Nanos, passed: Nanos, error: Nanos) -> bool {
+    let share = Factor::floor(u64::from(Ppm::DISCIPLINE.get()), 1_000_000);
+    // Rounded down twice.
+    let drift = share
+        .and_then(|share| share.apply_floor(passed.get()))
+        .map_or(0, |drift| drift.saturating_add(2));
+    let due = before.saturating_add(passed);
+    due.get().abs_diff(now.get()) <= error.get().saturating_add(drift)
+}
 
 /// A guest's clocks at the instant when it was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ const MAX_ID: usize = 64;
 /// A microVM that is configured by clients of the API, by a configuration file, or by both.
 #[derive(Debug, Args)]
 pub(super) struct Flags {
-    /// The API's Unix socket [default: /run/firecracker.socket]
+    /// The API's Unix socket [default: /run/firecracker.socket]; not used with --no-api
     #[arg(long, value_name = "SOCKET")]
     pub(super) api_sock: Option<PathBuf>,
     /// The microVM's name: 1 to 64 letters, digits and hyphens [default: anonymous-instance]

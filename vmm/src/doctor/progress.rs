@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::output;
+
 /// Nothing is said before so much time has passed, and then no more often than that.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -29,7 +31,7 @@ impl Progress {
     /// A step begins.
     pub(super) fn step(&mut self, what: impl FnOnce() -> String) {
         if self.is_due(Instant::now()) {
-            eprintln!("keeptime: measuring: {}", what());
+            output::complain(&format!("keeptime: measuring: {}", what()));
         }
     }
 

@@ -6,7 +6,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use arch::boot::{self, BootSource, Image, LoadError, Loaded, Subject};
-use rustix::fs::OFlags;
 use vm_memory::GuestMemoryMmap;
 
 use super::MachineError;
@@ -36,12 +35,9 @@ pub(crate) fn check_files(config: &BootConfig) -> Result<(), MachineError> {
 
 fn open(what: &'static str, path: &Path) -> Result<File, MachineError> {
     // Before it is known what it is: opening a pipe would wait for its other end.
-    let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblock)
-        .open(path);
-    let file = file.map_err(|source| MachineError::Open {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|source| MachineError::Open {
         what,
         path: path.to_owned(),
         source,

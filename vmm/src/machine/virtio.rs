@@ -19,7 +19,7 @@ use arch::memory::MemorySize;
 use devices::bus::Bus;
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::balloon::{self, Command};
-use devices::virtio::block::{self, Block, Image, ImageError, Serial};
+use devices::virtio::block::{Block, Image, ImageError, Serial};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{QUEUE_NOTIFY, Registers};
 use devices::virtio::net::Net;
@@ -510,18 +510,15 @@ impl Virtio {
         let disk = self.disks.iter_mut().find(|disk| disk.id == patch.drive_id);
         let disk = disk.ok_or_else(|| no_drive(&patch.drive_id))?;
         let (bandwidth, operations) = patch.rate_limiter.unwrap_or_default().buckets()?;
-        let mut changed = Ok(());
         if let Some(path) = patch.path_on_host.as_deref() {
-            changed = disk.change_image(path);
+            disk.change_image(path)?;
         }
-        if changed.is_ok() {
-            disk.engine.change(|update| {
-                update.bandwidth = bandwidth.or(update.bandwidth.take());
-                update.operations = operations.or(update.operations.take());
-            });
-        }
+        disk.engine.change(|update| {
+            update.bandwidth = bandwidth.or(update.bandwidth.take());
+            update.operations = operations.or(update.operations.take());
+        });
         press(&disk.kick);
-        changed
+        Ok(())
     }
 
     /// Changes a persistent memory while it is in use. The device takes it over with its next request.
@@ -620,32 +617,22 @@ impl Disk {
         // What the device still has, if it has not taken over what it was told before.
         let mut former = None;
         self.engine.change(|update| former = update.former.take());
-        let other = self.other_image(path, former.as_ref());
-        let (image, before) = match other {
-            Ok((image, double)) => (
-                Some(image),
-                Some(std::mem::replace(&mut self.image, double)),
-            ),
+        match self.other_image(path, former.as_ref()) {
+            Ok((image, double)) => {
+                let before = std::mem::replace(&mut self.image, double);
+                self.engine.change(|update| {
+                    let waits = update.image.replace(image).is_some();
+                    update.former = if waits { former } else { Some(before) };
+                });
+                Ok(())
+            }
             Err(fault) => {
-                (self.engine).change(|update| {
+                self.engine.change(|update| {
                     update.former = former.filter(|_| update.image.is_some());
                 });
-                return Err(fault);
+                Err(fault)
             }
-        };
-        self.engine.change(|update| {
-            let before = if update.image.is_some() {
-                former
-            } else {
-                before
-            };
-            *update = block::Update {
-                image,
-                former: before,
-                ..std::mem::take(update)
-            };
-        });
-        Ok(())
+        }
     }
 
     /// The image at `path`, and a double of it. The lock is ours already where the device has the image, or is to have

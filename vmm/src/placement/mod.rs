@@ -233,16 +233,6 @@ impl Placement {
         self.stay = None;
     }
 
-    /// Keeps this thread where `threads` are kept, if they are.
-    ///
-    /// For one that reads the TSC by which these vCPUs' clocks are set: their CPUs' it is to be. And for one that is
-    /// about to destroy the VM: the kernel loads each vCPU on the CPU that closes the VM's last descriptor
-    /// (`kvm_unload_vcpu_mmus` in arch/x86/kvm/x86.c), and where that CPU's TSC is behind, gives up the TSC of the
-    /// whole host, as at any such move.
-    pub(crate) fn stay_beside(&self, threads: &Threads) -> Option<Stay> {
-        Stay::beside(threads)
-    }
-
     /// Measures what is not known yet, at the TSC's rate `khz`, and keeps `threads` accordingly.
     ///
     /// # Errors

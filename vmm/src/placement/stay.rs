@@ -15,6 +15,11 @@ pub(crate) struct Stay {
 
 impl Stay {
     /// Keeps this thread on the CPUs of `threads`, where these are kept on some.
+    ///
+    /// For one that reads the TSC by which these vCPUs' clocks are set: their CPUs' it is to be. And for one that is
+    /// about to destroy the VM: the kernel loads each vCPU on the CPU that closes the VM's last descriptor
+    /// (`kvm_unload_vcpu_mmus` in arch/x86/kvm/x86.c), and where that CPU's TSC is behind, gives up the TSC of the
+    /// whole host, as at any such move.
     pub(crate) fn beside(threads: &Threads) -> Option<Self> {
         let stay = Self::on(&threads.cpus()?);
         if let Err(error) = &stay {

@@ -90,7 +90,7 @@ fn placed(mode: TscDomain, vcpus: u8, senses: Senses) -> Result<Placed, Placemen
     drop(leave);
     vcpu.join().expect("no panic");
     // The VM goes where it ran, and this thread where it likes afterwards.
-    let stay = placement.stay_beside(&threads);
+    let stay = Stay::beside(&threads);
     if let Some(Some(cpus)) = placed.in_force.first() {
         assert_eq!(
             cpus::allowed().expect("told"),

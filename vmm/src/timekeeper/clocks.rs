@@ -2,7 +2,7 @@
 
 use hypervisor::IoctlError;
 use hypervisor::guest_clock::{ClockReading, ClockSetting, VmClock};
-use tsc::{HostTsc, Nanos};
+use tsc::{HostTsc, Nanos, plan};
 
 use super::vcpu::{Answer, ClockOrder, HostPlan, Noted, Order, TimeError, with_plan};
 use super::{ResumeError, all, clock};
@@ -15,9 +15,6 @@ const KVMCLOCK_CLOSE: Nanos = Nanos::new(1_000);
 /// one after the other (`kvm_vm_ioctl_set_clock` in arch/x86/kvm/x86.c): what lies between them is about the same
 /// each time, so that the next setting can make up for it.
 const KVMCLOCK_TRIES: u32 = 3;
-
-/// A clock may be corrected by one part in so many (`MAXFREQ` in include/linux/timex.h: 500 ppm).
-const RATE_OFF: u64 = 2_000;
 
 /// The clocks of the host and of the VM as a whole.
 pub(crate) struct Clocks<'a, C> {
@@ -90,29 +87,24 @@ pub(super) fn set_back(
 
 /// Sets the kvmclock to what it was at `pair`, with what has passed since, and reads it back: whether it is there.
 fn is_as_it_was(pair: &Pair, clocks: &Clocks<'_, impl VmClock>) -> bool {
-    let due = |boottime: Nanos| {
-        let passed = boottime.saturating_sub(pair.boottime);
-        pair.reading.clock.saturating_add(passed)
-    };
+    let before = pair.reading.clock;
+    let passed = |boottime: Nanos| boottime.saturating_sub(pair.boottime);
     for _ in 0..KVMCLOCK_TRIES {
-        let setting = match setting(pair.reading.clock, pair) {
-            ClockSetting::Now(_) => ClockSetting::Now(due((clocks.boottime)())),
+        let setting = match setting(before, pair) {
+            ClockSetting::Now(_) => {
+                ClockSetting::Now(before.saturating_add(passed((clocks.boottime)())))
+            }
             at => at,
         };
         let Some(after) = (clocks.vm.set_clock(setting).ok()).and_then(|()| clocks.pair().ok())
         else {
             continue;
         };
-        let passed = after.boottime.saturating_sub(pair.boottime);
-        // The one of the two clocks may be disciplined meanwhile, and the other not.
-        let drift = Nanos::new(passed.get() / RATE_OFF);
-        let reading = pair.error.saturating_add(after.error);
-        let most = KVMCLOCK_OFF.saturating_add(drift).saturating_add(reading);
-        if due(after.boottime)
-            .get()
-            .abs_diff(after.reading.clock.get())
-            <= most.get()
-        {
+        let error = pair
+            .error
+            .saturating_add(after.error)
+            .saturating_add(KVMCLOCK_OFF);
+        if plan::has_gone_on(before, after.reading.clock, passed(after.boottime), error) {
             return true;
         }
     }

@@ -28,10 +28,6 @@ use crate::host_clock;
 pub(super) const LOOK_EVERY: Nanos = Nanos::new(1_000_000_000);
 /// A look is made up to so often, and the one that took least counts.
 const TRIES: usize = 3;
-/// How far two rates may be from nominal, together, without anything being wrong: what Linux takes for the
-/// most that a clock's discipline corrects (`MAXFREQ` in include/linux/timex.h).
-const TOLERANCE: u32 = 500;
-
 /// The host's counter and clock.
 pub(crate) trait Senses {
     /// The counter and whose it is, in one instruction, if there is such an instruction.
@@ -129,7 +125,8 @@ impl<S: Senses> ExitWatch<S> {
         match self.take(vcpu, rates) {
             Ok(look) => {
                 let rate = TickRate::new(rates.guest);
-                let tolerance = Ppm::new(TOLERANCE).unwrap_or(Ppm::KVM_TOLERANCE);
+                // How far the two may be from nominal, together, without anything being wrong.
+                let tolerance = Ppm::DISCIPLINE;
                 self.observed.leads_by(NanosDelta::new(0));
                 match &mut self.clock {
                     Some(clock) if taken => self.observed.is_off_by(clock.go_on(look)),
