@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::apt;
 use crate::cli::{Common, Emulated};
-use crate::host::image::{Job, Source, Step};
+use crate::host::image::{Job, Output, Source, Step};
 use crate::host::protocol::Event;
 use crate::host::{Host, Paging, Run, Tsc};
 use crate::kernels::{Kernel, Stock};
@@ -83,7 +83,8 @@ pub(crate) fn run(paths: &Paths, common: &Common, arguments: Arguments) -> Resul
         name: STEP.to_owned(),
         script: format!("exec {}\n", words.join(" ")),
         limit: Duration::from_secs(arguments.limit),
-        live: true,
+        // A command may say nothing for as long as it likes.
+        output: Output::Live { silence: None },
     });
 
     apt::install(host.packages())?;

@@ -17,7 +17,7 @@ use crate::apt;
 use crate::cli::Common;
 use crate::guest::linux::{self, COMMAND_LINE, MEMORY_MIB, Report};
 use crate::guest::program;
-use crate::host::image::{Files, Job, Source, Step};
+use crate::host::image::{Files, Job, Output, Source, Step};
 use crate::host::protocol::Event;
 use crate::host::{Host, Lost, Run};
 use crate::kernels::Kernel;
@@ -135,7 +135,7 @@ fn measure(
         name: name.to_owned(),
         script: format!("launcher={name} loads='{}'\n{SCRIPT}", guests.join(" ")),
         limit: Duration::from_secs(120),
-        live: true,
+        output: Output::Live { silence: None },
     };
     let job = Job {
         files: files(workshop, name, launcher, rounds)?,

@@ -59,8 +59,20 @@ pub(crate) struct Step {
     pub(crate) script: String,
     /// After this time on the host's clock the step is killed.
     pub(crate) limit: Duration,
-    /// Whether the output appears on the console as it comes, instead of in files.
-    pub(crate) live: bool,
+    /// Where its output goes.
+    pub(crate) output: Output,
+}
+
+/// Where a step's output goes, which decides by what a host that has stopped is told from one that takes its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Into files, which come when it has ended. Meanwhile there is a mark every five seconds.
+    Files,
+    /// On the console as it comes, with no marks in its midst: any line is a sign of life.
+    Live {
+        /// After how long without one the host has stopped; with none, a step may say nothing until its limit.
+        silence: Option<Duration>,
+    },
 }
 
 /// What an emulated host shall do.
@@ -118,7 +130,10 @@ pub(crate) fn initramfs(stock: &Stock, loads: &[Load], job: &Job, word: &str) ->
             "{:?} is no name of a step",
             step.name
         );
-        let output = if step.live { "live" } else { "files" };
+        let output = match step.output {
+            Output::Files => "files",
+            Output::Live { .. } => "live",
+        };
         writeln!(
             order,
             "{} {} {output}",

@@ -23,7 +23,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use crate::kernels::Stock;
 use crate::paths::Paths;
 use crate::process::Running;
-use image::{Job, Load, initramfs};
+use image::{Job, Load, Output, initramfs};
 use protocol::{Event, Receiver};
 
 /// How a host's kernel judges its TSC.
@@ -126,9 +126,9 @@ impl Host {
         all.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// After how long without a mark on its console a host has stopped. It gives one every five seconds while a
-    /// step runs, on a clock that on svm is real time. One that counts instructions is measured with what is to be seen
-    /// at once: any line is a sign of life.
+    /// After how long without a mark on its console a host has stopped, but for what a live step says of that. It gives
+    /// one every five seconds while a step runs, on a clock that on svm is real time. One that counts instructions may
+    /// stop at any time, and all that is measured on it is live: any line is a sign of life.
     fn silence(self) -> Option<Duration> {
         match self {
             Self::Svm { .. } => Some(Duration::from_secs(30)),
@@ -206,13 +206,14 @@ pub(crate) struct Cost {
 struct Current {
     step: String,
     begin: Instant,
-    /// In real time.
-    limit: Duration,
+    /// In real time, where the host's clock tells it.
+    limit: Option<Duration>,
+    output: Output,
 }
 
 impl Current {
     fn is_over(&self) -> bool {
-        self.begin.elapsed() > self.limit
+        self.limit.is_some_and(|limit| self.begin.elapsed() > limit)
     }
 }
 
@@ -264,8 +265,13 @@ impl Run<'_> {
                     after: current.begin.elapsed()
                 });
             }
-            // A kernel whose processors are stuck may go on to say so: only the job's marks are signs of life.
-            let silence = self.host.silence();
+            // A kernel whose processors are stuck may go on to say so: only the job's marks are signs of life, but where
+            // a step that is live leaves no room for them.
+            let (silence, any_line) = match (self.host, current.as_ref().map(|at| at.output)) {
+                (Host::Svm { .. } | Host::Vmx, Some(Output::Live { silence })) => (silence, true),
+                (Host::Counted, _) => (self.host.silence(), true),
+                (Host::Svm { .. } | Host::Vmx, _) => (self.host.silence(), false),
+            };
             let patience = silence.map_or(left, |silence| silence.saturating_sub(heard.elapsed()));
             let line = match lines.recv_timeout(left.min(patience)) {
                 Ok(line) => line,
@@ -287,7 +293,7 @@ impl Run<'_> {
                 }
             };
             log.write_all(&line).context("cannot write the log")?;
-            if self.host == Host::Counted || line.starts_with(word.as_bytes()) {
+            if any_line || line.starts_with(word.as_bytes()) {
                 heard = Instant::now();
             }
             receiver.line(&line, &mut |event| {
@@ -316,7 +322,8 @@ impl Run<'_> {
         Some(Current {
             step: step.name.clone(),
             begin: Instant::now(),
-            limit: self.host.step_limit(step.limit)?,
+            limit: self.host.step_limit(step.limit),
+            output: step.output,
         })
     }
 

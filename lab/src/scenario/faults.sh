@@ -9,6 +9,8 @@ truncate -s $len other
 tunctl -t tap-faults >/dev/null
 ip link set tap-faults up
 mkfifo input
+# Of a launcher that ends too early, too: what it says of its guest tells whether the emulator has lost it.
+trap 'cat output; sed "s/^/log: /" errors' EXIT
 launch <input >output 2>errors &
 exec 3>input
 # Busy, since the guest says it within a second.
@@ -28,5 +30,3 @@ for folder in small scant; do
     cmp $folder/image full && echo 'nothing flushed is lost'
     umount -l $folder
 done
-cat output
-sed 's/^/log: /' errors

@@ -14,7 +14,7 @@ echo "other on the host: $(head -c 9 memory-other)"
 # A file that becomes shorter while a guest has it. Busy, since the guest says it within a second.
 dd if=/dev/zero of=memory-cut bs=1M count=0 seek=2 2>/dev/null
 cut_short >said 2>errors &
-until grep -q '^ready$' said; do kill -0 $!; done
+until grep -q '^ready$' said; do kill -0 $! || break; done
 truncate -s 4096 memory-cut
 printf '\001' | dd of=memory-cut conv=notrunc 2>/dev/null
 wait $! || echo "the status where a file was cut short: $?"

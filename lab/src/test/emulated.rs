@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::host::image::{Job, Source, Step};
+use crate::host::image::{Job, Output, Source, Step};
 use crate::host::protocol::Event;
 use crate::host::{Host, Lost, Run};
 use crate::kernels::Kernel;
@@ -247,7 +247,7 @@ fn job(workshop: &Workshop, scenarios: &[&Scenario]) -> Result<Job> {
             name: scenario.name.clone(),
             script: scenario.script.clone(),
             limit: scenario.limit,
-            live: false,
+            output: Output::Files,
         });
     }
     Ok(job)
