@@ -23,10 +23,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::cpuid::CpuCount;
 use crate::layout::{
-    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, CMOS_CENTURY_REGISTER, CMOS_INDEX_PORT, COM1_IRQ,
-    COM1_PORT, GENERIC_EVENT_GSI, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_KEYBOARD_IRQ, IOAPIC,
-    LOCAL_APIC, PM1A_CONTROL_PORT, PM1A_CONTROL_SIZE, PM1A_EVENT_PORT, PM1A_EVENT_SIZE, RSDP,
-    SCI_IRQ, SLEEP_TYPE_S5, VMCLOCK, VMGENID,
+    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, CMOS_CENTURY_REGISTER, CMOS_INDEX_PORT, CMOS_IRQ,
+    COM1_IRQ, COM1_PORT, GENERIC_EVENT_GSI, I8042_COMMAND_PORT, I8042_DATA_PORT,
+    I8042_KEYBOARD_IRQ, IOAPIC, LOCAL_APIC, PM1A_CONTROL_PORT, PM1A_CONTROL_SIZE, PM1A_EVENT_PORT,
+    PM1A_EVENT_SIZE, RSDP, SCI_IRQ, SLEEP_TYPE_S5, VMCLOCK, VMGENID,
 };
 
 const OEM_ID: [u8; 6] = *b"KEEPTM";
@@ -318,24 +318,18 @@ fn dsdt(config: &AcpiConfig) -> Result<Sdt, AcpiError> {
             ],
         ));
     }
-    devices.add(&isa_device(
-        "COM1",
-        "PNP0501",
-        &[(COM1_PORT, 8)],
-        Some(COM1_IRQ),
-    ));
+    devices.add(&isa_device("COM1", "PNP0501", &[(COM1_PORT, 8)], COM1_IRQ));
     devices.add(&isa_device(
         "PS2K",
         "PNP0303",
         &[(I8042_DATA_PORT, 1), (I8042_COMMAND_PORT, 1)],
-        Some(I8042_KEYBOARD_IRQ),
+        I8042_KEYBOARD_IRQ,
     ));
-    // The clock has no alarm, and so no interrupt.
     devices.add(&isa_device(
         "RTC_",
         "PNP0B00",
         &[(CMOS_INDEX_PORT, 2)],
-        None,
+        CMOS_IRQ,
     ));
     devices.add(&machine_wide_devices());
     for (index, device) in config.virtio_mmio.iter().enumerate() {
@@ -432,14 +426,14 @@ impl Aml for Raw {
 }
 
 /// A device of the ISA bus: its ports as (first, count) and its edge-triggered interrupt.
-fn isa_device(name: &str, id: &str, ports: &[(u16, u8)], irq: Option<u32>) -> Raw {
+fn isa_device(name: &str, id: &str, ports: &[(u16, u8)], irq: u32) -> Raw {
     let ports: Vec<IO> = ports
         .iter()
         .map(|(port, count)| IO::new(*port, *port, 1, *count))
         .collect();
-    let interrupt = irq.map(|irq| Interrupt::new(true, true, false, false, irq));
+    let interrupt = Interrupt::new(true, true, false, false, irq);
     let mut resources: Vec<&dyn Aml> = ports.iter().map(|port| port as &dyn Aml).collect();
-    resources.extend(interrupt.iter().map(|interrupt| interrupt as &dyn Aml));
+    resources.push(&interrupt);
     let mut device = Raw::default();
     device.add(&Device::new(
         Path::new(name),

@@ -134,6 +134,8 @@ pub const I8042_KEYBOARD_IRQ: u32 = 1;
 pub const CMOS_INDEX_PORT: u16 = 0x70;
 /// Real-time clock, data port.
 pub const CMOS_DATA_PORT: u16 = 0x71;
+/// Interrupt of the real-time clock (a PC's convention), edge-triggered.
+pub const CMOS_IRQ: u32 = 8;
 /// Register of the real-time clock that holds the century, where PCs have it (ACPI 6.5, table 5.9,
 /// `CENTURY`).
 pub const CMOS_CENTURY_REGISTER: u8 = 0x32;

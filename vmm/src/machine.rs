@@ -1,5 +1,6 @@
 //! Putting a microVM together, and running it to its end.
 
+mod alarm;
 mod balloon;
 mod counts;
 mod device_thread;
@@ -70,6 +71,7 @@ pub(crate) use payload::{Payload, check_files};
 pub(crate) use pmem::{check_pmem, no_pmem};
 pub(crate) use virtio::{check_image, check_tap, check_vsock, no_drive, no_interface, places};
 
+use alarm::AlarmTimer;
 use devices::{Devices, StopSigns};
 use pmem::PmemError;
 use sockets::SocketError;
@@ -243,6 +245,7 @@ pub(crate) struct Machine<H: Hypervisor> {
     counters: Vec<Arc<VcpuCounters>>,
     serial: Arc<Mutex<Serial>>,
     serial_room: EventFd,
+    alarm: AlarmTimer,
     console_counters: Arc<ConsoleCounters>,
     keyboard: Arc<Mutex<I8042>>,
     rate: GuestRate,
@@ -360,6 +363,7 @@ where
             counters,
             serial: devices.serial,
             serial_room: devices.serial_room,
+            alarm: devices.alarm,
             console_counters: devices.console_counters,
             keyboard: devices.keyboard,
             rate,
@@ -395,6 +399,7 @@ where
         // Before a vCPU runs: afterwards KVM or the guest may have moved it.
         let home = watched.and_then(|_| self.home());
         let page = self.time_page(watched, home)?;
+        events.add(Box::new(self.alarm));
         let terminal = match console {
             Console::None => None,
             Console::StandardInput => {

@@ -111,6 +111,10 @@ fn constants() -> BTreeMap<&'static str, u64> {
             number(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
         ),
         ("FIONBIO", libc::FIONBIO),
+        (
+            "TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET",
+            number(libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET),
+        ),
         ("FUTEX_WAIT", number(libc::FUTEX_WAIT)),
         (
             "FUTEX_WAIT_BITSET_PRIVATE",

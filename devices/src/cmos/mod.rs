@@ -7,7 +7,7 @@
 //! # Time
 //!
 //! The chip counts with an injected [`WallClock`], so it follows the host's clock, corrections
-//! included, and needs no timer. A guest may set it (`hwclock -w`): the difference to the host is
+//! included, and needs no timer to count. A guest may set it (`hwclock -w`): the difference to the host is
 //! kept for the life of the machine and the host's clock stays as it is. It is set as the chip is:
 //! with register B's SET bit held, the registers are memory; when SET is released they become the
 //! time, if they hold a date that exists, and change nothing if not. Holding the divider in reset
@@ -19,19 +19,28 @@
 //! register A holds the time still for the reads that follow within [`READ_WINDOW`], so they
 //! see one moment; the chip itself shows the old second for as long as that.
 //!
-//! # What is missing
+//! # Interrupts
 //!
-//! The interrupts: alarm, update and periodic. Their registers can be written and read, register C
-//! never reports a cause and IRQ 8 is never raised.
+//! The alarm, the end of each second and the periodic ticks come by an interrupt where register B enables them, as on
+//! the chip: one for all that has come until register C is read. Linux waits for the alarm only (`rtcwake`, and
+//! `hwclock`, which looks for the end of a second with it); FreeBSD may count by the periodic ticks. Whether something
+//! has come is found out when it is asked for: for what may interrupt, [`Cmos::due`] tells when, and
+//! [`Cmos::tick`] is to be called then.
+//!
+//! While the guest is paused the chip goes on, as it does in a computer that is asleep: what has come then is told
+//! when it is resumed.
 
 mod civil;
+mod interrupts;
 
 use std::fmt;
 
 use tsc::Nanos;
 
 use crate::bus::{BusDevice, Reaction};
+use crate::trigger::{Trigger, Unconnected};
 use civil::Civil;
+use interrupts::{Alarm, CAUSES, REQUEST, Settings, UPDATE, Wanted, periodic_rate};
 
 /// Length of the range of ports: index and data.
 pub const PORTS: u64 = 2;
@@ -46,8 +55,11 @@ pub const READ_WINDOW: Nanos = Nanos::new(2_228_000);
 
 // Registers (MC146818A data sheet, figure 10; Linux: include/linux/mc146818rtc.h).
 const SECONDS: u8 = 0x00;
+const SECONDS_ALARM: u8 = 0x01;
 const MINUTES: u8 = 0x02;
+const MINUTES_ALARM: u8 = 0x03;
 const HOURS: u8 = 0x04;
+const HOURS_ALARM: u8 = 0x05;
 const DAY_OF_WEEK: u8 = 0x06;
 const DAY_OF_MONTH: u8 = 0x07;
 const MONTH: u8 = 0x08;
@@ -71,6 +83,8 @@ const B_BINARY: u8 = 0x04;
 const B_24_HOURS: u8 = 0x02;
 /// Hours of the afternoon, when there are 12.
 const AFTERNOON: u8 = 0x80;
+/// An alarm's register with these bits set matches whatever its time register has.
+const ANY: u8 = 0xc0;
 /// Register D: memory and time are valid, the battery is good.
 const D_VALID: u8 = 0x80;
 
@@ -111,6 +125,16 @@ pub struct Cmos {
     counting: Counting,
     /// The wall time at which register A was last read.
     held_at: Option<Nanos>,
+    /// Register C without its [`REQUEST`]: what had come by [`Self::seen`].
+    causes: u8,
+    /// Up to which chip time causes were looked for.
+    seen: i128,
+    /// Whether the interrupt is asked for.
+    requests: bool,
+    line: Box<dyn Trigger>,
+    /// Pressed when [`Self::due`] is another than `told`.
+    changed: Box<dyn Trigger>,
+    told: Option<Nanos>,
 }
 
 impl Cmos {
@@ -123,7 +147,14 @@ impl Cmos {
             ram: [0; 128],
             counting: Counting::Ahead(0),
             held_at: None,
+            causes: 0,
+            seen: 0,
+            requests: false,
+            line: Box::new(Unconnected),
+            changed: Box::new(Unconnected),
+            told: None,
         };
+        cmos.seen = cmos.time_at(cmos.clock.unix_time());
         cmos.store(REGISTER_A, A_AFTER_FIRMWARE);
         cmos.store(REGISTER_B, B_24_HOURS);
         cmos
@@ -169,6 +200,99 @@ impl Cmos {
             self.store(register, value);
         }
         self
+    }
+
+    /// The same with an interrupt at `line`, which is edge-triggered. When [`Self::due`] has changed `changed` is
+    /// pressed, on the vCPU's thread that caused it, with the chip in use: the one who calls [`Self::tick`] is to look
+    /// again, by calling it.
+    #[must_use]
+    pub fn with_interrupt(mut self, line: Box<dyn Trigger>, changed: Box<dyn Trigger>) -> Self {
+        self.line = line;
+        self.changed = changed;
+        self
+    }
+
+    /// At what time of the wall clock something comes that is to interrupt, if the guest waits for anything.
+    #[must_use]
+    pub fn due(&self) -> Option<Nanos> {
+        match self.counting {
+            Counting::Ahead(ahead) if !self.requests => {
+                let wall = self.settings().next_after(self.seen)? - ahead;
+                // What is before 1970 is over; the end of 64 bits is 584 years from there.
+                Some(Nanos::new(u64::try_from(wall.max(0)).unwrap_or(u64::MAX)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Interrupts for what has come, and returns what is [due](Self::due) next. To be called at that time, and whenever
+    /// the wall clock was set.
+    pub fn tick(&mut self) -> Option<Nanos> {
+        self.look(self.clock.unix_time());
+        self.request();
+        self.told = self.due();
+        self.told
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            enabled: self.load(REGISTER_B) & CAUSES,
+            rate: periodic_rate(self.load(REGISTER_A)),
+            alarm: (!self.setting()).then(|| self.alarm()),
+        }
+    }
+
+    fn alarm(&self) -> Alarm {
+        let wanted = |register: u8, decode: &dyn Fn(u8) -> Option<u8>| match self.load(register) {
+            value if value & ANY == ANY => Wanted::Any,
+            value => decode(value).map_or(Wanted::Never, Wanted::Only),
+        };
+        Alarm {
+            hour: wanted(HOURS_ALARM, &|value| self.decode_hour(value)),
+            minute: wanted(MINUTES_ALARM, &|value| self.decode(value)),
+            second: wanted(SECONDS_ALARM, &|value| self.decode(value)),
+        }
+    }
+
+    /// Notes what has come since the last look.
+    fn look(&mut self, wall: Nanos) {
+        let now = self.time_at(wall);
+        self.causes |= self.settings().causes_in(self.seen..=now);
+        // Also where the wall clock was set back.
+        self.seen = now;
+    }
+
+    /// Asks for the interrupt, unless it is asked for already.
+    fn request(&mut self) {
+        let requests = self.causes & self.load(REGISTER_B) != 0;
+        if requests && !self.requests {
+            self.line.trigger();
+        }
+        self.requests = requests;
+    }
+
+    /// Has whoever waits for what is due learn of a change.
+    fn tell(&mut self) {
+        let due = self.due();
+        if due != self.told {
+            self.told = due;
+            self.changed.trigger();
+        }
+    }
+
+    /// Register C: what has come, which is forgotten.
+    fn take_causes(&mut self) -> u8 {
+        self.look(self.clock.unix_time());
+        let request = if self.causes & self.load(REGISTER_B) == 0 {
+            0
+        } else {
+            REQUEST
+        };
+        let taken = self.causes | request;
+        self.causes = 0;
+        self.requests = false;
+        self.tell();
+        taken
     }
 
     /// A register as memory.
@@ -336,7 +460,9 @@ impl Cmos {
 
     fn write_register_b(&mut self, value: u8, wall: Nanos) {
         let was_setting = self.setting();
-        self.store(REGISTER_B, value);
+        // No second ends while SET is held, and its interrupt is off afterwards (MC146818A data sheet, "SET").
+        let off = if value & B_SET == 0 { 0 } else { UPDATE };
+        self.store(REGISTER_B, value & !off);
         match (was_setting, self.setting()) {
             (false, true) => self.hold_registers(self.second_at(wall)),
             (true, false) => self.adopt_registers(wall),
@@ -346,6 +472,7 @@ impl Cmos {
 
     fn write_register(&mut self, register: u8, value: u8) {
         let wall = self.clock.unix_time();
+        self.look(wall);
         match register {
             REGISTER_A => self.write_register_a(value, wall),
             REGISTER_B => self.write_register_b(value, wall),
@@ -360,12 +487,16 @@ impl Cmos {
             // Alarms, the shutdown status at 0x0f, firmware's notes.
             _ => self.store(register, value),
         }
+        // The time to which the clock was set has not passed.
+        self.seen = self.time_at(wall);
+        self.request();
+        self.tell();
     }
 
     fn read_register(&mut self, register: u8) -> u8 {
         match register {
             REGISTER_A => self.held_at = Some(self.clock.unix_time()),
-            REGISTER_C => return 0,
+            REGISTER_C => return self.take_causes(),
             REGISTER_D => return D_VALID,
             _ => {}
         }
@@ -762,6 +893,177 @@ mod tests {
         }
     }
 
+    /// A chip whose interrupts are counted: with the first hand its wall clock is moved, and the others tell how often
+    /// it interrupted and how often it told of a change.
+    fn wired(now: u64) -> (Cmos, Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>) {
+        let (cmos, clock) = chip(now);
+        let button = || {
+            let count = Arc::new(AtomicU64::new(0));
+            let presses = Arc::clone(&count);
+            let pressed = move || {
+                presses.fetch_add(1, Ordering::Relaxed);
+            };
+            (count, Box::new(pressed))
+        };
+        let ((interrupts, line), (changes, changed)) = (button(), button());
+        (
+            cmos.with_interrupt(line, changed),
+            clock,
+            interrupts,
+            changes,
+        )
+    }
+
+    fn taken(count: &AtomicU64) -> u64 {
+        count.swap(0, Ordering::Relaxed)
+    }
+
+    const PERIODIC_ENABLED: u8 = 0x40;
+    const ALARM_ENABLED: u8 = 0x20;
+    const UPDATE_ENABLED: u8 = 0x10;
+
+    /// The alarm as Linux sets it, at the next second but one (`cmos_set_alarm`, `cmos_irq_enable`), and takes it
+    /// (`cmos_interrupt`).
+    #[test]
+    fn alarm_interrupts_once_at_its_second_and_is_due_the_next_day() {
+        let (mut cmos, clock, interrupts, changes) = wired(NOW);
+        for (register, value) in [
+            (HOURS_ALARM, 0x19),
+            (MINUTES_ALARM, 0x05),
+            (SECONDS_ALARM, 0x11),
+        ] {
+            set(&mut cmos, register, value);
+        }
+        assert_eq!(cmos.due(), None);
+        assert_eq!(taken(&changes), 0);
+        set(&mut cmos, REGISTER_B, B_24_HOURS | ALARM_ENABLED);
+        let at = NOW / SECOND * SECOND + 2 * SECOND;
+        assert_eq!(cmos.due(), Some(Nanos::new(at)));
+        assert_eq!(taken(&changes), 1);
+
+        clock.store(at - 1, Ordering::Relaxed);
+        assert_eq!(cmos.tick(), Some(Nanos::new(at)));
+        assert_eq!(taken(&interrupts), 0);
+        clock.store(at, Ordering::Relaxed);
+        assert_eq!(cmos.tick(), None, "it has to be taken first");
+        assert_eq!(cmos.tick(), None);
+        assert_eq!((taken(&interrupts), taken(&changes)), (1, 0));
+
+        assert_eq!(get(&mut cmos, REGISTER_C), 0xb0 | interrupts::PERIODIC);
+        assert_eq!(get(&mut cmos, REGISTER_C), 0);
+        assert_eq!(cmos.due(), Some(Nanos::new(at + 86_400 * SECOND)));
+        assert_eq!((taken(&interrupts), taken(&changes)), (0, 1));
+        set(&mut cmos, REGISTER_B, B_24_HOURS);
+        assert_eq!(cmos.due(), None);
+        assert_eq!(taken(&changes), 1);
+    }
+
+    #[test]
+    fn alarm_with_a_register_that_matches_anything_comes_again_and_one_that_is_no_time_never() {
+        let (mut cmos, clock, interrupts, _) = wired(NOW);
+        set(&mut cmos, HOURS_ALARM, 0xff);
+        set(&mut cmos, MINUTES_ALARM, 0xc0);
+        set(&mut cmos, SECONDS_ALARM, 0x30);
+        set(&mut cmos, REGISTER_B, B_24_HOURS | ALARM_ENABLED);
+        // 19:05:30, 19:06:30, 19:07:30
+        let first = NOW / SECOND * SECOND + 21 * SECOND;
+        for minute in 0..3 {
+            let at = first + minute * 60 * SECOND;
+            assert_eq!(cmos.due(), Some(Nanos::new(at)));
+            clock.store(at, Ordering::Relaxed);
+            let _ = cmos.tick();
+            assert_eq!(taken(&interrupts), 1);
+            assert_eq!(get(&mut cmos, REGISTER_C) & ALARM_ENABLED, ALARM_ENABLED);
+        }
+        // No number in BCD, no second, no hour.
+        for (register, value) in [
+            (SECONDS_ALARM, 0x3a),
+            (SECONDS_ALARM, 0x60),
+            (HOURS_ALARM, 0x24),
+        ] {
+            set(&mut cmos, SECONDS_ALARM, 0x30);
+            set(&mut cmos, register, value);
+            assert_eq!(cmos.due(), None, "{register:#x} {value:#x}");
+        }
+    }
+
+    #[test]
+    fn each_second_interrupts_but_while_the_time_is_set() {
+        let (mut cmos, clock, interrupts, _) = wired(NOW);
+        set(&mut cmos, REGISTER_B, B_24_HOURS | UPDATE_ENABLED);
+        for second in 1..4 {
+            let at = NOW / SECOND * SECOND + second * SECOND;
+            assert_eq!(cmos.due(), Some(Nanos::new(at)));
+            clock.store(at, Ordering::Relaxed);
+            let _ = cmos.tick();
+            assert_eq!(taken(&interrupts), 1);
+            assert_eq!(get(&mut cmos, REGISTER_C) & 0xb0, 0x90);
+        }
+        set(&mut cmos, REGISTER_B, B_24_HOURS | UPDATE_ENABLED | B_SET);
+        assert_eq!(get(&mut cmos, REGISTER_B), B_24_HOURS | B_SET);
+        clock.fetch_add(5 * SECOND, Ordering::Relaxed);
+        assert_eq!(cmos.tick(), None);
+        assert_eq!(get(&mut cmos, REGISTER_C) & UPDATE_ENABLED, 0);
+        // The present is adopted again, and what has passed meanwhile is no second's end.
+        set(&mut cmos, REGISTER_B, B_24_HOURS | UPDATE_ENABLED);
+        assert_eq!(taken(&interrupts), 0);
+        assert!(cmos.due().is_some());
+    }
+
+    #[test]
+    fn ticks_come_at_the_rate_that_is_selected() {
+        let (mut cmos, clock, interrupts, _) = wired(NOW);
+        set(&mut cmos, REGISTER_B, B_24_HOURS | PERIODIC_ENABLED);
+        let mut ticks = 0;
+        while let Some(due) = cmos.due().filter(|due| due.get() <= NOW + SECOND) {
+            clock.store(due.get(), Ordering::Relaxed);
+            let _ = cmos.tick();
+            assert_eq!(get(&mut cmos, REGISTER_C) & 0xc0, 0xc0);
+            ticks += 1;
+        }
+        assert_eq!((ticks, taken(&interrupts)), (1024, 1024));
+        set(&mut cmos, REGISTER_A, 0x20);
+        assert_eq!(cmos.due(), None);
+        set(&mut cmos, REGISTER_A, 0x70);
+        assert_eq!(cmos.due(), None, "it stands");
+    }
+
+    #[test]
+    fn cause_that_is_there_interrupts_when_it_is_enabled() {
+        let (mut cmos, clock, interrupts, _) = wired(NOW);
+        clock.fetch_add(SECOND, Ordering::Relaxed);
+        assert_eq!(taken(&interrupts), 0);
+        set(&mut cmos, REGISTER_B, B_24_HOURS | UPDATE_ENABLED);
+        assert_eq!(taken(&interrupts), 1);
+        assert_eq!(cmos.due(), None);
+        // Off and on again: the line falls and rises.
+        set(&mut cmos, REGISTER_B, B_24_HOURS);
+        set(&mut cmos, REGISTER_B, B_24_HOURS | UPDATE_ENABLED);
+        assert_eq!(taken(&interrupts), 1);
+    }
+
+    #[test]
+    fn time_that_is_set_has_not_passed() {
+        let (mut cmos, clock, interrupts, _) = wired(NOW);
+        for (register, value) in [(HOURS_ALARM, 0x20), (MINUTES_ALARM, 0), (SECONDS_ALARM, 0)] {
+            set(&mut cmos, register, value);
+        }
+        set(&mut cmos, REGISTER_B, B_24_HOURS | ALARM_ENABLED);
+        // The guest sets its clock beyond the alarm, in one step.
+        set(&mut cmos, HOURS, 0x21);
+        assert_eq!(taken(&interrupts), 0);
+        let alarm = NOW / SECOND * SECOND - 9 * SECOND - 5 * 60 * SECOND + 23 * 3600 * SECOND;
+        assert_eq!(cmos.due(), Some(Nanos::new(alarm)));
+        // The host's clock is set back by an hour: the chip goes with it.
+        clock.fetch_sub(3600 * SECOND, Ordering::Relaxed);
+        assert_eq!(cmos.tick(), Some(Nanos::new(alarm)));
+        assert_eq!(taken(&interrupts), 0);
+        // And forward by two days.
+        clock.fetch_add(48 * 3600 * SECOND, Ordering::Relaxed);
+        assert_eq!(cmos.tick(), None);
+        assert_eq!(taken(&interrupts), 1);
+    }
+
     proptest! {
         /// What a guest sets in any format it reads back, and any host time shows.
         #[test]
@@ -791,6 +1093,8 @@ mod tests {
                 } else {
                     cmos.read(offset, &mut data);
                 }
+                prop_assert_eq!(cmos.due(), cmos.told);
+                let _ = cmos.tick();
             }
         }
     }

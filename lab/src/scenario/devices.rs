@@ -93,6 +93,7 @@ fn check(outcome: &Outcome) -> Result<()> {
         ("pings", "1"),
         ("called", "1"),
         ("balloon", &format!("{pages} pages, and {pages} again")),
+        ("alarm", "1 interrupt, seconds too early: 0"),
     ] {
         let found = report.value(key)?;
         ensure!(found == wanted, "the guest's {key}: {found}, not {wanted}");

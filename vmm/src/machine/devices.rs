@@ -22,6 +22,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::Address;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::alarm::AlarmTimer;
 use super::{MachineError, host};
 use crate::config::MachineConfig;
 use crate::error::one_line;
@@ -76,6 +77,7 @@ pub(super) struct Devices {
     pub(super) buses: Buses,
     pub(super) serial: Arc<Mutex<Serial>>,
     pub(super) serial_room: EventFd,
+    pub(super) alarm: AlarmTimer,
     pub(super) keyboard: Arc<Mutex<I8042>>,
     pub(super) keyboard_counters: Arc<AccessCounters>,
     pub(super) console_counters: Arc<ConsoleCounters>,
@@ -123,12 +125,15 @@ impl Devices {
             port.insert(base.into(), len, device, name)
         };
         add(layout::COM1_PORT, serial::REGISTERS, "com1", serial.clone())?;
-        add(
-            layout::CMOS_INDEX_PORT,
-            2,
-            "cmos",
-            Arc::new(Mutex::new(Cmos::new(Box::new(host_clock::real_time)))),
-        )?;
+        let changed = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
+        let changed_trigger = changed.try_clone().map_err(host("duplicate an eventfd"))?;
+        let clock = Cmos::new(Box::new(host_clock::real_time)).with_interrupt(
+            interrupt(layout::CMOS_IRQ)?,
+            Box::new(move || press(&changed_trigger)),
+        );
+        let clock = Arc::new(Mutex::new(clock));
+        add(layout::CMOS_INDEX_PORT, 2, "cmos", clock.clone())?;
+        let alarm = AlarmTimer::new(clock, changed)?;
         add(
             layout::PM1A_EVENT_PORT,
             6,
@@ -182,6 +187,7 @@ impl Devices {
             buses: Buses { port, mmio },
             serial,
             serial_room: room,
+            alarm,
             keyboard,
             keyboard_counters,
             console_counters,

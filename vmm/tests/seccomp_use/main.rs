@@ -138,7 +138,7 @@ fn packet(operation: u16, flags: u32, data: &[u8]) -> Vec<Part> {
     vec![Part::Bytes(packet)]
 }
 
-/// A guest that uses a disk, a network card, sockets and entropy.
+/// A guest that uses a disk, a network card, sockets, entropy, and the clock chip's interrupt.
 fn busy_guest() -> Vec<u8> {
     let mut guest = Guest::default();
     // VIRTIO_BLK_F_FLUSH, _DISCARD, _WRITE_ZEROES.
@@ -189,8 +189,14 @@ fn busy_guest() -> Vec<u8> {
     let mut entropy = guest.begin(5, 0, 1);
     guest.offer(&mut entropy[0], &[Part::Room(32)]);
     guest.used(&entropy[0]);
+    // The clock chip's interrupt at the end of each second, in register B (MC146818A data sheet): mov al, value; out port, al.
+    let updates = [0x70, 0x0b, 0x71, 0x12];
+    let updates = updates
+        .chunks(2)
+        .flat_map(|out| [0xb0, out[1], 0xe6, out[0]]);
+    let updates: Vec<u8> = updates.collect();
     guest.print("ready");
-    guest.code(&FOR_EVER)
+    guest.code(&[updates.as_slice(), &FOR_EVER].concat())
 }
 
 /// What a client of the API can have done.

@@ -36,7 +36,7 @@ pub(crate) fn numbers() -> BTreeMap<&'static str, i64> {
         sched_getaffinity = SYS_sched_getaffinity, sched_setaffinity = SYS_sched_setaffinity,
         sched_yield = SYS_sched_yield, sendto = SYS_sendto, set_robust_list = SYS_set_robust_list,
         shutdown = SYS_shutdown, sigaltstack = SYS_sigaltstack, socket = SYS_socket, statx = SYS_statx, tgkill = SYS_tgkill,
-        unlink = SYS_unlink, unlinkat = SYS_unlinkat,
+        timerfd_settime = SYS_timerfd_settime, unlink = SYS_unlink, unlinkat = SYS_unlinkat,
         write = SYS_write, writev = SYS_writev,
     }
 }
