@@ -3,8 +3,8 @@
 echo "processors online: $(/bin/busybox nproc)"
 # The clock chip's alarm, which is asked for at the end.
 clock=/sys/class/rtc/rtc0
-echo +2 >$clock/wakealarm
-alarm=$(/bin/busybox cat $clock/wakealarm)
+alarm=$(($(/bin/busybox cat $clock/since_epoch) + 2))
+echo $alarm >$clock/wakealarm
 for device in vda pmem0; do
     echo "$device: $(/bin/busybox head -c 9 /dev/$device)"
     /bin/busybox dd if=/dev/$device of=/dev/$device bs=4096 count=1 seek=1 conv=fsync 2>/dev/null && echo "$device flushed: yes"

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::cmos::Cmos;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -38,19 +39,26 @@ impl AlarmTimer {
 
     /// Looks what the chip has to interrupt for, and waits for what is due next.
     fn go_on(&self) {
-        let mut chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = chip.tick();
-        // With the chip in use: a timer that is set is the one for what the chip has told last.
-        let set = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: due.map_or(Timespec::default(), timespec),
-        };
         // When somebody sets the host's clock the timer ends, and the chip is asked again (timerfd_create(2)).
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        if let Err(error) = timerfd_settime(&self.timer, flags, &set) {
-            drop(chip);
-            tracing::warn!("the guest's clock chip does not interrupt at {due:?}: {error}");
-        }
+        let mut chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
+        let (due, error) = loop {
+            let due = chip.tick();
+            // With the chip in use: a timer that is set is the one for what the chip has told last.
+            let set = Itimerspec {
+                it_interval: Timespec::default(),
+                it_value: due.map_or(Timespec::default(), timespec),
+            };
+            match timerfd_settime(&self.timer, flags, &set) {
+                Ok(_) => return,
+                // Somebody has set the clock since the timer was read, perhaps after the chip was asked. That is told
+                // here and by no event, and once for each time it happens (`timerfd_setup` in fs/timerfd.c).
+                Err(Errno::CANCELED) => {}
+                Err(error) => break (due, error),
+            }
+        };
+        drop(chip);
+        tracing::warn!("the guest's clock chip does not interrupt at {due:?}: {error}");
     }
 }
 
