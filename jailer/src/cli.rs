@@ -53,7 +53,7 @@ struct Cli {
     /// Leave the terminal: a session of its own, and /dev/null as standard input, output and error
     #[arg(long)]
     daemonize: bool,
-    /// Make the program the first process of a new PID namespace; its number is in EXEC_FILE_NAME.pid
+    /// Make the program the first process of a new PID namespace
     #[arg(long)]
     new_pid_ns: bool,
     /// A value for a file of the jail's cgroup, as often as needed

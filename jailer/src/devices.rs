@@ -42,8 +42,13 @@ pub(crate) struct Device {
     number: (u32, u32),
 }
 
-/// What a launcher may need, and whether it is in `/dev/net`.
-const NAMES: [(&str, bool); 3] = [("tun", true), ("kvm", false), ("userfaultfd", false)];
+/// What a launcher may need, whether it is in `/dev/net`, and the minor number that it has even before its module is
+/// loaded, which an open of the device has the kernel do (`TUN_MINOR` and `KVM_MINOR` of `include/linux/miscdevice.h`).
+const NAMES: [(&str, bool, Option<u32>); 3] = [
+    ("tun", true, Some(200)),
+    ("kvm", false, Some(232)),
+    ("userfaultfd", false, None),
+];
 
 /// The devices of this kernel, and the names of those that it lacks.
 pub(crate) fn known() -> Result<(Vec<Device>, Vec<&'static str>), DeviceError> {
@@ -58,12 +63,12 @@ fn select(misc: &str) -> (Vec<Device>, Vec<&'static str>) {
         number: URANDOM,
     }];
     let mut missing = Vec::new();
-    for (name, of_networks) in NAMES {
+    for (name, of_networks, reserved) in NAMES {
         let minor = misc.lines().find_map(|line| {
             let (minor, named) = line.trim().split_once(' ')?;
             (named == name).then(|| minor.parse().ok())?
         });
-        match minor {
+        match minor.or(reserved) {
             Some(minor) => devices.push(Device {
                 name,
                 of_networks,
@@ -113,9 +118,26 @@ mod tests {
 
     #[test]
     fn devices_are_those_of_the_kernel() {
-        let (devices, missing) = select("200 tun\n 59 userfaultfd\n232 kvm-like\nx kvm\nbroken");
-        let numbers: Vec<_> = devices.iter().map(|device| device.number).collect();
-        assert_eq!(numbers, [URANDOM, (10, 200), (10, 59)]);
-        assert_eq!(missing, ["kvm"]);
+        for (misc, expected, lacking) in [
+            (
+                "201 tun\n 59 userfaultfd\n233 kvm",
+                [201, 233, 59].as_slice(),
+                None,
+            ),
+            // Modules that are not loaded yet, and lines that are none.
+            (
+                "59 userfaultfd\n233 kvm-like\nx kvm\nbroken",
+                &[200, 232, 59],
+                None,
+            ),
+            ("", &[200, 232], Some("userfaultfd")),
+        ] {
+            let (devices, missing) = select(misc);
+            let numbers: Vec<_> = devices.iter().map(|device| device.number).collect();
+            let expected = expected.iter().map(|minor| (MISC, *minor));
+            let expected: Vec<_> = [URANDOM].into_iter().chain(expected).collect();
+            assert_eq!(numbers, expected, "{misc:?}");
+            assert_eq!(missing, Vec::from_iter(lacking), "{misc:?}");
+        }
     }
 }

@@ -191,10 +191,7 @@ impl Jail {
                 "jailer: warning: this kernel has no device {name}: the jail has none either"
             ));
         }
-        let pid_file = self
-            .new_pid_ns
-            .then(|| make_pid_file(&root, &name, &mut undo))
-            .transpose()?;
+        let pid_file = make_pid_file(&root, &name, &mut undo)?;
         let cell = Cell {
             jail: self,
             program: Path::new("/").join(&name),
@@ -205,6 +202,7 @@ impl Jail {
             undo.keep_all();
             Ok(())
         } else {
+            cell.write_pid(pid_file, getpid())?;
             cell.become_launcher_or_leave(times)
                 .map(|never| match never {})
         }
@@ -339,11 +337,17 @@ impl Cell<'_> {
         result
     }
 
+    /// Tells who is the launcher, as seen from here.
+    fn write_pid(&self, mut file: File, pid: Pid) -> Result<(), JailError> {
+        file.write_all(pid.as_raw_nonzero().to_string().as_bytes())
+            .map_err(|error| JailError::PidFile(self.program.clone(), error))
+    }
+
     /// Starts the program in another process, and waits until it is executed.
     fn start_elsewhere(
         &self,
         times: Times,
-        pid_file: Option<File>,
+        pid_file: File,
         null: &OwnedFd,
     ) -> Result<(), JailError> {
         // Closed by `exec`, so an end without a word is a success.
@@ -385,7 +389,7 @@ impl Cell<'_> {
     fn start_child(
         &self,
         times: Times,
-        pid_file: Option<File>,
+        pid_file: File,
         writer: &OwnedFd,
         null: Option<&OwnedFd>,
     ) -> Result<Pid, JailError> {
@@ -393,16 +397,14 @@ impl Cell<'_> {
             process::unshare(UnshareFlags::NEWPID).map_err(JailError::Fork)?;
         }
         let spent = times.spent();
+        // The end of who leads a session hangs up on those in front of its terminal.
+        let own_session = null.is_none() && process::leads_session();
         match process::fork().map_err(JailError::Fork)? {
             Fork::Parent(pid) => {
-                let written = pid_file.map_or(Ok(()), |mut file| {
-                    file.write_all(pid.as_raw_nonzero().to_string().as_bytes())
-                });
-                written.map_err(|error| {
+                self.write_pid(pid_file, pid).inspect_err(|_| {
                     // Nobody could find it. That it has ended already is as good.
                     let _ = kill_process(pid, Signal::KILL);
                     let _ = waitpid(Some(pid), WaitOptions::empty());
-                    JailError::PidFile(self.program.clone(), error)
                 })?;
                 Ok(pid)
             }
@@ -413,6 +415,13 @@ impl Cell<'_> {
                         .and_then(|()| dup2_stderr(null))
                 });
                 let result = silenced
+                    .and_then(|()| {
+                        if own_session {
+                            setsid().map(drop)
+                        } else {
+                            Ok(())
+                        }
+                    })
                     .map_err(JailError::Daemon)
                     .and_then(|()| self.become_launcher(times.after_fork(spent)));
                 report(result.map(|never| match never {}), writer)

@@ -36,6 +36,13 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
+/// Whether this process leads its session: who may be its terminal's, and is hung up on with it.
+pub(crate) fn leads_session() -> bool {
+    // SAFETY: neither takes a pointer. `rustix::process::getsid` would panic where the leader is of another PID
+    // namespace, and so has no number here.
+    unsafe { libc::getsid(0) == libc::getpid() }
+}
+
 /// Ends this process without undoing anything.
 pub(crate) fn leave(status: i32) -> ! {
     // SAFETY: takes no pointer; what is skipped are exit handlers, which belong to the process that forked.

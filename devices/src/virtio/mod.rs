@@ -189,7 +189,8 @@ pub enum Served {
     /// Nothing was done, since one chain is too short: it is to be asked again with one more
     /// ([`Chain::may_grow`]). Those that are used are used all at once.
     Gather,
-    /// The chains that were gathered are too many for what is next: it is to be asked again with the first one.
+    /// Nothing was done, and what was next is gone: it is to be asked again with the first of the chains that were
+    /// gathered.
     Again,
 }
 

@@ -47,6 +47,9 @@ const MIN_FRAME: usize = HEADER + 14;
 /// Where a received frame's header has the number of buffers that it is spread over.
 const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
 
+/// How many frames in a row a link may fail to give before it is left alone until it tells of more.
+const RETRIES: u32 = 16;
+
 const RECEIVE: usize = 0;
 
 const CHECKSUM: u64 = 1 << net::VIRTIO_NET_F_CSUM;
@@ -268,59 +271,63 @@ impl Net {
         if self.is_dry {
             return None;
         }
-        match self.link.receive(&mut self.frame) {
-            Ok(len) => {
-                self.is_dry = len.is_none();
-                self.waiting = len.map(|len| len.min(self.frame.len()));
-            }
-            Err(error) => {
-                self.counts.received.failures.add(1);
-                self.failed(Operation::Receive, &error);
+        for _ in 0..=RETRIES {
+            match self.link.receive(&mut self.frame) {
+                Ok(len) => {
+                    self.is_dry = len.is_none();
+                    self.waiting = len.map(|len| len.min(self.frame.len()));
+                    break;
+                }
+                Err(error) => {
+                    self.counts.received.failures.add(1);
+                    self.failed(Operation::Receive, &error);
+                    // A tap loses the frame of which it cannot tell the offloads (`tun_put_user` in
+                    // drivers/net/tun.c); those behind it would wait for the next one to come.
+                    if error.kind() != io::ErrorKind::InvalidInput {
+                        break;
+                    }
+                }
             }
         }
         self.waiting
     }
 
     fn receive(&mut self, chain: &Chain<'_>) -> Result<Served, Violation> {
-        loop {
-            let Some(len) = self.waiting() else {
-                let wait = self.detour.as_mut().and_then(|detour| detour.wait());
-                return Ok(wait.map_or(Served::Idle, Served::Later));
-            };
-            // A frame that is no frame, and one that buffers have no room for.
-            let fits = len as u64 <= chain.writable.len();
-            if !fits && self.mergeable && chain.may_grow {
-                return Ok(Served::Gather);
-            }
-            if !fits || len < MIN_FRAME {
-                self.counts.received.malformed.add(1);
-                self.waiting = None;
-                if chain.parts() > 1 {
-                    return Ok(Served::Again);
-                }
-                continue;
-            }
-            if !self.is_detours
-                && let Err(wait) = self.receive.take((len - HEADER) as u64)
-            {
-                self.counts.received.throttled.add(1);
-                return Ok(Served::Later(wait));
-            }
-            self.waiting = None;
-            let frame = self.frame.get_mut(..len).ok_or(Violation::Buffer)?;
-            // OK because a queue has fewer chains.
-            let parts = u16::try_from(chain.parts()).unwrap_or(u16::MAX);
-            if let Some(field) = frame.get_mut(NUM_BUFFERS) {
-                field.copy_from_slice(&parts.to_le_bytes());
-            }
-            chain.writable.write(frame)?;
-            self.counts.received.frames.add(1);
-            self.counts.received.bytes.add(len as u64);
-            return Ok(Served::Done {
-                // OK because it is at most MAX_FRAME.
-                written: u32::try_from(len).unwrap_or(0),
-            });
+        let Some(len) = self.waiting() else {
+            let wait = self.detour.as_mut().and_then(|detour| detour.wait());
+            return Ok(wait.map_or(Served::Idle, Served::Later));
+        };
+        // A frame that is no frame, and one that buffers have no room for.
+        let fits = len as u64 <= chain.writable.len();
+        if !fits && self.mergeable && chain.may_grow {
+            return Ok(Served::Gather);
         }
+        if !fits || len < MIN_FRAME {
+            self.counts.received.malformed.add(1);
+            self.waiting = None;
+            // The next one may fit, and there may be such frames without end.
+            return Ok(Served::Again);
+        }
+        if !self.is_detours
+            && let Err(wait) = self.receive.take((len - HEADER) as u64)
+        {
+            self.counts.received.throttled.add(1);
+            return Ok(Served::Later(wait));
+        }
+        self.waiting = None;
+        let frame = self.frame.get_mut(..len).ok_or(Violation::Buffer)?;
+        // OK because a queue has fewer chains.
+        let parts = u16::try_from(chain.parts()).unwrap_or(u16::MAX);
+        if let Some(field) = frame.get_mut(NUM_BUFFERS) {
+            field.copy_from_slice(&parts.to_le_bytes());
+        }
+        chain.writable.write(frame)?;
+        self.counts.received.frames.add(1);
+        self.counts.received.bytes.add(len as u64);
+        Ok(Served::Done {
+            // OK because it is at most MAX_FRAME.
+            written: u32::try_from(len).unwrap_or(0),
+        })
     }
 
     /// Whether the detour wanted this frame of `len` bytes, and got it.

@@ -423,6 +423,21 @@ fn failing_link_loses_frames_and_is_told_once_each_way() {
     assert_eq!(driver.read(STATUS) & NEEDS_RESET, 0);
 }
 
+/// As a tap does with a frame of which it cannot tell the offloads.
+#[test]
+fn frames_behind_those_that_a_link_loses_do_not_wait() {
+    let (mut driver, wire) = ready(0);
+    for _ in 0..3 {
+        let lost = io::ErrorKind::InvalidInput.into();
+        wire.lock().unwrap().coming.push_back(Err(lost));
+    }
+    come(&wire, frame(60));
+    driver.put(&[(ROOM, 2_000, true)]);
+    driver.run();
+    assert_eq!(driver.used(), Some((0, 60)));
+    assert_eq!(wire.lock().unwrap().told.len(), 1);
+}
+
 /// Each number is made by something else.
 #[test]
 fn card_counts_frames_and_what_became_of_them() {
@@ -472,9 +487,16 @@ fn card_counts_frames_and_what_became_of_them() {
     assert_eq!(tell(&counts.sent), [2, 700, 1, 2, 9]);
 }
 
-/// A driver that refills its receive queue at once does not keep the other queue waiting.
+/// A driver that refills its receive queue at once does not keep the other queue waiting, nor does one whose buffer is
+/// too small for all that comes.
 #[test]
 fn queues_take_turns() {
+    for room in [2_000, 50] {
+        frames_without_end_come_into(room);
+    }
+}
+
+fn frames_without_end_come_into(room: u32) {
     /// Frames without end, nearly, and a driver that gives a buffer for each.
     struct Flood {
         memory: Arc<OnceLock<Arc<GuestMemoryMmap>>>,
@@ -521,7 +543,7 @@ fn queues_take_turns() {
     driver.queue = TX;
     driver.put(&[(ROOM, 100, false)]);
     driver.queue = RX;
-    driver.describe_at(DESCRIPTORS, 0, (ROOM, 2_000, WRITE, 0));
+    driver.describe_at(DESCRIPTORS, 0, (ROOM, room, WRITE, 0));
     driver.make_available(0);
     driver.run();
     assert_eq!(at_sending.load(Ordering::SeqCst), u64::from(driver.size));

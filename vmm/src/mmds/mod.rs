@@ -27,7 +27,7 @@
 //! | an answer | `--mmds-size-limit`; one for each connection at a time, made when the one before was taken |
 //! | a frame | [`MAX_PACKET`]; longer ones, and those that make no sense, are dropped and counted |
 //! | frames for the guest | a fixed number; what finds no room is sent again as on any network |
-//! | sessions | [`MAX_TOKENS`]; the one that would end first makes room |
+//! | sessions | [`MAX_TOKENS`]; the oldest makes room |
 //!
 //! All of this is on the thread of the guest's own card. The store's lock is held for as long as it takes to copy a
 //! pointer, so the main thread never waits for a guest.
