@@ -462,6 +462,10 @@ fn other_interval_counts_from_its_change_on() {
     assert_eq!(driver.run(), Next::After(Nanos::new(5_000)));
     set(&driver, 100);
     assert_eq!(driver.run(), Next::After(Nanos::new(100)));
+    // The same is no change.
+    host.set_time(450);
+    set(&driver, 100);
+    assert_eq!(driver.run(), Next::After(Nanos::new(50)));
     host.set_time(500);
     driver.run();
     assert_eq!(driver.used(), Some((0, 0)));

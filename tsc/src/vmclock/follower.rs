@@ -91,8 +91,9 @@ impl HostClock {
     /// ```
     #[must_use]
     pub fn from_kernel(answer: Adjtimex) -> Self {
-        /// `STA_INS` and `STA_UNSYNC`.
+        /// `STA_INS`, `STA_DEL` and `STA_UNSYNC`.
         const INSERT: i32 = 0x10;
+        const DELETE: i32 = 0x20;
         const UNSYNCHRONIZED: i32 = 0x40;
         let nanos = |micros| u64::try_from(micros).ok().and_then(Nanos::from_micros);
         let (Some(maximum_error), Some(estimated_error)) =
@@ -100,15 +101,18 @@ impl HostClock {
         else {
             return Self::UNKNOWN;
         };
-        let inserted = answer.status & INSERT != 0;
+        let wanted = answer.status & (INSERT | DELETE);
         let (kept, leap) = match answer.state {
             // TIME_OK, TIME_INS, TIME_DEL, TIME_OOP, TIME_WAIT.
             0 => (true, Leap::None),
             1 => (true, Leap::BeforePositive),
             2 => (true, Leap::BeforeNegative),
             3 => (true, Leap::Positive),
-            4 if inserted => (true, Leap::AfterPositive),
-            4 => (true, Leap::AfterNegative),
+            4 if wanted & INSERT != 0 => (true, Leap::AfterPositive),
+            4 if wanted & DELETE != 0 => (true, Leap::AfterNegative),
+            // It has been taken back, and the state follows with the next second (`second_overflow` in
+            // kernel/time/ntp.c): which of the two it was is not known any more.
+            4 => (true, Leap::None),
             _ => (false, Leap::None),
         };
         Self {
@@ -642,6 +646,7 @@ mod tests {
             (3, 0x11, 2, true, Leap::Positive),
             (4, 0x11, 2, true, Leap::AfterPositive),
             (4, 0x21, 2, true, Leap::AfterNegative),
+            (4, 0x1, 2, true, Leap::None),
             (5, 0x41, 2, false, Leap::None),
             (0, 0x40, 2, false, Leap::None),
             (-1, 0, 2, false, Leap::None),

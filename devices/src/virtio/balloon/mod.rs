@@ -434,7 +434,10 @@ impl<H: Host> Device for Balloon<H> {
             self.hints.ask(command);
             self.told.hinting.tell(&self.hints);
         }
-        if let (Some(known), Some(interval)) = (&mut self.options.statistics, update.statistics) {
+        // The same interval is no change: who changes the balloon's size all the time would have none again.
+        if let (Some(known), Some(interval)) = (&mut self.options.statistics, update.statistics)
+            && *known != interval
+        {
             *known = interval;
             if let Some(until) = &mut self.held_until {
                 *until = self.host.now().saturating_add(interval);
